@@ -1,0 +1,17 @@
+"Text to 3D by score distillation, one notebook at a time"
+__version__ = "0.1.0"
+
+_lazy = {'train': 'trainer', 'load': 'trainer', 'Trainer': 'trainer', 'Result': 'trainer', 'StepRecord': 'trainer',
+         'Config': 'config', 'ConfigError': 'config', 'preset': 'config', 'load_config': 'config'}
+__all__ = list(_lazy)
+
+
+def __getattr__(name):
+    # Lazy (PEP 562): importing one submodule must not import torch for all of them
+    if name not in _lazy: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    from importlib import import_module
+    value = globals()[name] = getattr(import_module('.' + _lazy[name], __name__), name)
+    return value
+
+
+def __dir__(): return sorted({*globals(), *_lazy})
