@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'PRESETS', 'ConfigError', 'did_you_mean', 'number', 'choice', 'span', 'text', 'checked', 'Group', 'group',
-           'Net', 'Nerf', 'Background', 'Material', 'Renderer', 'Guidance', 'Optim', 'Loss', 'Train', 'Views', 'Data',
+           'Nerf', 'Background', 'Material', 'Renderer', 'Guidance', 'Optim', 'Loss', 'Train', 'Views', 'Data',
            'Config', 'resolve', 'preset', 'load_config']
 
 # %% ../nbs/00_config.ipynb #bab0e5e5
@@ -117,15 +117,7 @@ class Group:
 
 def group(kind, **values): return field(default_factory=lambda: kind(**values))
 
-# %% ../nbs/00_config.ipynb #40e4a21f
-@dataclass
-class Net(Group):
-    "A small fully connected network"
-    num_hidden_dims: int = number(32, 1, 1024)  # width
-    num_layers: int = number(2, 1, 8)           # linear layers; one less than this is hidden
-    bias: bool = True                           # whether the layers have one
-
-
+# %% ../nbs/00_config.ipynb #fbe933bb
 @dataclass
 class Nerf(Group):
     "Density and albedo in space"
@@ -137,8 +129,8 @@ class Nerf(Group):
     base_resolution: int = number(8, 2, 512)    # vertices an axis on the coarsest level
     desired_resolution: int = number(96, 2, 16384)  # and on the finest
     interpolation: str = choice('smoothstep', 'smoothstep', 'linear')
-    sigma_net_cfg: Net = group(Net)             # encoding to density
-    features_net_cfg: Net = group(Net)          # encoding to albedo
+    hidden_dims: int = number(32, 1, 1024)      # width of the two networks, encoding to density and encoding to albedo
+    n_hidden_layers: int = number(1, 1, 8)      # their depth
     density_activation: str = choice('exp', 'exp', 'softplus')
     blob_density: float = number(5, 0, 100)     # height of the ball at the start, before the activation
     blob_radius: float = number(.2, .01, 16)    # its size: Gaussian for exp, cone for softplus
@@ -168,15 +160,15 @@ class Renderer(Group):
     grid_decay: float = number(.8, 0, 1)        # a cell keeps the larger of decay*old and new density
     density_thresh: float = number(.1, 0, 1e4)  # a cell is skipped below min(mean density, this)
 
-# %% ../nbs/00_config.ipynb #d8c24dc5
+# %% ../nbs/00_config.ipynb #b59398de
 @dataclass
 class Guidance(Group):
     "The diffusion model and the noise it is asked about"
     name: str = text('toybox', empty=False)     # 'toybox', or a Stable Diffusion folder or hub name
     t_range: tuple[float, float] = span((.02, .98), 0, 1)  # timesteps, as a part of all, at the start
     t_range_end: tuple[float, float] | None = span((.02, .58), 0, 1)  # and at the end, linear between; null: as at the start
-    weighting: str = choice('dreamfusion', 'dreamfusion', 'uniform')  # w(t): 1 - alphas_cumprod, or 1
-    precision: str = choice('32', '32', '16', 'bf16')  # of the diffusion model alone
+    weighting: str = choice('sds', 'sds', 'uniform', 'fantasia3d')  # w(t) of the SDS gradient
+    precision: str = choice('auto', 'auto', '32', '16', 'bf16')  # of the diffusion model alone; auto: 16 on a GPU, else 32
 
 
 @dataclass
@@ -229,9 +221,26 @@ class Data(Group):
     val: Views = group(Views)                   # the preview
     test: Views = group(Views, size=60)         # the video
 
-# %% ../nbs/00_config.ipynb #98879946
+# %% ../nbs/00_config.ipynb #b14c352f
+class _Root(Group):
+    "What the whole tree can do"
+    def flat(self): return {key: attrgetter(key)(self) for key in KEYS}
+    def to_dict(self): return _plain(asdict(self))
+    def to_yaml(self): return yaml.dump(self.to_dict(), Dumper=_Writer, sort_keys=False, allow_unicode=True, width=120)
+
+    def replace(self,
+                *changes  # mappings (nested, or with dotted or plain keys) and texts `key=value`
+               ):         # a new Config
+        "A copy with changes, all checked. Raises `ConfigError` for the first wrong one"
+        result = copy.deepcopy(self)
+        for change in changes:
+            for key, value in _pairs(change): _assign(result, key, value)
+        _check_together(result)
+        return result
+
+# %% ../nbs/00_config.ipynb #136986e9
 @dataclass
-class Config(Group):
+class Config(_Root):
     "All that a run depends on. Two runs with equal configurations on one machine give equal bytes"
     prompt: str = text('a hamburger', empty=False)
     negative_prompt: str = text('')
@@ -257,20 +266,6 @@ class Config(Group):
     optim: Optim = group(Optim)
     loss: Loss = group(Loss)
     data: Data = group(Data)
-
-    def flat(self): return {key: attrgetter(key)(self) for key in KEYS}
-    def to_dict(self): return _plain(asdict(self))
-    def to_yaml(self): return yaml.dump(self.to_dict(), Dumper=_Writer, sort_keys=False, allow_unicode=True, width=120)
-
-    def replace(self,
-                *changes  # mappings (nested, or with dotted or plain keys) and texts `key=value`
-               ):         # a new Config
-        "A copy with changes, all checked. Raises `ConfigError` for the first wrong one"
-        result = copy.deepcopy(self)
-        for change in changes:
-            for key, value in _pairs(change): _assign(result, key, value)
-        _check_together(result)
-        return result
 
 # %% ../nbs/00_config.ipynb #b8415e1f
 def _keys(kind, prefix=''):
@@ -381,7 +376,7 @@ def _check_together(config):
     if optim.betas and len(optim.betas) != count:
         raise ConfigError(f'optim.betas must be {count} numbers for {optim.name}, not {list(optim.betas)}; optim.betas=null takes its usual ones')
 
-# %% ../nbs/00_config.ipynb #374c4e62
+# %% ../nbs/00_config.ipynb #5aa1c38a
 PRESETS = {'toybox': '{}', 'quality': """
 iters: 3000
 nerf: {log2_hashmap_size: 16, desired_resolution: 128}
@@ -401,8 +396,8 @@ nerf:
   log2_hashmap_size: 19
   base_resolution: 16
   desired_resolution: 2048
-  sigma_net_cfg: {num_hidden_dims: 64, num_layers: 3}
-  features_net_cfg: {num_hidden_dims: 64, num_layers: 3}
+  hidden_dims: 64
+  n_hidden_layers: 2
   normal_type: central_finite_difference
 background: {type: static, color: [0, 0, 1]}
 renderer: {max_steps: 1024, grid_resolution: 128, grid_decay: 0.95, density_thresh: 10}
