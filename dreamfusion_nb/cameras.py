@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['look_at', 'Cameras', 'sphere_cameras', 'sample_cameras', 'orbit', 'rays', 'projection', 'view_weights']
 
-# %% ../nbs/01_cameras.ipynb #1fd69e2c
-import math
+# %% ../nbs/01_cameras.ipynb #2d44e503
 from dataclasses import dataclass, fields
 
 import torch
