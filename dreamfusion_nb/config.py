@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'PRESETS', 'ConfigError', 'did_you_mean', 'number', 'choice', 'span', 'text', 'checked', 'Group', 'group',
-           'Nerf', 'Background', 'Material', 'Renderer', 'Guidance', 'Optim', 'Loss', 'Train', 'Views', 'Data',
-           'Config', 'resolve', 'preset', 'load_config']
+           'Nerf', 'Background', 'Material', 'Renderer', 'Guidance', 'Optim', 'Loss', 'Train', 'Preview', 'Video',
+           'Data', 'Config', 'resolve', 'preset', 'load_config']
 
 # %% ../nbs/00_config.ipynb #bab0e5e5
 import copy
@@ -103,7 +103,7 @@ def checked(value,  # what somebody wrote
     advice = '' if near is None else f'; nearest right value: {shown}'
     raise ConfigError(f'{name} must be {_allowed(spec.type, spec.metadata)}, not {reprlib.repr(value)}{advice}')
 
-# %% ../nbs/00_config.ipynb #04392034
+# %% ../nbs/00_config.ipynb #d4b75a45
 class Group:
     "Base of the groups of keys: every assignment is checked"
     def __setattr__(self, name, value):
@@ -115,7 +115,7 @@ class Group:
         super().__setattr__(name, value)
 
 
-def group(kind, **values): return field(default_factory=lambda: kind(**values))
+def group(kind): return field(default_factory=kind)
 
 # %% ../nbs/00_config.ipynb #fbe933bb
 @dataclass
@@ -192,7 +192,7 @@ class Loss(Group):
     lambda_entropy: float = number(1e-3, 0, 1e6)
     lambda_orientation: float = number(1e-2, 0, 1e6)
 
-# %% ../nbs/00_config.ipynb #7aa4edb3
+# %% ../nbs/00_config.ipynb #a54d498b
 @dataclass
 class Train(Group):
     "Random cameras, a new batch every step"
@@ -207,9 +207,16 @@ class Train(Group):
 
 
 @dataclass
-class Views(Group):
-    "A ring of cameras around the finished object"
-    size: int = number(6, 1, 10000)             # how many
+class Preview(Group):
+    "Pictures of the finished object from six sides"
+    width: int = number(256, 8, 4096)
+    height: int = number(256, 8, 4096)
+
+
+@dataclass
+class Video(Group):
+    "Once around the finished object"
+    size: int = number(60, 1, 10000)            # pictures
     width: int = number(256, 8, 4096)
     height: int = number(256, 8, 4096)
 
@@ -218,8 +225,8 @@ class Views(Group):
 class Data(Group):
     "Cameras"
     train: Train = group(Train)
-    val: Views = group(Views)                   # the preview
-    test: Views = group(Views, size=60)         # the video
+    val: Preview = group(Preview)
+    test: Video = group(Video)
 
 # %% ../nbs/00_config.ipynb #b14c352f
 class _Root(Group):
@@ -238,7 +245,7 @@ class _Root(Group):
         _check_together(result)
         return result
 
-# %% ../nbs/00_config.ipynb #136986e9
+# %% ../nbs/00_config.ipynb #381585b8
 @dataclass
 class Config(_Root):
     "All that a run depends on. Two runs with equal configurations on one machine give equal bytes"
@@ -256,7 +263,6 @@ class Config(_Root):
     min_ambient_ratio: float = number(.3, 0, 1) # from then on light, with ambient drawn from here to 1
     textureless_ratio: float = number(.1, 0, 1) # and this often without albedo
     update_extra_interval: int = number(16, 1, 10000)  # steps between calls of the parts' own updates
-    export_video: bool = True                   # whether the run ends with a video
     preset: str = choice('toybox', 'toybox', 'quality', 'dreamfusion')  # where the defaults came from
     nerf: Nerf = group(Nerf)
     background: Background = group(Background)
@@ -376,7 +382,7 @@ def _check_together(config):
     if optim.betas and len(optim.betas) != count:
         raise ConfigError(f'optim.betas must be {count} numbers for {optim.name}, not {list(optim.betas)}; optim.betas=null takes its usual ones')
 
-# %% ../nbs/00_config.ipynb #5aa1c38a
+# %% ../nbs/00_config.ipynb #292afafe
 PRESETS = {'toybox': '{}', 'quality': """
 iters: 3000
 nerf: {log2_hashmap_size: 16, desired_resolution: 128}
@@ -390,7 +396,6 @@ latent_iter_ratio: 0.2
 albedo_iter_ratio: 0.0
 min_ambient_ratio: 0.1
 textureless_ratio: 0.2
-export_video: false
 nerf:
   n_levels: 16
   log2_hashmap_size: 19
@@ -406,7 +411,7 @@ optim: {name: adan, lr: 5e-3, betas: [0.98, 0.92, 0.99], weight_decay: 2e-5, max
 loss: {lambda_entropy: 1e-3, lambda_orientation: 1e-2}
 data:
   train: {radius_range: [3, 3.5], theta_range: [45, 105], phi_range: [-180, 180], fovy_range: [10, 30]}
-  val: {size: 5, width: 800, height: 800}
+  val: {width: 800, height: 800}
   test: {size: 100, width: 800, height: 800}
 """}
 
@@ -418,12 +423,12 @@ def preset(name  # 'toybox', 'quality' or 'dreamfusion'
         raise ConfigError(f'unknown preset {reprlib.repr(name)}: there are {", ".join(PRESETS)}{did_you_mean(name, PRESETS)}')
     return Config(preset=name).replace(_read_yaml(PRESETS[name], f'preset {name}'))
 
-# %% ../nbs/00_config.ipynb #df7d8ca9
+# %% ../nbs/00_config.ipynb #820616a1
 def _settings(source):
     "The mapping in a YAML file, a result folder or a YAML text"
     name, written = 'the configuration', str(source)
     try:
-        if written and not re.search(r':\s|\n', written):
+        if isinstance(source, Path) or (written and not re.search(r':\s|\n', written)):
             path = Path(source)
             name = str(path/'config.yaml' if path.is_dir() else path)
             written = Path(name).read_text(encoding='utf-8')
