@@ -6,16 +6,17 @@
 __all__ = ['STOP', 'OccupancyGrid', 'Samples', 'clip_rays', 'march', 'Composite', 'composite', 'visible', 'RenderOutput',
            'VolumeRenderer']
 
-# %% ../nbs/06_raymarch.ipynb #2466bcd4
+# %% ../nbs/06_raymarch.ipynb #64480c91
 import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from numba import njit, prange
+from numba import njit
 from torch import nn
 
 from .cameras import rays
+from .hashgrid import run_parallel
 from .shading import shade
 
 # %% ../nbs/06_raymarch.ipynb #b43d2650
@@ -111,12 +112,18 @@ def _march_torch(origins, directions, grid, near, length, count, offset):
     ray = live.nonzero()[:, 0]
     return Samples(t[live].float(), length[ray].float(), ray, x[live].float())
 
-# %% ../nbs/06_raymarch.ipynb #06d9680c
-@njit(parallel=True, cache=True, error_model='numpy')
-def _find(origins, directions, occupied, bound, near, length, count, offset, hits, found):
-    r = occupied.shape[0]
+# %% ../nbs/06_raymarch.ipynb #67f88a77
+def _all_rays(kernel, n_rays, *arrays):
+    "Runs `kernel(begin, end, *arrays)` over all rays, 512 at a time, on torch's number of threads"
+    arrays = [v.detach().contiguous().numpy() if isinstance(v, torch.Tensor) else v for v in arrays]
+    run_parallel(lambda i: kernel(512*i, min(512*(i + 1), n_rays), *arrays), -(-n_rays//512))
+
+# %% ../nbs/06_raymarch.ipynb #62e5abad
+@njit(nogil=True, cache=True, error_model='numpy')
+def _find(begin, end, origins, directions, occupied, bound, near, length, count, offset, hits, found):
+    r = len(occupied)
     scale = r/(2*bound)
-    for ray in prange(len(near)):
+    for ray in range(begin, end):
         n = 0
         for k in range(count[ray]):
             t = near[ray] + (k + offset[ray])*length[ray]
@@ -128,27 +135,26 @@ def _find(origins, directions, occupied, bound, near, length, count, offset, hit
                 n += 1
         found[ray] = n
 
-# %% ../nbs/06_raymarch.ipynb #e82ba7d5
-@njit(parallel=True, cache=True, error_model='numpy')
-def _write(origins, directions, near, length, offset, hits, first, t, dt, ray_index, positions):
-    for ray in prange(len(near)):
+# %% ../nbs/06_raymarch.ipynb #d530dcb0
+@njit(nogil=True, cache=True, error_model='numpy')
+def _write(begin, end, origins, directions, near, length, offset, hits, first, t, dt, ray_index, positions):
+    for ray in range(begin, end):
         for n in range(first[ray + 1] - first[ray]):
             i = first[ray] + n
             distance = near[ray] + (hits[ray, n] + offset[ray])*length[ray]
             t[i], dt[i], ray_index[i] = distance, length[ray], ray
             for axis in range(3): positions[i, axis] = origins[ray, axis] + distance*directions[ray, axis]
 
-# %% ../nbs/06_raymarch.ipynb #aa7162d7
+# %% ../nbs/06_raymarch.ipynb #115e5811
 def _march_numba(origins, directions, grid, near, length, count, offset):
-    o, d = (v.detach().contiguous().numpy() for v in (origins, directions))
-    per_ray = near.numpy(), length.numpy(), count.numpy(), offset.numpy()
-    hits = torch.empty(len(o), int(count.max()) if len(o) else 0, dtype=torch.int32).numpy()
-    first = torch.zeros(len(o) + 1, dtype=torch.int64)
-    _find(o, d, grid.occupied.numpy(), grid.bound, *per_ray, hits, first[1:].numpy())
+    n = len(origins)
+    hits = torch.empty(n, int(count.max()) if n else 0, dtype=torch.int32)   # which steps of each ray are kept
+    first = torch.zeros(n + 1, dtype=torch.int64)
+    _all_rays(_find, n, origins, directions, grid.occupied, grid.bound, near, length, count, offset, hits, first[1:])
     first.cumsum_(0)
     m = int(first[-1])
     out = torch.empty(m), torch.empty(m), torch.empty(m, dtype=torch.int64), torch.empty(m, 3)
-    _write(o, d, per_ray[0], per_ray[1], per_ray[3], hits, first.numpy(), *(v.numpy() for v in out))
+    _all_rays(_write, n, origins, directions, near, length, offset, hits, first, *out)
     return Samples(*out)
 
 # %% ../nbs/06_raymarch.ipynb #b5fd8113
@@ -208,10 +214,10 @@ def _composite_torch(density, color, t, dt, ray_index, n_rays):
     def add(values): return values.new_zeros(n_rays, *values.shape[1:]).index_add(0, ray_index, values).to(density.dtype)
     return Composite(add(weights[:, None]*color), add(weights), add(weights*t), weights.to(density.dtype))
 
-# %% ../nbs/06_raymarch.ipynb #dd44f63e
-@njit(parallel=True, cache=True, error_model='numpy')
-def _composite_forward(density, color, t, dt, first, image, opacity, depth, weights):
-    for ray in prange(len(opacity)):
+# %% ../nbs/06_raymarch.ipynb #e0294477
+@njit(nogil=True, cache=True, error_model='numpy')
+def _composite_forward(begin, end, density, color, t, dt, first, image, opacity, depth, weights):
+    for ray in range(begin, end):
         light, total, distance = 1., 0., 0.
         for i in range(first[ray], first[ray + 1]):
             if light < STOP: break
@@ -224,10 +230,10 @@ def _composite_forward(density, color, t, dt, first, image, opacity, depth, weig
             for c in range(color.shape[1]): image[ray, c] += w*color[i, c]
         opacity[ray], depth[ray] = total, distance
 
-# %% ../nbs/06_raymarch.ipynb #c4b9ae28
-@njit(parallel=True, cache=True, error_model='numpy')
-def _composite_backward(density, color, t, dt, first, weights, to_image, to_opacity, to_depth, to_weights, to_density, to_color):
-    for ray in prange(len(to_opacity)):
+# %% ../nbs/06_raymarch.ipynb #a151119e
+@njit(nogil=True, cache=True, error_model='numpy')
+def _composite_backward(begin, end, density, color, t, dt, first, weights, to_image, to_opacity, to_depth, to_weights, to_density, to_color):
+    for ray in range(begin, end):
         light, last = 1., first[ray]
         for i in range(first[ray], first[ray + 1]):
             if light < STOP: break
@@ -243,13 +249,13 @@ def _composite_backward(density, color, t, dt, first, weights, to_image, to_opac
             to_density[i] = dt[i]*(to_density[i]*g - behind)
             behind += weights[i]*g
 
-# %% ../nbs/06_raymarch.ipynb #03d61d08
+# %% ../nbs/06_raymarch.ipynb #c19ad4cf
 class _Composite(torch.autograd.Function):
     @staticmethod
     def forward(ctx, density, color, t, dt, first):
         n, m = len(first) - 1, len(density)
         out = [density.new_zeros(shape) for shape in ((n, color.shape[1]), n, n, m)]
-        _composite_forward(*(v.numpy() for v in (density, color, t, dt, first, *out)))
+        _all_rays(_composite_forward, n, density, color, t, dt, first, *out)
         ctx.save_for_backward(density, color, t, dt, first, out[3])
         return tuple(out)
 
@@ -258,7 +264,7 @@ class _Composite(torch.autograd.Function):
     def backward(ctx, *grads):
         density, color = ctx.saved_tensors[:2]
         out = torch.zeros_like(density), torch.zeros_like(color)
-        _composite_backward(*(v.detach().contiguous().numpy() for v in (*ctx.saved_tensors, *grads, *out)))
+        _all_rays(_composite_backward, len(grads[1]), *ctx.saved_tensors, *grads, *out)
         return *out, None, None, None
 
 # %% ../nbs/06_raymarch.ipynb #652c1693
@@ -279,15 +285,16 @@ def composite(density,        # [M], not negative; float32 or float64
     if not _compiled(density, backend): return _composite_torch(density, color, t, dt, ray_index, n_rays)
     return Composite(*_Composite.apply(*(v.contiguous() for v in (density, color, t, dt, _first(ray_index, n_rays)))))
 
-# %% ../nbs/06_raymarch.ipynb #73302232
+# %% ../nbs/06_raymarch.ipynb #cc8719b2
 @torch.no_grad()
-def visible(density,     # function of points [N,3] -> densities [N]
-            samples,     # packed `Samples`
-            n_rays,      # N
-            min_weight,  # samples below it are dropped
-            wave=32,     # samples of each ray asked at once
-            chunk=65536, # points asked at once, for bounded memory
-           ):            # indices of the samples that are kept, ascending
+def visible(density,        # function of points [N,3] -> densities [N]
+            samples,        # packed `Samples`
+            n_rays,         # N
+            min_weight,     # samples up to it are dropped
+            wave=16,        # samples of each ray asked at once
+            chunk=65536,    # points asked at once, for bounded memory
+            backend='auto', # of `composite`
+           ):               # indices of the samples that are kept, ascending
     "The samples whose weight in the picture exceeds `min_weight`, with as few questions to the field as are needed to know"
     ray = samples.ray_index
     rank = torch.arange(len(ray), device=ray.device) - _first(ray, n_rays)[ray]
@@ -297,7 +304,7 @@ def visible(density,     # function of points [N,3] -> densities [N]
         for i in asked.nonzero()[:, 0].split(chunk):
             sigma[i] = density(samples.positions[i]).float()
             tau.index_add_(0, ray[i], sigma[i]*samples.dt[i])
-    weights = composite(sigma, samples.positions[:, :0], samples.t, samples.dt, ray, n_rays).weights
+    weights = composite(sigma, samples.positions[:, :0], samples.t, samples.dt, ray, n_rays, backend).weights
     return (weights > min_weight).nonzero()[:, 0]
 
 # %% ../nbs/06_raymarch.ipynb #20350714
@@ -317,25 +324,56 @@ class RenderOutput:
     density: torch.Tensor | None = None      # [M]
     normals: torch.Tensor | None = None      # unit normal at the sample [M,3]; None if no normals were needed
 
-# %% ../nbs/06_raymarch.ipynb #a81cd183
+# %% ../nbs/06_raymarch.ipynb #836bfd00
+def _samples(renderer, origins, directions, perturb, generator):
+    "The samples worth asking in full, at least one"
+    r, n = renderer, len(origins)
+    s = march(origins, directions, r.grid, step=r.step, near=r.near, radius=r.radius, perturb=perturb, generator=generator, backend=r.backend)
+    if r.min_weight > 0: s = s[visible(r.field.density, s, n, r.min_weight, backend=r.backend)]
+    if len(s): return s
+    nothing = torch.zeros(1, device=origins.device)
+    return Samples(nothing, nothing, nothing.long(), origins.new_zeros(1, 3))
+
+def _ask(field, x, normals, chunk):
+    "(density, albedo, normal or None) at points, `chunk` at a time"
+    parts = [field.density_albedo_normal(x) if normals else (*field(x), None) for x in x.split(chunk)]
+    return [None if v[0] is None else v[0] if len(v) == 1 else torch.cat(v) for v in zip(*parts)]
+
+def _behind(background, directions, n_images, generator):
+    "The background [N,3]: what a module says, or one colour for all or each of the pictures"
+    if callable(background): return background(directions, n_images=n_images, generator=generator)
+    color = torch.as_tensor(background, dtype=directions.dtype, device=directions.device)
+    return color.expand(n_images, 3).repeat_interleave(len(directions)//n_images, 0)
+
+# %% ../nbs/06_raymarch.ipynb #7bbb1c31
+def _trace(renderer, shading, normals, perturb, generator, origins, directions, light, ambient):
+    "What rays see (normals are channels 3, 4, 5), and the samples that made it"
+    s = _samples(renderer, origins, directions, perturb, generator)
+    density, albedo, normal = _ask(renderer.field, s.positions, normals, len(s) if torch.is_grad_enabled() else 65536)
+    color = shade(albedo, normal, light[s.ray_index], ambient[s.ray_index], shading)
+    if normals: color = torch.cat([color, normal], -1)
+    c = composite(density, color, s.t, s.dt, s.ray_index, len(origins), renderer.backend)
+    return c, dict(weights=c.weights, **vars(s), directions=directions[s.ray_index], density=density, normals=normal)
+
+# %% ../nbs/06_raymarch.ipynb #bb237886
 class VolumeRenderer(nn.Module):
-    """Renders a field by marching rays through an occupancy grid.
+    """Pictures of a field, by marching rays through an occupancy grid. The step is 2*sqrt(3)*bound/max_steps, as in NeMo.
 
     `field` has `density(x) -> [N]`, `forward(x) -> (density, albedo)` and `density_albedo_normal(x)`; `background` is called with
-    `(directions [N,3], n_images, generator)`. The step is 2*sqrt(3)*bound/max_steps, as in NeMo."""
+    `(directions [N,3], n_images, generator)`."""
     def __init__(self,
                  field,               # an nn.Module as above
                  background,          # an nn.Module as above
                  *,
                  bound=1.,            # half the edge of the box
-                 radius=None,         # only inside this ball, if given
+                 radius=None,         # nothing outside this ball, if given
                  grid_resolution=128, # cells of the occupancy grid an axis
                  grid_decay=.95,      # see `OccupancyGrid`
-                 density_thresh=10.,  # see `OccupancyGrid`; should be well below 1/step
+                 density_thresh=10.,  # see `OccupancyGrid`; what is thinner isn't seen, so keep it well below 1/step
                  update_interval=16,  # steps between two updates of the grid
                  max_steps=1024,      # samples along the diagonal of the box
                  near=.05,            # nothing nearer to the eye is seen
-                 min_weight=1e-4,     # samples with less weight are left out of the second question; 0: all are asked once, with gradient
+                 min_weight=1e-4,     # samples with less weight get no second question; 0: all are asked once, with gradient
                  backend='auto',      # 'torch', 'numba', or Numba on the CPU
                 ):
         super().__init__()
@@ -343,11 +381,11 @@ class VolumeRenderer(nn.Module):
             raise ValueError(f'VolumeRenderer: max_steps and update_interval must be at least 1, not {max_steps} and {update_interval}')
         self.field, self.background = field, background
         self.grid = OccupancyGrid(grid_resolution, bound, grid_decay, density_thresh)
-        self.radius, self.near, self.step, self.max_steps = radius, near, 2*math.sqrt(3)*bound/max_steps, max_steps
+        self.step, self.max_steps, self.near, self.radius = 2*math.sqrt(3)*bound/max_steps, max_steps, near, radius
         self.update_interval, self.min_weight, self.backend = update_interval, min_weight, backend
 
     def update(self, step, generator=None):
-        "Call it once before each training step: refreshes the grid at steps 0, 16, 32, …"
+        "To be called before every training step: refreshes the grid at steps 0, 16, 32, …"
         if step % self.update_interval == 0: self.grid.update(self.field.density, generator)
 
     def forward(self,
@@ -356,53 +394,23 @@ class VolumeRenderer(nn.Module):
                 width,               # columns
                 *,
                 shading='albedo',    # 'albedo', 'textureless', 'lambertian' or 'normal'
-                light=None,          # unit direction towards the light [B,3] or [3]; None: it comes from the camera
+                light=None,          # unit direction towards the light [3] or [B,3]; None: it comes from the camera
                 ambient=1.,          # share of light from everywhere, number or [B]
                 perturb=False,       # random shift of the samples, for training
                 generator=None,      # torch.Generator of the shift and of the background
                 background=None,     # a colour [3] or [B,3], or a module; None: the renderer's own
                 return_normal=False, # normals even if the shading doesn't need them
                ) -> RenderOutput:
-        "Pictures of the field. Under `torch.no_grad()` in chunks of rays, so that memory stays small at any size"
+        "Pictures of the field; under `torch.no_grad()` in chunks, and without their samples"
+        n, normals = len(cameras), return_normal or shading != 'albedo'
         origins, directions = rays(cameras, height, width)
-        n, size, device = len(cameras), height*width, origins.device
-        light = F.normalize(cameras.position, dim=-1) if light is None else torch.as_tensor(light, device=device).expand(n, 3)
-        ambient = torch.as_tensor(ambient, dtype=origins.dtype, device=device).expand(n)
-        normals = return_normal or shading != 'albedo'
-        # about a million steps at a time
+        light = F.normalize(cameras.position, dim=-1) if light is None else torch.as_tensor(light).to(origins).expand(n, 3)
+        ambient = torch.as_tensor(ambient).to(origins).reshape(-1, 1).expand(n, 1)
+        per_ray = origins, directions, *(v.repeat_interleave(height*width, 0) for v in (light, ambient))
         chunk = len(origins) if torch.is_grad_enabled() else max(1, 2**20//self.max_steps)
-        parts = []
-        for first, o, d in zip(range(0, len(origins), chunk), origins.split(chunk), directions.split(chunk)):
-            def colour(albedo, normal, ray_index):
-                picture = (ray_index + first)//size
-                return shade(albedo, normal, light[picture], ambient[picture, None], shading)
-            parts.append(self._trace(o, d, colour, normals, perturb, generator))
-        seen = [torch.cat(v) if len(v) > 1 else v[0] for v in zip(*(vars(c).values() for c, _ in parts))][:3]
-        behind = self._background(background, directions, n, generator)
-        image = seen[0][:, :3] + (1 - seen[1])[:, None]*behind
-        maps = [v.view(n, height, width, -1).movedim(-1, 1) for v in (image, seen[1], seen[2], *([seen[0][:, 3:]] if normals else []))]
+        parts = [_trace(self, shading, normals, perturb, generator, *v) for v in zip(*(v.split(chunk) for v in per_ray))]
+        seen, opacity, depth = (torch.cat([getattr(c, k) for c, _ in parts]) for k in ('image', 'opacity', 'depth'))
+        behind = _behind(self.background if background is None else background, directions, n, generator)
+        maps = [seen[:, :3] + (1 - opacity[:, None])*behind, opacity, depth, *([seen[:, 3:]] if normals else [])]
+        maps = [v.view(n, height, width, -1).permute(0, 3, 1, 2) for v in maps]
         return RenderOutput(*maps, **(parts[0][1] if torch.is_grad_enabled() else {}))
-
-    def _trace(self, origins, directions, colour, normals, perturb, generator):
-        "Composite of these rays (normals as channels 3, 4, 5) and the samples it was made from"
-        n = len(origins)
-        s = march(origins, directions, self.grid, step=self.step, near=self.near, radius=self.radius, perturb=perturb,
-                  generator=generator, backend=self.backend)
-        if self.min_weight > 0: s = s[visible(self.field.density, s, n, self.min_weight)]
-        if not len(s):   # one sample of no length: nothing is seen, but the picture still belongs to the field's graph
-            s = Samples(*(v.new_zeros(1) for v in (origins, origins, torch.zeros(1, dtype=torch.long, device=origins.device))), origins.new_zeros(1, 3))
-        parts = [self._ask(x, normals) for x in s.positions.split(len(s) if torch.is_grad_enabled() else 65536)]
-        density, albedo, normal = (torch.cat(v) if v[0] is not None else None for v in zip(*parts))
-        rgb = colour(albedo, normal, s.ray_index)
-        c = composite(density, torch.cat([rgb, normal], -1) if normals else rgb, s.t, s.dt, s.ray_index, n, self.backend)
-        return c, dict(weights=c.weights, **vars(s), directions=directions[s.ray_index], density=density, normals=normal)
-
-    def _ask(self, x, normals):
-        if normals: return self.field.density_albedo_normal(x)
-        return *self.field(x), None
-
-    def _background(self, background, directions, n, generator):
-        background = self.background if background is None else background
-        if callable(background): return background(directions, n_images=n, generator=generator)
-        color = torch.as_tensor(background, dtype=directions.dtype, device=directions.device).expand(n, 3)
-        return color.repeat_interleave(len(directions)//n, 0)
