@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['to_pil', 'image_grid', 'show_images']
 
-# %% ../nbs/00a_show.ipynb #fbf415ec
+# %% ../nbs/00a_show.ipynb #c5144f31
 import math
 
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
 from PIL import Image
 
