@@ -4,8 +4,7 @@
 __all__ = ['f4', 'u4', 'u8', 'BLOCK', 'SPAN', 'ENCODERS', 'Levels', 'grid_levels', 'table_index', 'smoothstep', 'encode_torch',
            'run_parallel', 'encode_numba', 'pick_backend', 'HashGrid', 'FrequencyEncoding']
 
-# %% ../nbs/02_hashgrid.ipynb #f6ee509f
-import itertools
+# %% ../nbs/02_hashgrid.ipynb #c0e9cac8
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -13,42 +12,38 @@ from typing import NamedTuple
 import numba
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.autograd.function import once_differentiable
 
-# %% ../nbs/02_hashgrid.ipynb #629efe1a
+from .config import ConfigError, did_you_mean
+
+# %% ../nbs/02_hashgrid.ipynb #a7fbd769
 class Levels(NamedTuple):
-    "Where each level of a hash grid lies, one row a level"
-    scale: np.ndarray   # cells along an axis, float32: a point x in [0,1] lies at x*scale + 0.5
+    "Where each level of a hash grid lies; arrays with one row a level"
+    scale: np.ndarray   # float32: a coordinate x in [0,1] lies at x*scale + 0.5, counted in cells
     side: np.ndarray    # vertices along an axis
-    size: np.ndarray    # entries in the table
-    start: np.ndarray   # first entry of the level in `params`
-    hashed: np.ndarray  # True where the vertices outnumber the table
+    size: np.ndarray    # rows of the table
+    start: np.ndarray   # the level's first row in `params`
+    hashed: np.ndarray  # whether vertices share rows
 
-    def __len__(self): return len(self.scale)
-
-    @property
-    def n_entries(self) -> int: return int(self.size.sum())
-
-# %% ../nbs/02_hashgrid.ipynb #38b13a8c
-def grid_levels(n_levels=16,                # number of levels
-                base_resolution=16,         # vertices along an axis on the coarsest level
-                per_level_scale=1.381913,   # growth from level to level
-                log2_hashmap_size=19        # a level stores at most 2**this entries
+# %% ../nbs/02_hashgrid.ipynb #5fe22c70
+def grid_levels(n_levels=16,               # number of grids
+                base_resolution=16,        # vertices along an axis on the coarsest
+                per_level_scale=1.381913,  # growth from one to the next
+                log2_hashmap_size=19       # a table has at most 2**this rows
                ) -> Levels:
-    "Scales and table sizes as tiny-cuda-nn computes them, in float32 since a last bit decides a `ceil`"
-    f = np.float32
-    scale = np.exp2(np.arange(n_levels, dtype=f)*np.log2(f(per_level_scale)))*f(base_resolution) - f(1)
+    "Scales and table sizes as tiny-cuda-nn computes them: in float32, since a last bit decides a `ceil`"
+    growth = np.exp2(np.arange(n_levels, dtype=np.float32)*np.log2(np.float32(per_level_scale)))
+    scale = growth*np.float32(base_resolution) - np.float32(1)
     side = np.ceil(scale).astype(np.int64) + 1
-    table = 1 << log2_hashmap_size
-    size = np.minimum((side**3 + 7)//8*8, table)
-    start = np.concatenate([[0], np.cumsum(size)[:-1]])
-    return Levels(scale.astype(f), side, size, start, side**3 > table)
+    limit = 1 << log2_hashmap_size
+    size = np.minimum((side**3 + 7)//8*8, limit)
+    return Levels(scale, side, size, np.cumsum(size) - size, side**3 > limit)
 
-# %% ../nbs/02_hashgrid.ipynb #c30a1fe5
-def table_index(x, y, z,  # vertex coordinates, int64, any shapes that broadcast
+# %% ../nbs/02_hashgrid.ipynb #fa6a32ab
+def table_index(x, y, z,  # vertex coordinates, int64, of shapes that broadcast
                 side,     # vertices along an axis
-                size,     # entries in the table
+                size,     # rows of the table
                 hashed    # hash, or count through?
                ):         # row of the table
     "The row in which a vertex keeps its features"
@@ -58,44 +53,61 @@ def table_index(x, y, z,  # vertex coordinates, int64, any shapes that broadcast
 # %% ../nbs/02_hashgrid.ipynb #c8ffd168
 def smoothstep(t): return t*t*(3 - 2*t)
 
-# %% ../nbs/02_hashgrid.ipynb #678549f7
-def encode_torch(x,               # points in the unit cube [N, 3]
-                 params,          # all tables, flat, level after level
-                 levels,          # from `grid_levels`
-                 n_features=2,    # features of an entry
-                 smooth=True      # smoothstep or linear weights
-                ):                # features [N, n_levels*n_features]
-    "The definition: plain torch, any float type and device, differentiable (twice, too) in `x` and `params`"
+# %% ../nbs/02_hashgrid.ipynb #77c5d709
+def encode_torch(x,             # points [N, 3] in the unit cube; outside it they are moved to its surface
+                 params,        # all tables [R*n_features], flat, level after level
+                 levels,        # from `grid_levels`
+                 n_features=2,  # features of a row
+                 smooth=True    # smoothstep or linear weights
+                ):              # features [N, L*n_features]
+    "The definition in plain torch: any device and float type; differentiable in `x` and `params`, twice too"
     x = x.to(params.dtype).clamp(0, 1)
     tables = params.split([int(n)*n_features for n in levels.size])
     out = []
-    for table, scale, side, size, hashed in zip(tables, *(a.tolist() for a in (levels.scale, levels.side, levels.size, levels.hashed))):
-        position = x*scale + .5
+    for l, table in enumerate(tables):
+        position = x*float(levels.scale[l]) + .5
         cell = position.detach().floor()
         t = position - cell
         if smooth: t = smoothstep(t)
-        wx, wy, wz = torch.stack([1 - t, t], -1).unbind(1)           # [N, 2] each
+        wx, wy, wz = torch.stack([1 - t, t], -1).unbind(1)                # [N, 2] each
         vx, vy, vz = torch.stack([cell, cell + 1], -1).long().unbind(1)
         weight = wz[:, :, None, None]*wy[:, None, :, None]*wx[:, None, None, :]
-        index = table_index(vx[:, None, None, :], vy[:, None, :, None], vz[:, :, None, None], side, size, hashed)
+        index = table_index(vx[:, None, None, :], vy[:, None, :, None], vz[:, :, None, None],
+                            int(levels.side[l]), int(levels.size[l]), bool(levels.hashed[l]))
         features = table.view(-1, n_features).index_select(0, index.flatten()).view(*index.shape, n_features)
         out += [(weight*f).sum((1, 2, 3)) for f in features.unbind(-1)]
     return torch.stack(out, 1)
 
-# %% ../nbs/02_hashgrid.ipynb #5190bb38
+# %% ../nbs/02_hashgrid.ipynb #7d459176
 def _jit(f):
-    "Compile at the first call; cache on disk where some folder can be written. NaN keeps its meaning"
+    "Compile at the first call and cache on disk, where some folder can be written. NaN and infinity keep their meaning"
     options = dict(nogil=True, error_model='numpy', fastmath={'contract', 'nsz', 'reassoc'})
     try: return numba.njit(cache=True, **options)(f)
     except RuntimeError: return numba.njit(**options)(f)
 
 f4, u4, u8 = np.float32, np.uint32, np.uint64
-BLOCK = 512   # points handled together: what a block needs stays in the first-level cache
+BLOCK = 512  # points handled together: what they need stays in the first-level cache
 
-# %% ../nbs/02_hashgrid.ipynb #dc94b5ba
+# %% ../nbs/02_hashgrid.ipynb #0027f723
+_pool = {}  # process id -> threads, since they don't survive a fork
+
+def run_parallel(job,    # called as job(i) for i in range(n_jobs); should drop the GIL
+                 n_jobs  # jobs must not write the same memory
+                ):
+    "Runs jobs on `torch.get_num_threads()` threads, the calling one among them"
+    n_threads = min(torch.get_num_threads(), n_jobs)
+    todo = iter(range(n_jobs))
+    def work():
+        for i in todo: job(i)
+    if n_threads > 1 and os.getpid() not in _pool: _pool[os.getpid()] = ThreadPoolExecutor(os.cpu_count(), 'dreamfusion')
+    helpers = [_pool[os.getpid()].submit(work) for _ in range(n_threads - 1)]
+    work()
+    for h in helpers: h.result()
+
+# %% ../nbs/02_hashgrid.ipynb #b63cac77
 @_jit
 def _axis(x, n, scale, smooth, cell, weight):
-    "Along one axis: cell and weight of `n` points"
+    "Cell and weight of `n` points along one axis; x [n, 3], flat"
     for i in range(n):
         v = x[3*i]
         v = f4(0) if v < f4(0) else v
@@ -106,161 +118,135 @@ def _axis(x, n, scale, smooth, cell, weight):
         weight[i] = f4(t*t*(f4(3) - f4(2)*t)) if smooth else t
         cell[i] = u4(k)
 
-# %% ../nbs/02_hashgrid.ipynb #d8ce0a60
+# %% ../nbs/02_hashgrid.ipynb #13538120
 @_jit
-def _indices(cell, n, side, size, hashed, index):
-    "Rows of the eight corners; all in uint32, so that eight or sixteen points go through at once"
-    cx, cy, cz = cell[:BLOCK], cell[BLOCK:2*BLOCK], cell[2*BLOCK:]
-    mask = u4(size - u4(1))     # a hashed level's size is a power of two
-    for c in range(8):
-        o = index[c*BLOCK:c*BLOCK + n]
-        dx, dy, dz = u4(c & 1), u4(c >> 1 & 1), u4(c >> 2)
-        if hashed:
-            for i in range(n):
-                o[i] = u4((u4(cx[i] + dx) ^ u4(u4(cy[i] + dy)*u4(2654435761)) ^ u4(u4(cz[i] + dz)*u4(805459861))) & mask)
-        else:
-            area = u4(side*side)
-            shift = u4(dx + u4(dy*side) + u4(dz*area))
-            for i in range(n):
-                j = u4(cx[i] + u4(cy[i]*side) + u4(cz[i]*area) + shift)
-                o[i] = u4(j - size) if j >= size else j  # never twice the size: a cheap modulo
+def _corner(x, y, z, n, dx, dy, dz, side, size, hashed, row):
+    "Rows of one corner of `n` cells"
+    if hashed:
+        for i in range(n):  # the size is a power of two
+            row[i] = u4((u4(x[i] + dx) ^ u4(u4(y[i] + dy)*u4(2654435761)) ^ u4(u4(z[i] + dz)*u4(805459861))) & u4(size - u4(1)))
+    else:
+        area = u4(side*side)
+        shift = u4(dx + u4(dy*side) + u4(dz*area))
+        for i in range(n):  # never twice the size, so this is the modulo
+            j = u4(x[i] + u4(y[i]*side) + u4(z[i]*area) + shift)
+            row[i] = u4(j - size) if j >= size else j
 
-# %% ../nbs/02_hashgrid.ipynb #0fb315ca
+# %% ../nbs/02_hashgrid.ipynb #8fd9ca19
 @_jit
-def _corners(x, n, scale, side, size, hashed, smooth, cell, weight, index):
-    "Weights along the axes [3, BLOCK] and corner rows [8, BLOCK] of `n` points on one level"
+def _corners(x, n, scale, side, size, hashed, smooth, cell, weight, row):
+    "Weights along the three axes [3, BLOCK] and rows of the eight corners [8, BLOCK] of `n` points on one level"
     for d in range(3): _axis(x[d:], n, scale, smooth, cell[d*BLOCK:], weight[d*BLOCK:])
-    _indices(cell, n, side, size, hashed, index)
+    for c in range(8):
+        _corner(cell[:BLOCK], cell[BLOCK:], cell[2*BLOCK:], n, u4(c & 1), u4(c >> 1 & 1), u4(c >> 2), side, size, hashed, row[c*BLOCK:])
 
-# %% ../nbs/02_hashgrid.ipynb #c6f37e05
+# %% ../nbs/02_hashgrid.ipynb #e457b781
 @_jit
-def _gather(table, weight, index, n, out0, out1):
+def _gather(table, weight, row, n, out0, out1):
     "Trilinear sum of two features over eight corners"
     one, two = u8(1), u8(2)
     for i in range(n):
         x, y, z = weight[i], weight[BLOCK + i], weight[2*BLOCK + i]
         u, v, w = f4(1) - x, f4(1) - y, f4(1) - z
-        a, b, c, d = v*w, y*w, v*z, y*z
-        i0, i1, i2, i3 = u8(index[i])*two, u8(index[BLOCK+i])*two, u8(index[2*BLOCK+i])*two, u8(index[3*BLOCK+i])*two
-        i4, i5, i6, i7 = u8(index[4*BLOCK+i])*two, u8(index[5*BLOCK+i])*two, u8(index[6*BLOCK+i])*two, u8(index[7*BLOCK+i])*two
-        out0[i] = (a*(u*table[i0] + x*table[i1]) + b*(u*table[i2] + x*table[i3])
-                 + c*(u*table[i4] + x*table[i5]) + d*(u*table[i6] + x*table[i7]))
-        out1[i] = (a*(u*table[i0+one] + x*table[i1+one]) + b*(u*table[i2+one] + x*table[i3+one])
-                 + c*(u*table[i4+one] + x*table[i5+one]) + d*(u*table[i6+one] + x*table[i7+one]))
+        r0, r1, r2, r3 = two*u8(row[i]), two*u8(row[BLOCK+i]), two*u8(row[2*BLOCK+i]), two*u8(row[3*BLOCK+i])
+        r4, r5, r6, r7 = two*u8(row[4*BLOCK+i]), two*u8(row[5*BLOCK+i]), two*u8(row[6*BLOCK+i]), two*u8(row[7*BLOCK+i])
+        out0[i] = (v*w*(u*table[r0] + x*table[r1]) + y*w*(u*table[r2] + x*table[r3])
+                 + v*z*(u*table[r4] + x*table[r5]) + y*z*(u*table[r6] + x*table[r7]))
+        out1[i] = (v*w*(u*table[r0+one] + x*table[r1+one]) + y*w*(u*table[r2+one] + x*table[r3+one])
+                 + v*z*(u*table[r4+one] + x*table[r5+one]) + y*z*(u*table[r6+one] + x*table[r7+one]))
 
-# %% ../nbs/02_hashgrid.ipynb #505137a7
+# %% ../nbs/02_hashgrid.ipynb #714d097f
 @_jit
 def _add(grad, row, k, g0, g1):
-    j = u8(row)*u8(2)
-    grad[j] += k*g0
-    grad[j + u8(1)] += k*g1
+    r = u8(2)*u8(row)
+    grad[r] += k*g0
+    grad[r + u8(1)] += k*g1
 
 @_jit
-def _scatter(grad, weight, index, n, g0, g1):
-    "The transpose of `_gather`"
+def _scatter(grad, weight, row, n, g0, g1):
+    "Adds each point's gradient to its eight rows"
     for i in range(n):
         x, y, z = weight[i], weight[BLOCK + i], weight[2*BLOCK + i]
         u, v, w = f4(1) - x, f4(1) - y, f4(1) - z
-        a, b, c, d = v*w, y*w, v*z, y*z
-        p, q = g0[i], g1[i]
-        _add(grad, index[i], u*a, p, q);           _add(grad, index[BLOCK+i], x*a, p, q)
-        _add(grad, index[2*BLOCK+i], u*b, p, q);   _add(grad, index[3*BLOCK+i], x*b, p, q)
-        _add(grad, index[4*BLOCK+i], u*c, p, q);   _add(grad, index[5*BLOCK+i], x*c, p, q)
-        _add(grad, index[6*BLOCK+i], u*d, p, q);   _add(grad, index[7*BLOCK+i], x*d, p, q)
+        a, b, c, d, p, q = v*w, y*w, v*z, y*z, g0[i], g1[i]
+        _add(grad, row[i], u*a, p, q);         _add(grad, row[BLOCK+i], x*a, p, q)
+        _add(grad, row[2*BLOCK+i], u*b, p, q); _add(grad, row[3*BLOCK+i], x*b, p, q)
+        _add(grad, row[4*BLOCK+i], u*c, p, q); _add(grad, row[5*BLOCK+i], x*c, p, q)
+        _add(grad, row[6*BLOCK+i], u*d, p, q); _add(grad, row[7*BLOCK+i], x*d, p, q)
 
-# %% ../nbs/02_hashgrid.ipynb #dbd35c30
+# %% ../nbs/02_hashgrid.ipynb #c93a7143
+@_jit
+def _slope(table, weight, row, n, g0, g1, dw):
+    "Derivative of the point's gradient times its features in the three weights, dw [3, BLOCK]"
+    f = np.empty(8, f4)
+    for i in range(n):
+        for c in range(8):
+            r = u8(2)*u8(row[c*BLOCK + i])
+            f[c] = g0[i]*table[r] + g1[i]*table[r + u8(1)]
+        x, y, z = weight[i], weight[BLOCK + i], weight[2*BLOCK + i]
+        u, v, w = f4(1) - x, f4(1) - y, f4(1) - z
+        dw[i] = v*w*(f[1] - f[0]) + y*w*(f[3] - f[2]) + v*z*(f[5] - f[4]) + y*z*(f[7] - f[6])
+        dw[BLOCK + i] = u*w*(f[2] - f[0]) + x*w*(f[3] - f[1]) + u*z*(f[6] - f[4]) + x*z*(f[7] - f[5])
+        dw[2*BLOCK + i] = u*v*(f[4] - f[0]) + x*v*(f[5] - f[1]) + u*y*(f[6] - f[2]) + x*y*(f[7] - f[3])
+
+# %% ../nbs/02_hashgrid.ipynb #b702b150
 @_jit
 def _forward(x, params, scale, side, size, start, hashed, smooth, out, n, l, a, b):
-    "Level `l` of points a to b; `out` is [L*2, n], flat"
-    cell, weight, index = np.empty(3*BLOCK, u4), np.empty(3*BLOCK, f4), np.empty(8*BLOCK, u4)
+    "Features of points a to b on level `l`; out [L*2, n], flat"
+    cell, weight, row = np.empty(3*BLOCK, u4), np.empty(3*BLOCK, f4), np.empty(8*BLOCK, u4)
     table = params[2*start[l]:2*(start[l] + size[l])]
     for i in range(a, b, BLOCK):
         m = min(BLOCK, b - i)
-        _corners(x[3*i:], m, scale[l], u4(side[l]), u4(size[l]), hashed[l], smooth, cell, weight, index)
-        _gather(table, weight, index, m, out[2*l*n + i:], out[(2*l + 1)*n + i:])
+        _corners(x[3*i:], m, scale[l], u4(side[l]), u4(size[l]), hashed[l], smooth, cell, weight, row)
+        _gather(table, weight, row, m, out[2*l*n + i:], out[(2*l + 1)*n + i:])
 
-# %% ../nbs/02_hashgrid.ipynb #71c53eab
+# %% ../nbs/02_hashgrid.ipynb #e54797d8
 @_jit
 def _backward_params(x, grad, scale, side, size, start, hashed, smooth, dout, n, l):
-    "Gradient of level `l`: one thread owns the level's table, the points come in order"
-    cell, weight, index = np.empty(3*BLOCK, u4), np.empty(3*BLOCK, f4), np.empty(8*BLOCK, u4)
+    "Gradient of the table of level `l`; dout [L*2, n], flat"
+    cell, weight, row = np.empty(3*BLOCK, u4), np.empty(3*BLOCK, f4), np.empty(8*BLOCK, u4)
     table = grad[2*start[l]:2*(start[l] + size[l])]
     table[:] = 0
     for i in range(0, n, BLOCK):
         m = min(BLOCK, n - i)
-        _corners(x[3*i:], m, scale[l], u4(side[l]), u4(size[l]), hashed[l], smooth, cell, weight, index)
-        _scatter(table, weight, index, m, dout[2*l*n + i:], dout[(2*l + 1)*n + i:])
+        _corners(x[3*i:], m, scale[l], u4(side[l]), u4(size[l]), hashed[l], smooth, cell, weight, row)
+        _scatter(table, weight, row, m, dout[2*l*n + i:], dout[(2*l + 1)*n + i:])
 
-# %% ../nbs/02_hashgrid.ipynb #2cbc7282
-@_jit
-def _slope(table, weight, index, n, g0, g1, dw):
-    "Derivative of g·gather in the three axis weights, dw [3, BLOCK]"
-    f = np.empty(8, f4)
-    for i in range(n):
-        for c in range(8):
-            j = u8(index[c*BLOCK + i])*u8(2)
-            f[c] = g0[i]*table[j] + g1[i]*table[j + u8(1)]
-        x, y, z = weight[i], weight[BLOCK + i], weight[2*BLOCK + i]
-        u, v, w = f4(1) - x, f4(1) - y, f4(1) - z
-        dw[i] = v*w*(f[1]-f[0]) + y*w*(f[3]-f[2]) + v*z*(f[5]-f[4]) + y*z*(f[7]-f[6])
-        dw[BLOCK + i] = u*w*(f[2]-f[0]) + x*w*(f[3]-f[1]) + u*z*(f[6]-f[4]) + x*z*(f[7]-f[5])
-        dw[2*BLOCK + i] = u*v*(f[4]-f[0]) + x*v*(f[5]-f[1]) + u*y*(f[6]-f[2]) + x*y*(f[7]-f[3])
-
-# %% ../nbs/02_hashgrid.ipynb #7667f798
+# %% ../nbs/02_hashgrid.ipynb #2d3740de
 @_jit
 def _backward_x(x, params, scale, side, size, start, hashed, smooth, dout, n, dx, a, b):
-    "Gradient in points a to b; none flows where `x` was clamped"
-    cell, weight, index = np.empty(3*BLOCK, u4), np.empty(3*BLOCK, f4), np.empty(8*BLOCK, u4)
-    dw, t = np.empty(3*BLOCK, f4), np.empty(3*BLOCK, f4)
+    "Gradient of the coordinates of points a to b, dx [n, 3], flat; none flows where a point was moved to the cube's surface"
+    cell, weight, row = np.empty(3*BLOCK, u4), np.empty(3*BLOCK, f4), np.empty(8*BLOCK, u4)
+    dw, t = np.empty(3*BLOCK, f4), np.empty(BLOCK, f4)
     dx[3*a:3*b] = 0
-    for l in range(len(scale)):
-        table = params[2*start[l]:2*(start[l] + size[l])]
-        for i in range(a, b, BLOCK):
-            m = min(BLOCK, b - i)
-            _corners(x[3*i:], m, scale[l], u4(side[l]), u4(size[l]), hashed[l], smooth, cell, weight, index)
-            _slope(table, weight, index, m, dout[2*l*n + i:], dout[(2*l + 1)*n + i:], dw)
+    for i in range(a, b, BLOCK):
+        m = min(BLOCK, b - i)
+        for l in range(len(scale)):
+            table = params[2*start[l]:2*(start[l] + size[l])]
+            _corners(x[3*i:], m, scale[l], u4(side[l]), u4(size[l]), hashed[l], smooth, cell, weight, row)
+            _slope(table, weight, row, m, dout[2*l*n + i:], dout[(2*l + 1)*n + i:], dw)
             for d in range(3):
-                if smooth: _axis(x[3*i + d:], m, scale[l], False, cell, t)
+                _axis(x[3*i + d:], m, scale[l], False, cell, t)
                 for k in range(m):
-                    v, s = x[3*(i + k) + d], scale[l]
-                    if smooth: s = s*f4(6)*t[k]*(f4(1) - t[k])
-                    if v >= f4(0) and v <= f4(1): dx[3*(i + k) + d] += s*dw[d*BLOCK + k]
+                    slope = f4(6)*t[k]*(f4(1) - t[k]) if smooth else f4(1)
+                    inside = x[3*(i + k) + d] >= f4(0) and x[3*(i + k) + d] <= f4(1)
+                    if inside: dx[3*(i + k) + d] += scale[l]*slope*dw[d*BLOCK + k]
 
-# %% ../nbs/02_hashgrid.ipynb #ac6cd2e9
-_pool = {}  # process id -> ThreadPoolExecutor: threads do not survive a fork
+# %% ../nbs/02_hashgrid.ipynb #aa7e8e80
+SPAN = 64*BLOCK  # points of a job, whatever the number of threads
 
-def run_parallel(job,   # called as job(i); should drop the GIL
-                 n_jobs # for i in range(n_jobs)
-                ):
-    "Run the jobs on `torch.get_num_threads()` threads, the calling one among them. Jobs must not write the same memory"
-    n_threads = min(torch.get_num_threads(), n_jobs)
-    todo = iter(range(n_jobs))
-    def work():
-        for i in todo: job(i)
-    if n_threads <= 1: return work()
-    pid = os.getpid()
-    if pid not in _pool: _pool[pid] = ThreadPoolExecutor(max(1, os.cpu_count() or 1), 'hashgrid')
-    others = [_pool[pid].submit(work) for _ in range(n_threads - 1)]
-    work()
-    for o in others: o.result()
+def _empty(*shape): return torch.from_numpy(np.empty(shape, f4))
 
-# %% ../nbs/02_hashgrid.ipynb #a8a7fa3b
-def _empty(*shape):
-    "Like `torch.empty`, but NumPy asks the system for huge pages: a big array costs a fraction of the page faults"
-    return torch.from_numpy(np.empty(shape, f4))
+def _flat(x): return x.contiguous().view(-1).numpy()
 
-def _rows(x): return x.contiguous().view(-1).numpy()
-
-SPAN = 64*BLOCK  # points of a job, whatever the number of threads: the same bits come out
-
-# %% ../nbs/02_hashgrid.ipynb #6751f762
+# %% ../nbs/02_hashgrid.ipynb #1680bf1e
 class _NumbaEncode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, params, levels, smooth):
-        n, parts = len(x), -(-len(x)//SPAN)
-        out = _empty(2*len(levels), n)
-        args = _rows(x.detach()), params.detach().numpy(), *levels, smooth, _rows(out), n
-        run_parallel(lambda i: _forward(*args, i//parts, i%parts*SPAN, min(n, (i%parts + 1)*SPAN)), len(levels)*parts)
+        n, spans = len(x), -(-len(x)//SPAN)
+        out = _empty(2*len(levels.scale), n)
+        args = _flat(x.detach()), params.detach().numpy(), *levels, smooth, _flat(out), n
+        run_parallel(lambda i: _forward(*args, i//spans, i%spans*SPAN, min(n, (i%spans + 1)*SPAN)), len(levels.scale)*spans)
         ctx.save_for_backward(x, params)
         ctx.levels, ctx.smooth = levels, smooth
         return out.t()
@@ -270,77 +256,77 @@ class _NumbaEncode(torch.autograd.Function):
     def backward(ctx, dout):
         (x, params), levels, n = ctx.saved_tensors, ctx.levels, len(dout)
         if not dout.t().is_contiguous(): dout = _empty(*dout.t().shape).copy_(dout.t()).t()
-        points, rest = _rows(x), (*levels, ctx.smooth, _rows(dout.t()), n)
+        points, common, last = _flat(x), (*levels, ctx.smooth, _flat(dout.t()), n), len(levels.scale) - 1
         dx = dparams = None
         if ctx.needs_input_grad[1]:
             dparams = _empty(len(params))
-            table = dparams.numpy()
-            run_parallel(lambda i: _backward_params(points, table, *rest, len(levels) - 1 - i), len(levels))  # big levels first
+            tables = dparams.numpy()
+            run_parallel(lambda i: _backward_params(points, tables, *common, last - i), last + 1)  # big levels first
         if ctx.needs_input_grad[0]:
             dx = _empty(n, 3)
-            table, to = params.detach().numpy(), dx.view(-1).numpy()
-            run_parallel(lambda i: _backward_x(points, table, *rest, to, i*SPAN, min(n, (i + 1)*SPAN)), -(-n//SPAN))
+            tables, to = params.detach().numpy(), dx.view(-1).numpy()
+            run_parallel(lambda i: _backward_x(points, tables, *common, to, i*SPAN, min(n, (i + 1)*SPAN)), -(-n//SPAN))
         return dx, dparams, None, None
 
-# %% ../nbs/02_hashgrid.ipynb #a45d272b
+# %% ../nbs/02_hashgrid.ipynb #2e7def52
 def encode_numba(x, params, levels, n_features=2, smooth=True):
-    "What `encode_torch` computes, on the CPU in float32 with two features an entry; differentiable once"
+    "`encode_torch` for float32 on the CPU and two features a row; differentiable once"
     return _NumbaEncode.apply(x, params, levels, smooth)
 
-# %% ../nbs/02_hashgrid.ipynb #852518e6
+# %% ../nbs/02_hashgrid.ipynb #73cbacf8
 ENCODERS = {'torch': encode_torch, 'numba': encode_numba}
 
-def pick_backend(backend,    # "auto" or a name of `ENCODERS`
-                 x, params,  # what is to be encoded
+def pick_backend(backend,    # 'auto' or a name in `ENCODERS`
+                 x, params,  # what will be encoded
                  n_features=2):
-    "The backend to use: Numba for float32 on the CPU, else torch. A forced one that cannot do it raises ValueError"
-    fits = {a.device.type for a in (x, params)} == {'cpu'} and {a.dtype for a in (x, params)} == {torch.float32} and n_features == 2
+    "Name of the backend to use: Numba where it can, else torch. A forced one that is unknown or cannot raises `ConfigError`"
+    fits = all(a.device.type == 'cpu' and a.dtype == torch.float32 for a in (x, params)) and n_features == 2
     if backend == 'auto': return 'numba' if fits else 'torch'
-    if backend not in ENCODERS: raise ValueError(f'hash grid: backend {backend!r} is unknown; choose one of auto, {", ".join(ENCODERS)}')
-    if backend == 'numba' and not fits: raise ValueError('hash grid: backend "numba" needs float32 on the CPU and 2 features a level; use "auto" or "torch"')
+    if backend not in ENCODERS:
+        raise ConfigError(f'hash grid: backend must be one of auto, {", ".join(ENCODERS)}, not {backend!r}{did_you_mean(backend, ["auto", *ENCODERS])}')
+    if backend == 'numba' and not fits:
+        raise ConfigError('hash grid: backend "numba" needs float32 on the CPU and 2 features a level; "auto" takes torch otherwise')
     return backend
 
-# %% ../nbs/02_hashgrid.ipynb #a8c81760
+# %% ../nbs/02_hashgrid.ipynb #3547be2e
 class HashGrid(nn.Module):
-    "Multiresolution hash grid (Müller et al. 2022), layout and arithmetic of tiny-cuda-nn: x [N,3] in [0,1] -> [N, n_levels*n_features_per_level]"
+    "Multiresolution hash grid (Müller et al. 2022): points [N,3] in [0,1] -> features [N, n_levels*n_features_per_level]"
     def __init__(self,
-                 n_levels=16,               # number of grids
-                 n_features_per_level=2,    # features of an entry
-                 log2_hashmap_size=19,      # entries of a level: at most 2**this
-                 base_resolution=16,        # vertices along an axis on the coarsest level
-                 per_level_scale=1.381913,  # growth from level to level; 16 levels from 16 to 2048
-                 interpolation='smoothstep',# or 'linear'
-                 backend='auto',            # 'auto', 'numba' or 'torch'
-                 generator=None             # of the initial values
+                 n_levels=16,                 # number of grids
+                 n_features_per_level=2,      # features of a row
+                 log2_hashmap_size=19,        # a table has at most 2**this rows
+                 base_resolution=16,          # vertices along an axis on the coarsest grid
+                 per_level_scale=1.381913,    # growth from one to the next: 16 levels from 16 to 2048
+                 interpolation='smoothstep',  # or 'linear'
+                 backend='auto',              # 'numba' or 'torch' to force one
+                 generator=None               # of the initial values, uniform within ±1e-4
                 ):
         super().__init__()
-        interpolation = interpolation.lower()
         if interpolation not in ('smoothstep', 'linear'):
-            raise ValueError(f'hash grid: interpolation {interpolation!r} is unknown; choose smoothstep or linear')
+            raise ConfigError(f'hash grid: interpolation must be smoothstep or linear, not {interpolation!r}')
         self.levels = grid_levels(n_levels, base_resolution, per_level_scale, log2_hashmap_size)
         self.n_features, self.smooth, self.backend = n_features_per_level, interpolation == 'smoothstep', backend
         self.n_output_dims = n_levels*n_features_per_level
-        self.params = nn.Parameter(torch.empty(self.levels.n_entries*n_features_per_level))
-        with torch.no_grad(): self.params.uniform_(-1e-4, 1e-4, generator=generator)
+        self.params = nn.Parameter(torch.empty(int(self.levels.size.sum())*n_features_per_level).uniform_(-1e-4, 1e-4, generator=generator))
 
     def forward(self, x):
         encode = ENCODERS[pick_backend(self.backend, x, self.params, self.n_features)]
         return encode(x, self.params, self.levels, self.n_features, self.smooth)
 
-    def extra_repr(self): return f'{len(self.levels)} levels, {self.levels.n_entries:,} entries, backend={self.backend!r}'
+    def extra_repr(self): return f'{len(self.levels.scale)} levels, {self.levels.size.sum():,} rows, backend={self.backend!r}'
 
-# %% ../nbs/02_hashgrid.ipynb #d24f55f0
+# %% ../nbs/02_hashgrid.ipynb #c971d726
 class FrequencyEncoding(nn.Module):
-    "Sines and cosines of doubling frequency: x [N, D] -> [x, sin x, cos x, sin 2x, cos 2x, sin 4x, …], each block D wide"
+    "Sines and cosines of doubling frequency: x [N,D] -> [x, sin x, cos x, sin 2x, cos 2x, sin 4x, …], each D wide"
     def __init__(self,
-                 n_frequencies=6,    # octaves
-                 include_input=True, # x itself first
-                 n_input_dims=3      # D
+                 n_frequencies=6,     # octaves
+                 include_input=True,  # x itself first
+                 n_input_dims=3       # D
                 ):
         super().__init__()
         self.n_frequencies, self.include_input = n_frequencies, include_input
         self.n_output_dims = n_input_dims*(2*n_frequencies + include_input)
 
     def forward(self, x):
-        waves = [f(x*2**k) for k in range(self.n_frequencies) for f in (torch.sin, torch.cos)]
+        waves = [wave(x*2**k) for k in range(self.n_frequencies) for wave in (torch.sin, torch.cos)]
         return torch.cat(([x] if self.include_input else []) + waves, -1)
