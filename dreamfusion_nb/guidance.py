@@ -263,7 +263,7 @@ def _quiet():
         diffusers_log.set_verbosity(levels[0]), transformers_log.set_verbosity(levels[1])
         if bars: transformers_log.enable_progress_bar()
 
-# %% ../nbs/09_guidance.ipynb #42ca5591
+# %% ../nbs/09_guidance.ipynb #4bca1f3a
 def _load_parts(folder, device, dtype):
     # imported here and not at the top: it takes seconds, and a guidance of one's own needs neither library
     import diffusers
@@ -277,7 +277,9 @@ def _load_parts(folder, device, dtype):
         if kind not in allowed: raise ConfigError(f'{part} of {str(folder)!r} is a {kind}; known: {", ".join(allowed)}')
         cls = CLIPTextModel if part == 'text_encoder' else getattr(diffusers, kind)
         variant = 'fp16' if any(name.startswith(part) and '.fp16.' in name for name in chosen) else None
-        model = cls.from_pretrained(folder/part, use_safetensors=True, variant=variant, local_files_only=True)
+        model, report = cls.from_pretrained(folder/part, use_safetensors=True, variant=variant, local_files_only=True, output_loading_info=True)
+        # the libraries fill what is missing with random numbers, and only mention it
+        if report['missing_keys']: raise ConfigError(f'{part} of {str(folder)!r} is incomplete: no {min(report["missing_keys"])}')
         return model.to(device=device, dtype=dtype)
 
     with _quiet():
