@@ -50,27 +50,29 @@ def _read_arguments(argv):
     start = preset(args.preset) if args.config is None else load_config(Path(args.config))
     return args, start.replace(dict(prompt=args.prompt), *overrides)
 
-# %% ../nbs/19_cli.ipynb #91ca50a3
+# %% ../nbs/19_cli.ipynb #0fb50968
 def _written(folder):
     "One line for each file of a result folder"
     files = [path for path in sorted(Path(folder).iterdir()) if path.is_file()]
-    return [f'{path}  {path.stat().st_size/2**20:.1f} MB' for path in files]
+    return [f'{path}  {path.stat().st_size/1000:,.0f} kB' for path in files]
 
 
 def _again(argv):
     "The command that goes on with an interrupted run"
     return shlex.join(['dreamfusion', *(word for word in argv if word != '--overwrite')])
 
-# %% ../nbs/19_cli.ipynb #538fcda1
+# %% ../nbs/19_cli.ipynb #cec345df
 def _run(args, config, seen):
     "Trains and lists what was written; `seen` keeps the trainer's newest step. torch comes in here"
+    from dreamfusion_nb.export import EmptyMeshError
     from dreamfusion_nb.trainer import train
     def remember(trainer, record): seen.update(step=trainer.step_count)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         warnings.filterwarnings('always', module='dreamfusion_nb')
         warnings.showwarning = lambda message, *place: print(f'dreamfusion: {message}', file=sys.stderr)
-        result = train(args.prompt, config=config, device=args.device, out=args.out, resume=args.resume or 'auto', overwrite=args.overwrite, callbacks=[remember])
+        try: result = train(args.prompt, config=config, device=args.device, out=args.out, resume=args.resume or 'auto', overwrite=args.overwrite, callbacks=[remember])
+        except EmptyMeshError as error: raise ConfigError(str(error)) from error
     print(*_written(result.folder), sep='\n')
 
 

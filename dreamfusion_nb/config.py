@@ -423,17 +423,24 @@ def preset(name  # 'toybox', 'quality' or 'dreamfusion'
         raise ConfigError(f'unknown preset {reprlib.repr(name)}: there are {", ".join(PRESETS)}{did_you_mean(name, PRESETS)}')
     return Config(preset=name).replace(_read_yaml(PRESETS[name], f'preset {name}'))
 
-# %% ../nbs/00_config.ipynb #820616a1
+# %% ../nbs/00_config.ipynb #09545a09
+def _read_file(path):
+    "Text and name of a YAML file, or of the one in a result folder"
+    name = path
+    try:
+        if path.is_dir(): name = path/'config.yaml'
+        return name.read_text(encoding='utf-8'), str(name)
+    except FileNotFoundError:
+        if name != path: raise ConfigError(f'{str(path)!r} is no result folder: it holds no config.yaml') from None
+        raise ConfigError(f'there is no preset, file or result folder {str(path)!r}; presets are {", ".join(PRESETS)}{did_you_mean(path, PRESETS)}') from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f'{str(path)!r} cannot be read: {"it is no UTF-8 text" if isinstance(error, UnicodeError) else getattr(error, "strerror", None) or error}') from None
+
+
 def _settings(source):
     "The mapping in a YAML file, a result folder or a YAML text"
-    name, written = 'the configuration', str(source)
-    try:
-        if isinstance(source, Path) or (written and not re.search(r':\s|\n', written)):
-            path = Path(source)
-            name = str(path/'config.yaml' if path.is_dir() else path)
-            written = Path(name).read_text(encoding='utf-8')
-    except FileNotFoundError: raise ConfigError(f'there is no preset, file or result folder {str(source)!r}; presets are {", ".join(PRESETS)}{did_you_mean(source, PRESETS)}') from None
-    except (OSError, ValueError) as error: raise ConfigError(f'{name} cannot be read: {getattr(error, "strerror", None) or "it is no UTF-8 text"}') from None
+    is_text = isinstance(source, str) and (not source or re.search(r':\s|\n', source))
+    written, name = (source, 'the configuration') if is_text else _read_file(Path(source))
     settings = _read_yaml(written, name)
     if not isinstance(settings, Mapping): raise ConfigError(f'{name} must hold keys and values, not {reprlib.repr(settings)}')
     return settings
