@@ -1,0 +1,50 @@
+"What the tests share: a Stable Diffusion too small to know anything, cheap settings, pictures of folders"
+import os
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+os.environ.setdefault('NUMBA_NUM_THREADS', '1')
+
+from pathlib import Path
+
+import pytest
+
+# A run of seconds, with every part of the real one
+CHEAP = {'iters': 12, 'data.train.width': 24, 'data.train.height': 24, 'data.val.width': 16, 'data.val.height': 16, 'data.test.width': 16,
+         'data.test.height': 16, 'data.test.size': 4, 'renderer.grid_resolution': 16, 'renderer.max_steps': 32, 'renderer.update_interval': 4,
+         'nerf.n_levels': 3, 'nerf.log2_hashmap_size': 10, 'nerf.desired_resolution': 24, 'nerf.hidden_dims': 8}
+
+
+def write_pipeline(folder, seed=0):
+    "A Stable Diffusion folder with random weights for 8x8 latents of 32x32 pictures"
+    import torch
+    from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
+
+    from dreamfusion_nb.prior import make_tokenizer, new_scheduler, new_text_encoder
+    torch.manual_seed(seed)
+    tokenizer = make_tokenizer()
+    vae = AutoencoderTiny(encoder_block_out_channels=(8,)*3, decoder_block_out_channels=(8,)*3, num_encoder_blocks=(0, 1, 1), num_decoder_blocks=(1, 1, 1),
+        latent_channels=4, upsampling_scaling_factor=2)
+    unet = UNet2DConditionModel(sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1, cross_attention_dim=16,
+        down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'), up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D'), attention_head_dim=4, norm_num_groups=4)
+    pipe = StableDiffusionPipeline(vae=vae, text_encoder=new_text_encoder(tokenizer, 16), tokenizer=tokenizer, unet=unet, scheduler=new_scheduler(),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    pipe.save_pretrained(folder)
+    return Path(folder)
+
+
+@pytest.fixture(scope='session')
+def pipeline(tmp_path_factory):
+    "The folder of that Stable Diffusion"
+    return write_pipeline(tmp_path_factory.mktemp('guidance')/'tiny')
+
+
+@pytest.fixture(scope='session')
+def model(pipeline):
+    "The same, loaded"
+    from dreamfusion_nb.guidance import LatentDiffusion
+    return LatentDiffusion.from_pretrained(pipeline)
+
+
+def snapshot(folder):
+    "Every path below a folder, with the bytes of the files"
+    return {path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None for path in sorted(Path(folder).rglob('*'))}

@@ -1,0 +1,352 @@
+"The whole run: same bytes from the same seed, whatever kills it on the way; and what it leaves behind"
+import json
+import math
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+import warnings
+from pathlib import Path
+
+import imageio_ffmpeg
+import pytest
+import torch
+import trimesh
+from conftest import CHEAP, snapshot
+from PIL import Image, ImageChops
+
+import dreamfusion_nb
+from dreamfusion_nb import ConfigError, Trainer, cli, load, load_config, train, trainer
+from dreamfusion_nb.cameras import orbit
+from dreamfusion_nb.prior import PRIOR_DIR
+from dreamfusion_nb.show import image_grid
+
+ROOT = Path(dreamfusion_nb.__file__).parents[1]
+ENV = os.environ | dict(PYTHONPATH=str(ROOT), HF_HUB_OFFLINE='1')
+FILES = ['checkpoints', 'config.yaml', 'history.jsonl', 'log.txt', 'model.glb', 'preview.png', 'turntable.mp4']
+LONG = CHEAP | {'prompt': 'a hamburger', 'iters': 40}
+
+
+def without_log(folder): return {name: content for name, content in snapshot(folder).items() if name != 'log.txt'}
+
+
+# Same bytes
+
+class Crashes:
+    "Runs that die, in a process of their own: see crash.py"
+    def __init__(self, pipeline):
+        self.process = subprocess.Popen([sys.executable, Path(__file__).with_name('crash.py'), pipeline], env=ENV, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def __call__(self, out, given=LONG, **job):
+        self.process.stdin.write(json.dumps(dict(out=str(out), given=given, **job)) + '\n')
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        assert not answer['said'].startswith('unexpected'), answer
+        return answer
+
+
+@pytest.fixture(scope='module')
+def crashes(pipeline):
+    server = Crashes(pipeline)
+    yield server
+    server.process.stdin.close()
+    server.process.wait()
+
+
+@pytest.fixture(scope='module')
+def whole(crashes, tmp_path_factory):
+    "The folder of the run that nothing disturbed, and how often it changed its folder"
+    folder = tmp_path_factory.mktemp('whole')/'result'
+    answer = crashes(folder)
+    assert answer['signal'] == 0 and answer['said'] == ''
+    return folder, answer['changes']
+
+
+def go_on(crashes, folder, jobs):
+    "Runs the same run again, each time with the next job, until it is finished; how each ended"
+    answers = []
+    for job in jobs:
+        answers.append(crashes(folder, **job))
+        # killed after the last file was in its place: nothing is left to do
+        if answers[-1]['signal'] == 0: break
+    assert answers[-1]['signal'] == 0, 'never finished'
+    assert answers[-1]['said'] == '' or 'already holds a finished result' in answers[-1]['said'], answers[-1]
+    return answers
+
+
+def test_same_seed_same_bytes(whole, model, tmp_path, monkeypatch):
+    "Two processes, one seed; a second seed differs"
+    monkeypatch.setattr(trainer, 'CHECKPOINT_EVERY', 5)
+    folders = [train(guidance=model, out=tmp_path/str(seed), seed=seed, progress=False, **LONG).folder for seed in (0, 1)]
+    same, other = (snapshot(folder/'checkpoints') for folder in folders)
+    assert same == snapshot(whole[0]/'checkpoints') and other != same
+    assert without_log(folders[0]) == without_log(whole[0])
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_killed_at_any_change(seed, crashes, whole, tmp_path):
+    "SIGKILL before the n-th change of the folder, with half of it written, over and over"
+    draw = random.Random(seed)
+    answers = go_on(crashes, tmp_path/'result', [dict(at=draw.randint(1, 30)) for _ in range(40)] + [{}])
+    assert len(answers) > 3
+    assert without_log(tmp_path/'result') == without_log(whole[0])
+    assert sorted(os.listdir(tmp_path)) == ['result']
+
+
+def test_killed_at_any_time(crashes, whole, tmp_path):
+    draw = random.Random(0)
+    answers = go_on(crashes, tmp_path/'result', [dict(after=draw.uniform(.2, 1.5)) for _ in range(6)] + [{}])
+    assert len(answers) > 1
+    assert without_log(tmp_path/'result') == without_log(whole[0])
+
+
+def test_killed_while_finishing(crashes, whole, tmp_path):
+    "SIGKILL at each change after the last checkpoint"
+    done = tmp_path/'done'
+    shutil.copytree(whole[0], done)
+    for name in ('preview.png', 'turntable.mp4', 'model.glb'): (done/name).unlink()
+    shutil.copytree(done, tmp_path/'0')
+    changes = crashes(tmp_path/'0')['changes']
+    assert changes >= 5
+    for at in range(1, changes + 1):
+        folder = tmp_path/str(at)
+        shutil.copytree(done, folder)
+        assert crashes(folder, at=at)['signal'] == signal.SIGKILL
+        if (folder/'model.glb').exists(): assert (folder/'model.glb').read_bytes() == (whole[0]/'model.glb').read_bytes()
+        go_on(crashes, folder, [{}])
+        assert without_log(folder) == without_log(whole[0]), f'killed before change {at}'
+
+
+def test_full_disk(crashes, whole, tmp_path):
+    "A disk that is full says so in one line; when there is room again the run goes on"
+    largest = max(len(content) for content in snapshot(whole[0]/'checkpoints').values() if content)
+    for limit in (largest//2, 500):
+        answer = crashes(tmp_path/'result', limit=limit)
+        assert answer['said'].startswith('ConfigError') and 'cannot' in answer['said'] and '\n' not in answer['said'], answer
+        assert not {'preview.png', 'turntable.mp4', 'model.glb'} & set(os.listdir(tmp_path/'result'))
+    go_on(crashes, tmp_path/'result', [{}])
+    assert without_log(tmp_path/'result') == without_log(whole[0])
+
+
+# What is in the folder
+
+@pytest.fixture(scope='module')
+def result(model, tmp_path_factory):
+    "A finished run"
+    return train('a hamburger', guidance=model, out=tmp_path_factory.mktemp('finished')/'result', progress=False, **CHEAP)
+
+
+def sheet(width, height): return image_grid([Image.new('RGB', (width, height))]*6, 3).size
+
+
+def test_folder(result):
+    assert sorted(os.listdir(result.folder)) == FILES
+    assert os.listdir(result.folder/'checkpoints') == ['step-000012']
+    assert sorted(os.listdir(result.folder/'checkpoints/step-000012')) == ['model.safetensors', 'optimizer.safetensors', 'state.json']
+    assert load_config(result.folder) == result.config
+    assert Image.open(result.folder/'preview.png').size == sheet(16, 16)
+
+
+def test_checkpoints_kept(whole): assert sorted(os.listdir(whole[0]/'checkpoints')) == ['step-000035', 'step-000040']
+
+
+def test_history(result):
+    def strict(word): raise ValueError(word)
+    rows = [json.loads(line, parse_constant=strict) for line in (result.folder/'history.jsonl').read_text().splitlines()]
+    assert rows == result.history and [row['step'] for row in rows] == list(range(12))
+    assert {'step', 'shading', 't', 'azimuth', 'polar', 'loss', 'sds', 'entropy', 'opacity', 'grad_norm', 'lr'} <= rows[0].keys()
+    assert all(math.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
+    # the schedule of the preset: albedo at first, the learning rate falls at 60 %
+    assert {row['shading'] for row in rows[:3]} == {'albedo'} and {row['shading'] for row in rows} > {'albedo'}
+    assert [row['lr'] for row in rows] == pytest.approx([.01]*8 + [.003]*4)
+
+
+def same_pictures(a, b): return a.size == b.size and ImageChops.difference(a, b).getbbox() is None
+
+
+def test_load_gives_the_same(result, tmp_path):
+    again = load(result.folder)
+    assert again.config == result.config and again.history == result.history and again.folder == result.folder
+    for look in (dict(azimuth=40., shading='lambertian'), dict(elevation=70., shading='normal')): assert same_pictures(result.render(size=32, **look), again.render(size=32, **look))
+    for name, r in (('a', result), ('b', again)): r.export(tmp_path/f'{name}.glb', resolution=48)
+    assert (tmp_path/'a.glb').read_bytes() == (tmp_path/'b.glb').read_bytes()
+    assert same_pictures(again.preview(16), Image.open(result.folder/'preview.png').convert('RGB'))
+
+
+def test_pictures(result):
+    pictures = result.turntable(5, size=24)
+    assert len(pictures) == 5 and {p.size for p in pictures} == {(24, 24)}
+    assert same_pictures(pictures[1], result.render(azimuth=72., size=24))
+    assert not same_pictures(pictures[0], pictures[2])
+    assert result._repr_png_().startswith(b'\x89PNG')
+    assert 'a hamburger' in repr(result)
+    assert len(result.show(resolution=32).data) == 1
+
+
+@pytest.mark.parametrize('ending', ['.glb', '.obj', '.ply', '.stl'])
+def test_mesh_files(ending, result, tmp_path):
+    path, mesh = result.export(tmp_path/f'model{ending}', resolution=40), result.mesh(resolution=40)
+    read = trimesh.load(path, force='mesh')
+    assert len(read.faces) == len(mesh.faces) > 100
+    assert read.bounds == pytest.approx(mesh.bounds, abs=1e-4)
+    if ending != '.stl': assert len(set(map(tuple, read.visual.vertex_colors))) > 3
+    read.merge_vertices(merge_norm=True, merge_tex=True)
+    assert read.is_watertight and read.volume == pytest.approx(mesh.volume, rel=1e-3)
+    assert os.listdir(tmp_path) == [f'model{ending}']
+
+
+@pytest.mark.parametrize('n', [1, 7])
+def test_video(n, result, tmp_path):
+    assert imageio_ffmpeg.count_frames_and_secs(str(result.folder/'turntable.mp4'))[0] == 4
+    assert imageio_ffmpeg.count_frames_and_secs(str(result.video(tmp_path/'turn.mp4', n=n, size=32)))[0] == n
+
+
+def test_sizes_of_preview_and_video(model, tmp_path):
+    "The configuration's width and height, also where they differ"
+    sizes = {'data.val.width': 24, 'data.test.width': 32, 'iters': 2}
+    folder = train('a hamburger', guidance=model, out=tmp_path/'result', progress=False, **CHEAP | sizes).folder
+    assert Image.open(folder/'preview.png').size == sheet(24, 16)
+    video = next(imageio_ffmpeg.read_frames(str(folder/'turntable.mp4')))
+    assert video['size'] == (32, 16)
+
+
+# Runs again, runs interrupted
+
+def test_overwrite(result, model, tmp_path):
+    folder = tmp_path/'result'
+    shutil.copytree(result.folder, folder)
+    with pytest.raises(ConfigError): train('a hamburger', guidance=model, out=folder, progress=False, **CHEAP)
+    new = train('a red hamburger', guidance=model, out=folder, overwrite=True, progress=False, **CHEAP | dict(iters=4))
+    assert sorted(os.listdir(folder)) == FILES and os.listdir(tmp_path) == ['result']
+    assert os.listdir(folder/'checkpoints') == ['step-000004'] and len(new.history) == 4
+    assert (folder/'log.txt').read_text().count('started') == 1
+    assert load(folder).config.prompt == 'a red hamburger'
+
+
+def test_callbacks_see_everything(model, tmp_path):
+    seen = []
+    result = train('a hamburger', guidance=model, out=tmp_path/'result', progress=False, callbacks=[lambda t, record: seen.append((t.step_count, record))], **CHEAP | dict(iters=6))
+    assert [count for count, _ in seen] == list(range(1, 7)) and [record.step for _, record in seen] == list(range(6))
+    assert [record.row() for _, record in seen] == result.history
+    for _, record in seen:
+        assert record.image.shape == (1, 3, 24, 24) and record.opacity.shape == (1, 1, 24, 24)
+        assert record.latents.shape == record.noisy.shape == record.noise_pred.shape == record.grad.shape == (1, 4, 8, 8)
+        assert (record.normal is None) == (record.look.shading == 'albedo')
+        assert 'sds' in record.losses and len(record.cameras) == 1 and 20 <= record.t.item() <= 980
+
+
+def test_default_folder(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train('A red Hamburger!', guidance=model, progress=False, **CHEAP | dict(iters=1)).folder == Path('outputs/a-red-hamburger')
+    assert sorted(os.listdir('outputs/a-red-hamburger')) == FILES
+
+
+def test_interrupted_in_a_callback(whole, crashes, model, tmp_path, monkeypatch):
+    def stop(trainer, record):
+        if record.step == 17: raise KeyboardInterrupt
+    monkeypatch.setattr(trainer, 'CHECKPOINT_EVERY', 5)
+    # the same configuration as that of the undisturbed run, which another process made
+    with pytest.raises(KeyboardInterrupt): train(guidance=model, out=tmp_path/'result', progress=False, callbacks=[stop], **LONG)
+    assert 'model.glb' not in os.listdir(tmp_path/'result')
+    steps = []
+    train(guidance=model, out=tmp_path/'result', progress=False, resume=True, callbacks=[lambda t, record: steps.append(record.step)], **LONG)
+    assert steps[0] in (15, 18) and steps[-1] == 39
+    assert without_log(tmp_path/'result') == without_log(whole[0])
+
+
+@pytest.mark.parametrize('preset, more', [('toybox', {}), ('quality', {}), ('dreamfusion', {'latent_iter_ratio': .4, 'optim.name': 'adan', 'guidance.precision': '32'}),
+    ('toybox', {'nerf.encoder_type': 'frequency', 'background.type': 'static', 'nerf.density_activation': 'softplus', 'nerf.blob_radius': .5, 'data.train.batch_size': 3,
+                'loss.lambda_opacity': 1e-3, 'nerf.normal_type': 'central_finite_difference', 'optim.max_grad_norm': 1., 'guidance.t_range_end': None})])
+def test_trainer_resumes(preset, more, model, tmp_path):
+    "Every part's state is in a checkpoint: ten steps at once are ten steps with a break"
+    config = load_config(preset, CHEAP | {'iters': 10} | more)
+    straight, broken = Trainer(config, model), Trainer(config, model, folder=tmp_path)
+    straight.fit(10)
+    broken.fit(6)
+    broken.save()
+    mended = Trainer.resume(tmp_path, model)
+    assert mended.step_count == 6 and mended.config == config
+    mended.fit()
+    assert mended.step_count == 10 and mended.history == straight.history
+    for name, value in straight.renderer.state_dict().items(): assert torch.equal(value, mended.renderer.state_dict()[name]), name
+    assert torch.equal(straight.generator.get_state(), mended.generator.get_state())
+
+
+def test_a_finished_trainer_stays(model, tmp_path):
+    done = Trainer(load_config('toybox', CHEAP | {'iters': 2}), model)
+    assert done.fit().step == 1 and done.fit() is None and done.step_count == 2
+
+
+# The command
+
+def words(folder, pipeline, **given): return ['a hamburger', '--out', str(folder), '--guidance', str(pipeline), *(f'{k}={v}' for k, v in (CHEAP | given).items())]
+
+
+def test_command(pipeline, result, tmp_path, capfd):
+    assert cli.main(words(tmp_path/'result', pipeline)) == 0
+    out, err = capfd.readouterr()
+    assert [line.split()[0] for line in out.splitlines()] == [str(tmp_path/'result'/name) for name in FILES if name != 'checkpoints']
+    assert '12/12' in err and 'warn' not in err.lower()
+    # the same run through the other door
+    assert snapshot(tmp_path/'result'/'checkpoints') == snapshot(result.folder/'checkpoints')
+
+
+def test_command_interrupted(pipeline, tmp_path):
+    "Ctrl-C: exit code 130, the command that goes on, and it does"
+    program = 'import sys; from dreamfusion_nb import cli, trainer; trainer.CHECKPOINT_EVERY = 10; sys.exit(cli.main())'
+    arguments = words(tmp_path/'result', pipeline, iters=1000)
+    process = subprocess.Popen([sys.executable, '-c', program, *arguments], env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not list(tmp_path.glob('result/checkpoints/step-*0')) and process.poll() is None: time.sleep(.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and 'Traceback' not in err, err
+    step, again = re.search(r'interrupted after step (\d+); to go on: dreamfusion (.*)', err).groups()
+    assert 10 <= int(step) < 1000 and str(tmp_path/'result') in again
+    assert not {'preview.png', 'model.glb'} & set(os.listdir(tmp_path/'result'))
+    assert 10 <= Trainer.resume(tmp_path/'result').step_count <= int(step)
+
+
+def test_unknown_words_are_named(model, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(trainer, 'toybox_prior', lambda **options: model)
+    monkeypatch.chdir(tmp_path)
+    few = CHEAP | dict(iters=1)
+    with pytest.warns(UserWarning, match="'shiny'.*'a red hamburger'"): train('a shiny red hamburger', progress=False, **few)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        train('a red hamburger', out='known', progress=False, **few)
+    assert cli.main(['a shiny hamburger', *(f'{k}={v}' for k, v in few.items())]) == 0
+    assert re.search(r"^dreamfusion: [^\n]*'shiny'[^\n]*$", capfd.readouterr().err, re.M)
+
+
+# The names
+
+def test_train_is_a_function():
+    import dreamfusion_nb.trainer  # noqa: F401  a submodule must not hide it
+    assert isinstance(dreamfusion_nb.train, types.FunctionType) and isinstance(dreamfusion_nb.load, types.FunctionType)
+
+
+# The shipped prior
+
+@pytest.fixture(scope='module')
+def hamburger(tmp_path_factory):
+    "The main job, cut short"
+    if not (PRIOR_DIR/'model_index.json').exists(): pytest.skip('prior weights are not there yet')
+    return train('a hamburger', iters=150, out=tmp_path_factory.mktemp('main')/'result', progress=False, **{'data.test.size': 8, 'data.test.width': 64, 'data.test.height': 64})
+
+
+def test_main_job(hamburger):
+    "After 150 steps: one body in the middle of the box, neither fog nor a wall"
+    with torch.no_grad(): seen = hamburger.renderer(orbit(8), 64, 64)
+    cover = seen.opacity.mean((1, 2, 3))
+    assert .05 < cover.min() and cover.max() < .7
+    edge = torch.cat([seen.opacity[..., :2, :].flatten(), seen.opacity[..., :2].flatten()])
+    assert edge.mean() < .05
+    undecided = ((seen.opacity > .1) & (seen.opacity < .9)).float().mean()
+    assert undecided < .3
+    mesh = hamburger.mesh()
+    assert mesh.is_watertight and mesh.volume > .02
