@@ -204,14 +204,14 @@ def train_vae(work, pictures=16_000, steps=3000, batch=32, lr=2e-3):
         run.fit(loss)
     return run.averaged()['vae']
 
-# %% ../nbs/11_prior.ipynb #7d1f645a
+# %% ../nbs/11_prior.ipynb #19240cbc
 @torch.no_grad()
 def encode_world(work, vae, pictures):
     "Latents [n, 4, 16, 16] of all pictures, scaled to unit variance, and the scale"
     path = Path(work)/f'latents-{pictures}.safetensors'
     if not path.exists():
         images, _ = read_world(work, pictures)
-        z = torch.cat([vae.encode(b.float()/127.5 - 1).latents for b in images.split(100)])
+        with half_precision(): z = torch.cat([vae.encode(b.float()/127.5 - 1).latents.float() for b in images.split(100)])
         write_tensors(path, dict(latents=z.half(), scale=1/z.std()))
         write_json(Path(work)/'vae'/'scale.json', float(1/z.std()))
     f = load_file(path)
