@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .config import PRESETS, ConfigError, did_you_mean, load_config, preset
 
-# %% ../nbs/19_cli.ipynb #0e871f3b
+# %% ../nbs/19_cli.ipynb #80eaa1ae
 class _Parser(argparse.ArgumentParser):
     "An `ArgumentParser` whose complaints are `ConfigError`"
     def error(self, message): raise ConfigError(f'{message}; dreamfusion --help shows how it is used')
@@ -24,7 +24,7 @@ def _parser():
     parser = _Parser(prog='dreamfusion', usage='dreamfusion PROMPT [options] [key=value ...]', allow_abbrev=False,
                      description='Makes a 3D object from a sentence: a GLB, a video and a picture in one folder.',
                      epilog='Exit codes: 0 done, 2 bad input, 130 interrupted (the same command goes on where it stopped).')
-    parser.add_argument('prompt', metavar='PROMPT', help='what to make, such as "a hamburger"')
+    parser.add_argument('prompt', metavar='PROMPT', nargs='?', help='what to make, such as "a hamburger"')
     parser.add_argument('overrides', metavar='key=value', nargs='*', help='any key of the configuration, such as guidance_scale=30 or data.train.width=96')
     start = parser.add_mutually_exclusive_group()
     start.add_argument('--preset', default='toybox', metavar='P', help=f'{", ".join(PRESETS)} (default: toybox)')
@@ -38,12 +38,13 @@ def _parser():
     parser.add_argument('--overwrite', action='store_true', help='replace what the folder holds')
     return parser
 
-# %% ../nbs/19_cli.ipynb #304022fb
+# %% ../nbs/19_cli.ipynb #2fc94730
 def _read_arguments(argv):
     "The parsed words and the checked `Config` they ask for. Raises `ConfigError`"
     parser = _parser()
     args, unknown = parser.parse_known_intermixed_args(argv)
     if unknown: raise ConfigError(f'unknown option {unknown[0]}{did_you_mean(unknown[0].split("=")[0], parser._option_string_actions)}')
+    if args.prompt is None: raise ConfigError('the prompt is missing: dreamfusion "a hamburger"')
     if args.resume and args.overwrite: raise ConfigError('--resume and --overwrite contradict each other: choose one')
     options = {'iters': args.iters, 'seed': args.seed, 'guidance.name': args.guidance}
     overrides = [f'{key}={value}' for key, value in options.items() if value is not None] + args.overrides

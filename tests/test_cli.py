@@ -1,8 +1,8 @@
 "The `dreamfusion` command before torch is loaded; whole runs are in test_train.py, wrong input in test_bad_input.py"
+import resource
 import shlex
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -13,11 +13,12 @@ COMMAND = [sys.executable, '-c', 'import sys; from dreamfusion_nb.cli import mai
 
 @pytest.mark.parametrize('words, code', [('--help', 0), ('', 2), ('"a mug" --itres 9', 2), ('"a mug" iters=none', 2), ('"a mug" --config nowhere.yaml', 2)])
 def test_answers_at_once(words, code):
+    def processor_time(): return sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
     times = []
-    for _ in range(5):    # the best of five: other work on the machine is not our slowness
-        began = time.perf_counter()
+    for _ in range(5):    # the processor's time, and the best of five: other work on the machine is not our slowness
+        began = processor_time()
         assert subprocess.run([*COMMAND, *shlex.split(words)], capture_output=True).returncode == code
-        times.append(time.perf_counter() - began)
+        times.append(processor_time() - began)
     assert min(times) < .5
 
 

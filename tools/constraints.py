@@ -27,7 +27,6 @@ def main():
         if name not in pins or requirement.extras:
             pins[name] = found.version.split('+')[0]    # 2.13.0+cpu and 2.13.0 are one version to us
             todo += [r for r in map(Requirement, found.requires or []) if wanted(r, requirement.extras)]
-    pins.pop('setuptools', None)    # belongs to the environment
     print(HEAD, *(f'{name}=={version}' for name, version in sorted(pins.items())), sep='\n')
 
 
