@@ -245,7 +245,7 @@ class _Root(Group):
         _check_together(result)
         return result
 
-# %% ../nbs/00_config.ipynb #381585b8
+# %% ../nbs/00_config.ipynb #cbac7355
 @dataclass
 class Config(_Root):
     "All that a run depends on. Two runs with equal configurations on one machine give equal bytes"
@@ -262,7 +262,6 @@ class Config(_Root):
     albedo_iter_ratio: float = number(.2, 0, 1) # then, up to this part: albedo without light
     min_ambient_ratio: float = number(.3, 0, 1) # from then on light, with ambient drawn from here to 1
     textureless_ratio: float = number(.1, 0, 1) # and this often without albedo
-    update_extra_interval: int = number(16, 1, 10000)  # steps between calls of the parts' own updates
     preset: str = choice('toybox', 'toybox', 'quality', 'dreamfusion')  # where the defaults came from
     nerf: Nerf = group(Nerf)
     background: Background = group(Background)

@@ -249,19 +249,20 @@ def _download(name, half):
     if missing: raise ConfigError(f'{name!r} is no Stable Diffusion pipeline: it lacks {", ".join(missing)}')
     return Path(snapshot_download(name, allow_patterns=chosen))
 
-# %% ../nbs/09_guidance.ipynb #6f539873
+# %% ../nbs/09_guidance.ipynb #1622f9a3
 @contextmanager
 def _quiet():
+    "Neither warnings nor progress bars of the two libraries while they read their files"
     from diffusers.utils import logging as diffusers_log
     from transformers.utils import logging as transformers_log
-    levels = diffusers_log.get_verbosity(), transformers_log.get_verbosity()
-    bars = transformers_log.is_progress_bar_enabled()
-    diffusers_log.set_verbosity_error(), transformers_log.set_verbosity_error()
-    transformers_log.disable_progress_bar()
+    logs = diffusers_log, transformers_log
+    before = [(log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs]
+    for log in logs: log.set_verbosity_error(), log.disable_progress_bar()
     try: yield
     finally:
-        diffusers_log.set_verbosity(levels[0]), transformers_log.set_verbosity(levels[1])
-        if bars: transformers_log.enable_progress_bar()
+        for log, (level, bars) in zip(logs, before):
+            log.set_verbosity(level)
+            if bars: log.enable_progress_bar()
 
 # %% ../nbs/09_guidance.ipynb #4bca1f3a
 def _load_parts(folder, device, dtype):

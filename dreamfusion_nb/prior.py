@@ -8,7 +8,7 @@ __all__ = ['PRIOR_DIR', 'MAX_TOKENS', 'SHARD', 'make_tokenizer', 'new_text_encod
            'encode_world', 'train_unet', 'write_prior', 'Judge', 'shipped_judge', 'train_judge', 'agreement', 'measure',
            'toybox_prior', 'train_prior', 'main']
 
-# %% ../nbs/11_prior.ipynb #7d44143c
+# %% ../nbs/11_prior.ipynb #6098c7ed
 import argparse
 import json
 import math
@@ -23,7 +23,7 @@ from torch import nn
 
 import dreamfusion_nb
 from . import toybox
-from .config import ConfigError
+
 from .guidance import LatentDiffusion
 
 # %% ../nbs/11_prior.ipynb #44264bc6
@@ -111,7 +111,7 @@ def read_world(work, pictures):
     captions = [toybox.Caption(*c) for s in shards for c in json.loads(Path(f'{s}.json').read_text())]
     return images[:pictures], captions[:pictures]
 
-# %% ../nbs/11_prior.ipynb #93bf6b63
+# %% ../nbs/11_prior.ipynb #e2eadcba
 class Run:
     "One resumable training: modules and AdamW in `folder`; every step draws from its own seed, so a resumed run sees the same data"
 
@@ -123,28 +123,6 @@ class Run:
         self.average, self.mean = average, {k: p.detach().clone() for k, p in self.params.items()}
         self.step, self.losses, self.began = 0, [], time.time()
         if (self.folder/'state.json').exists(): self.load()
-
-    def load(self):
-        state = json.loads((self.folder/'state.json').read_text())
-        tensors = load_file(self.folder/f'state-{state["step"]}.safetensors')
-        self.step = state['step']
-        names = list(self.params)
-        with torch.no_grad():
-            for k in names:
-                self.params[k].copy_(tensors[f'param.{k}'])
-                self.mean[k].copy_(tensors[f'mean.{k}'])
-        self.optimizer.load_state_dict(dict(param_groups=self.optimizer.state_dict()['param_groups'],
-            state={i: dict(step=torch.tensor(float(self.step)), exp_avg=tensors[f'exp_avg.{k}'], exp_avg_sq=tensors[f'exp_avg_sq.{k}']) for i, k in enumerate(names)}))
-
-    def save(self):
-        tensors = {}
-        for k, p in self.params.items():
-            s = self.optimizer.state[p]
-            tensors |= {f'param.{k}': p, f'mean.{k}': self.mean[k], f'exp_avg.{k}': s['exp_avg'], f'exp_avg_sq.{k}': s['exp_avg_sq']}
-        write_tensors(self.folder/f'state-{self.step}.safetensors', tensors)
-        write_json(self.folder/'state.json', dict(step=self.step))
-        for old in self.folder.glob('state-*.safetensors'):
-            if old.name != f'state-{self.step}.safetensors': old.unlink()
 
     def learning_rate(self):
         "Warm up, stay, and fall to zero over the last part: such a run can be prolonged from any checkpoint before the fall"
@@ -168,18 +146,47 @@ class Run:
             if self.step % save_every == 0 or self.step == self.steps: self.save()
         return self
 
-    def report(self):
-        seconds = (time.time() - self.began)/len(self.losses)
-        recent = sum(self.losses[-50:])/len(self.losses[-50:])
-        line = dict(step=self.step, loss=round(recent, 5), lr=self.learning_rate(), seconds_a_step=round(seconds, 3))
-        with open(self.folder/'log.jsonl', 'a') as f: f.write(json.dumps(line) + '\n')
-        print(f'{self.folder.name}: step {self.step}/{self.steps}  loss {recent:.4f}  {seconds:.2f} s a step  {(self.steps - self.step)*seconds/60:.0f} min left', flush=True)
+# %% ../nbs/11_prior.ipynb #e04f471c
+def _load(self):
+    state = json.loads((self.folder/'state.json').read_text())
+    tensors = load_file(self.folder/f'state-{state["step"]}.safetensors')
+    self.step = state['step']
+    names = list(self.params)
+    with torch.no_grad():
+        for k in names:
+            self.params[k].copy_(tensors[f'param.{k}'])
+            self.mean[k].copy_(tensors[f'mean.{k}'])
+    self.optimizer.load_state_dict(dict(param_groups=self.optimizer.state_dict()['param_groups'],
+        state={i: dict(step=torch.tensor(float(self.step)), exp_avg=tensors[f'exp_avg.{k}'], exp_avg_sq=tensors[f'exp_avg_sq.{k}']) for i, k in enumerate(names)}))
 
-    def averaged(self):
-        "The modules with their averaged weights"
-        with torch.no_grad():
-            for k, p in self.params.items(): p.copy_(self.mean[k])
-        return self.modules.eval()
+
+def _save(self):
+    tensors = {}
+    for k, p in self.params.items():
+        s = self.optimizer.state[p]
+        tensors |= {f'param.{k}': p, f'mean.{k}': self.mean[k], f'exp_avg.{k}': s['exp_avg'], f'exp_avg_sq.{k}': s['exp_avg_sq']}
+    write_tensors(self.folder/f'state-{self.step}.safetensors', tensors)
+    write_json(self.folder/'state.json', dict(step=self.step))
+    for old in self.folder.glob('state-*.safetensors'):
+        if old.name != f'state-{self.step}.safetensors': old.unlink()
+
+
+def _report(self):
+    seconds = (time.time() - self.began)/len(self.losses)
+    recent = sum(self.losses[-50:])/len(self.losses[-50:])
+    line = dict(step=self.step, loss=round(recent, 5), lr=self.learning_rate(), seconds_a_step=round(seconds, 3))
+    with open(self.folder/'log.jsonl', 'a') as f: f.write(json.dumps(line) + '\n')
+    print(f'{self.folder.name}: step {self.step}/{self.steps}  loss {recent:.4f}  {seconds:.2f} s a step  {(self.steps - self.step)*seconds/60:.0f} min left', flush=True)
+
+
+def _averaged(self):
+    "The modules with their averaged weights"
+    with torch.no_grad():
+        for k, p in self.params.items(): p.copy_(self.mean[k])
+    return self.modules.eval()
+
+
+Run.load, Run.save, Run.report, Run.averaged = _load, _save, _report, _averaged
 
 # %% ../nbs/11_prior.ipynb #85e0fc7e
 def half_precision(device='cpu'):

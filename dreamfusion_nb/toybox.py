@@ -10,7 +10,7 @@ __all__ = ['ELLIPSOID', 'BOX', 'CYLINDER', 'CONE', 'TORUS', 'N_COLUMNS', 'COLORS
            'boat', 'kinds', 'vocabulary', 'build', 'render_rows', 'Caption', 'parse', 'sdf', 'albedo', 'mesh', 'render',
            'view_word', 'draw']
 
-# %% ../nbs/10_toybox.ipynb #4bff4e09
+# %% ../nbs/10_toybox.ipynb #c0e31ac7
 import math
 import re
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ import numba
 import numpy as np
 import torch
 
-from .cameras import Cameras, orbit, sample_cameras
+from .cameras import sample_cameras
 from .config import ConfigError, did_you_mean
 
-# %% ../nbs/10_toybox.ipynb #54d55431
+# %% ../nbs/10_toybox.ipynb #29d15383
 ELLIPSOID, BOX, CYLINDER, CONE, TORUS = range(5)
 # One primitive is one row of numbers, so that compiled code can loop over a whole toy.
 # columns: 0 shape, 1:4 centre, 4:13 rotation world -> own frame, 13:17 size, 17:20 colour, 20 radius of its bounding ball
@@ -48,7 +48,7 @@ def _cylinder_distance(x, y, z, radius, half, r):
     qx, qy = _length2(x, z) - radius + r, abs(y) - half + r
     return _length2(max(qx, 0.), max(qy, 0.)) + min(max(qx, qy), 0.) - r
 
-
+# %% ../nbs/10_toybox.ipynb #752bacb1
 @numba.njit
 def _cone_distance(x, y, z, bottom, top, half):
     "Cut cone: radius `bottom` at y = -half, `top` at y = half. The distance to a trapezoid in the (radius, y) plane"
@@ -71,7 +71,7 @@ def _torus_distance(x, y, z, ring, tube):
     "Ring of radius `ring` in the xz plane, tube of radius `tube`"
     return _length2(_length2(x, z) - ring, y) - tube
 
-# %% ../nbs/10_toybox.ipynb #f1b910fe
+# %% ../nbs/10_toybox.ipynb #3464bb48
 @numba.njit
 def _ellipsoid_estimate(x, y, z, a, b, c):
     "First-order distance: zero in the right place, not exact elsewhere"
@@ -97,7 +97,7 @@ def _ellipsoid_distance(x, y, z, a, b, c):
     d = math.sqrt((x - qx)**2 + (y - qy)**2 + (z - qz)**2)
     return -d if (x/a)**2 + (y/b)**2 + (z/c)**2 < 1. else d
 
-
+# %% ../nbs/10_toybox.ipynb #87bc9800
 @numba.njit
 def _primitive_distance(row, x, y, z, exact):
     px, py, pz = x - row[1], y - row[2], z - row[3]
@@ -120,7 +120,7 @@ COLORS = dict(red=(.85, .10, .10), orange=(.95, .50, .08), yellow=(.95, .85, .12
 
 def colors(): return list(COLORS)
 
-# %% ../nbs/10_toybox.ipynb #12566cb7
+# %% ../nbs/10_toybox.ipynb #01859afb
 def rotation(x=0., y=0., z=0.):  # degrees, applied about x first, then y, then z
     "Rotation matrix [3, 3], own frame -> world"
     (cx, cy, cz), (sx, sy, sz) = np.cos(np.radians([x, y, z])), np.sin(np.radians([x, y, z]))
@@ -129,7 +129,7 @@ def rotation(x=0., y=0., z=0.):  # degrees, applied about x first, then y, then 
     rz = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
     return rz @ ry @ rx
 
-
+# %% ../nbs/10_toybox.ipynb #2d80c582
 class Parts:
     "Collects the primitives of one toy; `rng=None` draws the canonical toy, a numpy generator a random variation"
 
@@ -162,7 +162,7 @@ class Parts:
 
     def torus(self, at, ring, tube, color, turn=(0, 0, 0)): self.add(TORUS, at, (ring, tube), color, turn, ring + tube)
 
-# %% ../nbs/10_toybox.ipynb #d5d25d8f
+# %% ../nbs/10_toybox.ipynb #6c020a13
 KINDS = {}  # name -> (function that draws it, its own main colour)
 
 
@@ -195,7 +195,7 @@ def mug(p, main):
     p.cylinder((0, .64, 0), .45, .03, (.25, .13, .06))
     p.torus((.62, 0, 0), .32, .10, main, turn=(90, 0, 0))
 
-
+# %% ../nbs/10_toybox.ipynb #89f04168
 @toy(COLORS['yellow'])
 def duck(p, main):
     p.ellipsoid((0, -.25, 0), (.52, .42, .75), main)
@@ -233,7 +233,7 @@ def snowman(p, main):
     for y, z in ((.02, .39), (.24, .375)): p.ball((0, y, z), .06, DARK)
     for s in (-1, 1): p.ball((s*.11, .74, .24), .055, DARK)
 
-
+# %% ../nbs/10_toybox.ipynb #a0817076
 @toy(COLORS['red'])
 def car(p, main):
     p.box((0, -.10, 0), (.44, .20, .95), main, round=.09)
@@ -270,7 +270,7 @@ def mushroom(p, main):
         a, h = math.radians(angle), math.radians(height)
         p.ball((.77*math.cos(h)*math.sin(a), .15 + .47*math.sin(h), .77*math.cos(h)*math.cos(a)), size, WHITE)
 
-
+# %% ../nbs/10_toybox.ipynb #253301cf
 @toy((.93, .80, .55))
 def house(p, main):
     p.box((0, -.30, 0), (.62, .45, .52), main)
@@ -309,7 +309,7 @@ def rocket(p, main):
         a = math.radians(angle + 45)
         p.box((.42*math.sin(a), -.48, .42*math.cos(a)), (.045, .24, .20), RED, turn=(0, angle + 45, 0))
 
-
+# %% ../nbs/10_toybox.ipynb #f85aa7e2
 @toy((.58, .36, .18))
 def bear(p, main):
     light = shade_of(main, 1.5)
@@ -349,10 +349,10 @@ def vocabulary():
     "Every word that the toybox prior knows"
     return sorted({*KINDS, *COLORS, 'a', 'an', *VIEWS, 'view'})
 
-
+# %% ../nbs/10_toybox.ipynb #035c8963
 VIEWS = ('front', 'side', 'back', 'overhead')
 
-# %% ../nbs/10_toybox.ipynb #60db73ff
+# %% ../nbs/10_toybox.ipynb #b8f7ff0c
 @lru_cache(maxsize=None)
 def _frame(kind):
     "Centre and scale that put the canonical toy into a ball of radius 0.5 around the origin"
@@ -391,7 +391,7 @@ def _nearest(rows, x, y, z, exact):
             if d < best: best, which = d, i
     return best, which
 
-
+# %% ../nbs/10_toybox.ipynb #97e911ca
 @numba.njit(parallel=True)
 def _distance(rows, points, exact):
     out = np.empty(len(points))
@@ -406,7 +406,7 @@ def _color(rows, points):
         out[i] = rows[_nearest(rows, points[i, 0], points[i, 1], points[i, 2], True)[1], 17:20]
     return out
 
-# %% ../nbs/10_toybox.ipynb #8656f0ce
+# %% ../nbs/10_toybox.ipynb #a263f21f
 ALBEDO, LAMBERTIAN, TEXTURELESS, NORMAL = range(4)
 _MODES = dict(albedo=ALBEDO, lambertian=LAMBERTIAN, textureless=TEXTURELESS, normal=NORMAL)
 
@@ -443,7 +443,7 @@ def _trace(rows, near, ox, oy, oz, dx, dy, dz):
         t += .9*d  # the ellipsoid's estimate may be a little long
     return -1., 0
 
-
+# %% ../nbs/10_toybox.ipynb #7446fef0
 @numba.njit(parallel=True)
 def _render(rows, start, c2w, tan_half, light, ambient, mode, background, size, supersample, out):
     for b in numba.prange(len(c2w)):

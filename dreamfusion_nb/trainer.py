@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CHECKPOINT_EVERY', 'make_encoding', 'make_field', 'make_background', 'make_renderer', 'make_guidance',
            'make_optimizer', 'Look', 'look_at_step', 't_range_at', 'StepRecord', 'pick_device', 'Trainer',
-           'write_checkpoint', 'read_checkpoint', 'checkpoints', 'save', 'resume', 'write_text', 'in_notebook',
-           'sparkline', 'LiveCell', 'ProgressBar', 'fit', 'glance', 'Result', 'load', 'slug', 'check_prompt',
-           'is_finished', 'claim_folder', 'train', 'log', 'finish']
+           'write_checkpoint', 'read_checkpoint', 'checkpoints', 'write_text', 'in_notebook', 'sparkline', 'LiveCell',
+           'ProgressBar', 'Result', 'load', 'slug', 'check_prompt', 'is_finished', 'claim_folder', 'train', 'log',
+           'finish']
 
 # %% ../nbs/15_trainer.ipynb #93683d97
 import json
@@ -143,7 +143,7 @@ def pick_device(device=None):
         raise ConfigError(f'device {str(device)!r} is not available here; there is: cpu' + ', cuda'*torch.cuda.is_available()) from None
     return chosen
 
-# %% ../nbs/15_trainer.ipynb #7ac496e5
+# %% ../nbs/15_trainer.ipynb #a891525d
 class Trainer:
     "Text to a field: builds the parts of `config` and optimises them, a step at a time"
 
@@ -171,52 +171,62 @@ class Trainer:
         return sample_cameras(d.batch_size, radius_range=d.radius_range, theta_range=d.theta_range, phi_range=d.phi_range,
             fovy_range=d.fovy_range, stratified=True, generator=self.generator, device=self.device)
 
-    def render(self, cameras, look, light):
-        d = self.config.data.train
-        return self.renderer(cameras, d.height, d.width, shading=look.shading, light=light, ambient=look.ambient, perturb=True, generator=self.generator)
-
-    def distill(self, cameras, look, out):
-        "The diffusion model's opinion about a rendering"
-        c = self.config
-        weights = view_weights(cameras.azimuth, cameras.polar, angle_overhead=c.data.train.angle_overhead)
-        image = torch.cat([out.image, out.opacity], 1) if look.as_latent else out.image
-        return sds(self.guidance, image, self.prompts.embeddings(weights), guidance_scale=c.guidance_scale, t_range=t_range_at(self.step_count, c),
-            weighting=c.guidance.weighting, as_latent=look.as_latent, generator=self.generator)
-
-    def regularise(self, out):
-        "The weighted small losses of a rendering, by name"
-        c, found = self.config.loss, {}
-        # entropy waits until there is something to decide about, as in NeMo
-        ramp = min(1., 2*self.step_count/self.config.iters)
-        if c.lambda_opacity: found['opacity_loss'] = c.lambda_opacity*loss_functions.opacity(out.opacity)
-        if c.lambda_entropy: found['entropy'] = c.lambda_entropy*ramp*loss_functions.entropy(out.opacity)
-        if c.lambda_orientation and out.normals is not None:
-            found['orientation'] = c.lambda_orientation*loss_functions.orientation(out.weights, out.normals, out.directions, out.opacity.numel())
-        return found
-
     def learning_rate(self):
         o = self.config.optim
         return o.lr*(o.lr_decay if self.step_count >= o.lr_decay_start*self.config.iters else 1.)
 
-    def step(self) -> StepRecord:
-        "One iteration"
-        c = self.config
-        self.renderer.update(self.step_count, self.generator)
-        cameras, look = self.cameras(), look_at_step(self.step_count, c, self.generator)
-        light = sample_light(cameras.position, generator=self.generator)
-        out = self.render(cameras, look, light)
-        opinion = self.distill(cameras, look, out)
-        parts = {'sds': c.loss.lambda_sds*opinion.loss, **self.regularise(out)}
-        lr = self.learning_rate()
-        for group in self.optimizer.param_groups: group['lr'] = lr
-        self.optimizer.zero_grad()
-        sum(parts.values()).backward()
-        if c.optim.max_grad_norm: torch.nn.utils.clip_grad_norm_(self.renderer.parameters(), c.optim.max_grad_norm)
-        self.optimizer.step()
-        record = StepRecord(self.step_count, cameras, look, light, out, opinion, {k: v.item() for k, v in parts.items()}, lr)
-        self.step_count += 1
-        self.history.append(record.row())
-        return record
+# %% ../nbs/15_trainer.ipynb #4d5568b6
+def _render(self, cameras, look, light):
+    d = self.config.data.train
+    return self.renderer(cameras, d.height, d.width, shading=look.shading, light=light, ambient=look.ambient, perturb=True, generator=self.generator)
+
+
+def _distill(self, cameras, look, out):
+    "The diffusion model's opinion about a rendering"
+    c = self.config
+    weights = view_weights(cameras.azimuth, cameras.polar, angle_overhead=c.data.train.angle_overhead)
+    image = torch.cat([out.image, out.opacity], 1) if look.as_latent else out.image
+    return sds(self.guidance, image, self.prompts.embeddings(weights), guidance_scale=c.guidance_scale, t_range=t_range_at(self.step_count, c),
+        weighting=c.guidance.weighting, as_latent=look.as_latent, generator=self.generator)
+
+
+def _regularise(self, out):
+    "The weighted small losses of a rendering, by name"
+    c, found = self.config.loss, {}
+    # entropy waits until there is something to decide about, as in NeMo
+    ramp = min(1., 2*self.step_count/self.config.iters)
+    if c.lambda_opacity: found['opacity_loss'] = c.lambda_opacity*loss_functions.opacity(out.opacity)
+    if c.lambda_entropy: found['entropy'] = c.lambda_entropy*ramp*loss_functions.entropy(out.opacity)
+    if c.lambda_orientation and out.normals is not None:
+        found['orientation'] = c.lambda_orientation*loss_functions.orientation(out.weights, out.normals, out.directions, out.opacity.numel())
+    return found
+
+
+Trainer.render, Trainer.distill, Trainer.regularise = _render, _distill, _regularise
+
+# %% ../nbs/15_trainer.ipynb #75572c03
+def _step(self) -> StepRecord:
+    "One iteration"
+    c = self.config
+    self.renderer.update(self.step_count, self.generator)
+    cameras, look = self.cameras(), look_at_step(self.step_count, c, self.generator)
+    light = sample_light(cameras.position, generator=self.generator)
+    out = self.render(cameras, look, light)
+    opinion = self.distill(cameras, look, out)
+    parts = {'sds': c.loss.lambda_sds*opinion.loss, **self.regularise(out)}
+    lr = self.learning_rate()
+    for group in self.optimizer.param_groups: group['lr'] = lr
+    self.optimizer.zero_grad()
+    sum(parts.values()).backward()
+    if c.optim.max_grad_norm: torch.nn.utils.clip_grad_norm_(self.renderer.parameters(), c.optim.max_grad_norm)
+    self.optimizer.step()
+    record = StepRecord(self.step_count, cameras, look, light, out, opinion, {k: v.item() for k, v in parts.items()}, lr)
+    self.step_count += 1
+    self.history.append(record.row())
+    return record
+
+
+Trainer.step = _step
 
 # %% ../nbs/15_trainer.ipynb #10d56fa8
 CHECKPOINT_EVERY = 100
@@ -258,8 +268,8 @@ def read_checkpoint(folder):
 
 def checkpoints(folder): return sorted(p for p in (Path(folder)/'checkpoints').glob('step-*') if p.name[5:].isdigit())
 
-# %% ../nbs/15_trainer.ipynb #9efdcd22
-def save(self):
+# %% ../nbs/15_trainer.ipynb #0532df16
+def _save(self):
     "Write a checkpoint and the history into the folder; the two newest checkpoints are kept"
     if self.folder is None: raise ConfigError('this trainer has no folder: Trainer(config, folder=...)')
     moments, numbers = _flatten(self.optimizer.state_dict()['state'])
@@ -285,7 +295,7 @@ def _restore(self, path):
     return self
 
 
-def resume(cls, folder, guidance=None, device=None):
+def _resume(cls, folder, guidance=None, device=None):
     "The trainer of a run, as it was at its newest checkpoint"
     found = checkpoints(folder)
     if not found: raise ConfigError(f'{folder} holds no checkpoint')
@@ -297,10 +307,10 @@ def write_text(path, text):
     tmp.write_text(text, encoding='utf-8')
     os.replace(tmp, path)
 
+# %% ../nbs/15_trainer.ipynb #7cb869e4
+Trainer.save, Trainer.resume = _save, classmethod(_resume)
 
-Trainer.save, Trainer.resume = save, classmethod(resume)
-
-# %% ../nbs/15_trainer.ipynb #3aa157ba
+# %% ../nbs/15_trainer.ipynb #400285dc
 def in_notebook():
     shell = sys.modules.get('IPython') and sys.modules['IPython'].get_ipython()
     return bool(shell) and shell.has_trait('kernel')
@@ -335,6 +345,9 @@ class LiveCell:
             f'{_img(trainer.glance())} {sparkline([row["grad_norm"] for row in trainer.history])}<br>left: front and side; right: norm of the SDS gradient'))
 
 
+    def close(self): pass
+
+# %% ../nbs/15_trainer.ipynb #575a2117
 class ProgressBar:
     "Callback: tqdm, with the time left"
 
@@ -344,7 +357,9 @@ class ProgressBar:
         if self.bar is None: self.bar = tqdm(total=trainer.config.iters, initial=record.step, unit='step', desc=trainer.config.prompt[:40], dynamic_ncols=True)
         self.bar.update()
         if record.step % 10 == 0: self.bar.set_postfix(grad=f'{record.grad.norm().item():.2f}', refresh=False)
-        if trainer.step_count >= trainer.config.iters: self.bar.close()
+
+    def close(self):
+        if self.bar is not None: self.bar.close()
 
 
 def _img(image, fmt='JPEG'):
@@ -353,8 +368,8 @@ def _img(image, fmt='JPEG'):
     image.save(buffer, fmt)
     return f'<img src="data:image/{fmt.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
-# %% ../nbs/15_trainer.ipynb #a2bc5a91
-def fit(self, n=None, callbacks=()):
+# %% ../nbs/15_trainer.ipynb #17c0abdb
+def _fit(self, n=None, callbacks=()):
     "Do `n` more steps (None: all that are left), saving every 100 if there is a folder; returns the last record"
     record, end = None, self.config.iters if n is None else self.step_count + n
     while self.step_count < end:
@@ -365,7 +380,7 @@ def fit(self, n=None, callbacks=()):
 
 
 @torch.no_grad()
-def glance(self, size=128):
+def _glance(self, size=128):
     "The field as it is now, from the front and from the side: a PIL image"
     self.renderer.eval()
     views = self.renderer(orbit(4, device=self.device)[:2], size, size, background=(1., 1., 1.)).image
@@ -373,9 +388,9 @@ def glance(self, size=128):
     return to_pil(torch.cat(list(views), -1))
 
 
-Trainer.fit, Trainer.glance = fit, glance
+Trainer.fit, Trainer.glance = _fit, _glance
 
-# %% ../nbs/15_trainer.ipynb #2b68bc70
+# %% ../nbs/15_trainer.ipynb #72f170b7
 class Result:
     "A finished field: renders, exports, shows itself"
 
@@ -388,56 +403,63 @@ class Result:
     def __repr__(self): return f'Result({self.config.prompt!r}, folder={str(self.folder)!r})'
 
     @torch.no_grad()
-    def _views(self, cameras, size, shading='albedo', background=(1., 1., 1.)):
-        "Pictures [B, 3, size, size], one camera after the other for bounded memory"
+    def views(self, cameras, height, width=None, shading='albedo', background=(1., 1., 1.)):
+        "Pictures [B, 3, height, width] of any cameras, one after the other for bounded memory; lit modes have their lamp at the camera"
         cameras = cameras.to(self.device)
-        return torch.cat([self.renderer(cameras[i], size, size, shading=shading, ambient=.4, background=background).image for i in range(len(cameras))]).clamp(0, 1)
+        return torch.cat([self.renderer(c, height, width or height, shading=shading, ambient=.4, background=background).image for c in cameras]).clamp(0, 1)
 
     def render(self, azimuth=0., elevation=15., radius=3.2, fovy=20., size=256, shading='albedo'):
         "One view as a PIL image; angles in degrees, shading 'albedo', 'lambertian', 'textureless' or 'normal'"
-        return to_pil(self._views(orbit(1, elevation=elevation, radius=radius, fovy=fovy, azimuth_start=azimuth), size, shading)[0])
+        return to_pil(self.views(orbit(1, elevation=elevation, radius=radius, fovy=fovy, azimuth_start=azimuth), size, shading=shading)[0])
 
     def turntable(self, n=60, size=256, shading='albedo'):
         "`n` views once around, as PIL images"
-        return [to_pil(v) for v in self._views(orbit(n), size, shading)]
+        return [to_pil(v) for v in self.views(orbit(n), size, shading=shading)]
 
-    def preview(self, size=256):
+    def preview(self, height=256, width=None):
         "Six views in one picture"
-        return six_view(lambda cameras: self._views(cameras, size))
+        return six_view(lambda cameras: self.views(cameras, height, width))
 
-    def video(self, path, n=60, size=256):
+    def video(self, path, n=60, height=256, width=None):
         "Write a turntable as .mp4"
-        write_video(self._views(orbit(n), size), path)
+        write_video(self.views(orbit(n), height, width), path)
         return Path(path)
 
-    def mesh(self, resolution=128, threshold='auto'):
-        "The surface as a `trimesh.Trimesh` with vertex colours. Raises `EmptyMeshError` if there is none"
-        return extract_mesh(self.field, resolution=resolution, threshold=threshold, grid=self.renderer.grid)
-
-    def export(self, path, resolution=128, threshold='auto'):
-        "Write the mesh as .glb, .obj, .ply or .stl, by the ending of `path`"
-        write_mesh(self.mesh(resolution, threshold), path)
-        return Path(path)
-
-    def show(self, resolution=96):
-        "The mesh as a plotly figure that can be turned and zoomed"
-        import plotly.graph_objects as go
-        m = self.mesh(resolution)
-        x, y, z = m.vertices.T
-        # plotly's z axis points up, ours is y
-        body = go.Mesh3d(x=z, y=x, z=y, i=m.faces[:, 0], j=m.faces[:, 1], k=m.faces[:, 2], vertexcolor=m.visual.vertex_colors, flatshading=False,
-            lighting=dict(ambient=.6, diffuse=.5, specular=.05))
-        hidden = dict(visible=False)
-        return go.Figure(body, go.Layout(width=480, height=480, margin=dict(l=0, r=0, t=0, b=0),
-            scene=dict(xaxis=hidden, yaxis=hidden, zaxis=hidden, aspectmode='data', camera=dict(eye=dict(x=1.4, y=.9, z=.5)))))
-
-    def _repr_png_(self):
-        import io
-        buffer = io.BytesIO()
-        self.preview(128).save(buffer, 'PNG')
-        return buffer.getvalue()
+# %% ../nbs/15_trainer.ipynb #02db6424
+def _mesh(self, resolution=128, threshold='auto'):
+    "The surface as a `trimesh.Trimesh` with vertex colours. Raises `EmptyMeshError` if there is none"
+    return extract_mesh(self.field, resolution=resolution, threshold=threshold, grid=self.renderer.grid)
 
 
+def _export(self, path, resolution=128, threshold='auto'):
+    "Write the mesh as .glb, .obj, .ply or .stl, by the ending of `path`"
+    write_mesh(self.mesh(resolution, threshold), path)
+    return Path(path)
+
+
+def _show(self, resolution=96):
+    "The mesh as a plotly figure that can be turned and zoomed"
+    import plotly.graph_objects as go
+    m = self.mesh(resolution)
+    x, y, z = m.vertices.T
+    # plotly's z axis points up, ours is y
+    body = go.Mesh3d(x=z, y=x, z=y, i=m.faces[:, 0], j=m.faces[:, 1], k=m.faces[:, 2], vertexcolor=m.visual.vertex_colors, flatshading=False,
+        lighting=dict(ambient=.6, diffuse=.5, specular=.05))
+    hidden = dict(visible=False)
+    return go.Figure(body, go.Layout(width=480, height=480, margin=dict(l=0, r=0, t=0, b=0),
+        scene=dict(xaxis=hidden, yaxis=hidden, zaxis=hidden, aspectmode='data', camera=dict(eye=dict(x=1.4, y=.9, z=.5)))))
+
+
+def _picture(self):
+    import io
+    buffer = io.BytesIO()
+    self.preview(128).save(buffer, 'PNG')
+    return buffer.getvalue()
+
+# %% ../nbs/15_trainer.ipynb #14aa8c23
+Result.mesh, Result.export, Result.show, Result._repr_png_ = _mesh, _export, _show, _picture
+
+# %% ../nbs/15_trainer.ipynb #123a49aa
 def load(folder, device=None):
     "Read back a result folder. Raises `ConfigError` for a folder that holds none"
     folder = Path(folder)
@@ -450,7 +472,7 @@ def load(folder, device=None):
     lines = (folder/'history.jsonl').read_text().splitlines() if (folder/'history.jsonl').exists() else []
     return Result(config, renderer.to(device), folder, [json.loads(line) for line in lines])
 
-# %% ../nbs/15_trainer.ipynb #81364403
+# %% ../nbs/15_trainer.ipynb #34571090
 def slug(prompt):
     "A prompt as the name of a folder"
     return re.sub(r'[^a-z0-9]+', '-', prompt.lower()).strip('-')[:60] or 'result'
@@ -472,10 +494,10 @@ def is_finished(folder):
 
 def claim_folder(folder, config, resume='auto', overwrite=False):
     "Whether the run in `folder` is to be resumed (True) or begins (False). Raises `ConfigError` if something stands in the way"
-    if folder.exists() and not folder.is_dir(): raise ConfigError(f'out: {folder} is a file, not a folder')
+    parent = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not parent.is_dir(): raise ConfigError(f'out: {parent} is a file, not a folder')
+    if not os.access(parent, os.W_OK): raise ConfigError(f'out: {parent} cannot be written; choose another folder with out= (--out)')
     here = [p.name for p in folder.iterdir()] if folder.exists() else []
-    parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not os.access(parent, os.W_OK): raise ConfigError(f'out: {folder} cannot be written; choose another folder with out= (--out)')
     if not here or overwrite: return False
     ways = 'choose another folder with out= (--out), or overwrite=True (--overwrite)'
     if 'config.yaml' not in here: raise ConfigError(f'out: {folder} holds something that is no result of ours ({here[0]}, …): {ways}')
@@ -485,7 +507,7 @@ def claim_folder(folder, config, resume='auto', overwrite=False):
     if resume is False: raise ConfigError(f'out: {folder} holds an unfinished run and resume is False: {ways}')
     return bool(checkpoints(folder))
 
-
+# %% ../nbs/15_trainer.ipynb #2c9a18b2
 def train(prompt,               # what to make
           *,
           preset='toybox',      # 'toybox', 'quality', 'dreamfusion'
@@ -512,14 +534,18 @@ def train(prompt,               # what to make
     trainer = Trainer.resume(folder, model, device) if going_on else Trainer(settings, model, device, folder)
     if not going_on:
         if overwrite and folder.exists(): shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder/'config.yaml', settings.to_yaml())
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder/'config.yaml', settings.to_yaml())
+        except OSError as error: raise ConfigError(f'out: {folder} cannot be written: {error.strerror}') from None
     log(folder, f'{"resumed" if going_on else "started"} at step {trainer.step_count} of {settings.iters}, device {device}, torch {torch.__version__}')
     shown = [LiveCell() if in_notebook() else ProgressBar()] if progress else []
-    trainer.fit(callbacks=[*callbacks, *shown])
+    try: trainer.fit(callbacks=[*callbacks, *shown])
+    finally:
+        for display in shown: display.close()
     return finish(Result(settings, trainer.renderer, folder, trainer.history))
 
-
+# %% ../nbs/15_trainer.ipynb #696a9b19
 def log(folder, line):
     with open(folder/'log.txt', 'a', encoding='utf-8') as f: f.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")} {line}\n')
 
@@ -528,9 +554,9 @@ def finish(result):
     "Write preview, video and mesh of a result into its folder"
     test, val = result.config.data.test, result.config.data.val
     tmp = result.folder/'preview.tmp.png'
-    result.preview(val.height).save(tmp)
+    result.preview(val.height, val.width).save(tmp)
     os.replace(tmp, result.folder/'preview.png')
-    result.video(result.folder/'turntable.mp4', test.size, test.height)
+    result.video(result.folder/'turntable.mp4', test.size, test.height, test.width)
     try: result.export(result.folder/'model.glb')
     except EmptyMeshError as error: raise ConfigError(f'{result.config.prompt!r} came out empty: {error}') from None
     log(result.folder, 'wrote preview.png, turntable.mp4, model.glb')
