@@ -98,7 +98,7 @@ def _drop_pieces(vertices, faces, min_share):
     keep = (volume >= min_share*volume.max())[label]
     return vertices[keep], (keep.cumsum() - 1)[faces[keep[faces[:, 0]]]]
 
-# %% ../nbs/13_export.ipynb #e3ae5f61
+# %% ../nbs/13_export.ipynb #e451c298
 @torch.no_grad()
 def extract_mesh(field,                # `density(x [N,3]) -> [N]` and `albedo(x) -> [N,3]`
                  *,
@@ -130,9 +130,11 @@ def extract_mesh(field,                # `density(x [N,3]) -> [N]` and `albedo(x
         level = auto_threshold(torch.where(density < floor, 0., density), surface, spacing)
     if level is None or not (surface > level).any(): raise EmptyMeshError(_why_empty(density, level))
     vertices, faces = _drop_pieces(*_isosurface(surface, level, bound), min_share)
-    points = torch.as_tensor(np.ascontiguousarray(vertices), dtype=torch.float32, device=device)
-    colors = torch.cat([field.albedo(x) for x in points.split(chunk)]).float().clamp(0, 1).mul(255).round().byte().cpu()
-    return trimesh.Trimesh(vertices, faces, vertex_colors=colors.numpy(), process=False, metadata=dict(threshold=level))
+    mesh = trimesh.Trimesh(vertices, faces, process=False, metadata=dict(threshold=level))
+    beneath = torch.as_tensor(np.array(vertices - spacing*mesh.vertex_normals), dtype=torch.float32, device=device).clamp(-bound, bound)
+    colors = torch.cat([field.albedo(x) for x in beneath.split(chunk)]).float().clamp(0, 1).mul(255).round().byte().cpu()
+    mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=colors.numpy())
+    return mesh
 
 # %% ../nbs/13_export.ipynb #e20b5454
 def _why_empty(density, level):
