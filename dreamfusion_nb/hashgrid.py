@@ -200,13 +200,12 @@ def _forward(x, params, scale, side, size, start, hashed, smooth, out, n, l, a, 
         _corners(x[3*i:], m, scale[l], u4(side[l]), u4(size[l]), hashed[l], smooth, cell, weight, row)
         _gather(table, weight, row, m, out[2*l*n + i:], out[(2*l + 1)*n + i:])
 
-# %% ../nbs/02_hashgrid.ipynb #e54797d8
+# %% ../nbs/02_hashgrid.ipynb #0e55091c
 @_jit
 def _backward_params(x, grad, scale, side, size, start, hashed, smooth, dout, n, l):
-    "Gradient of the table of level `l`; dout [L*2, n], flat"
+    "Adds the gradient of level `l` to its table in `grad`; dout [L*2, n], flat"
     cell, weight, row = np.empty(3*BLOCK, u4), np.empty(3*BLOCK, f4), np.empty(8*BLOCK, u4)
     table = grad[2*start[l]:2*(start[l] + size[l])]
-    table[:] = 0
     for i in range(0, n, BLOCK):
         m = min(BLOCK, n - i)
         _corners(x[3*i:], m, scale[l], u4(side[l]), u4(size[l]), hashed[l], smooth, cell, weight, row)
@@ -239,7 +238,7 @@ def _empty(*shape): return torch.from_numpy(np.empty(shape, f4))
 
 def _flat(x): return x.contiguous().view(-1).numpy()
 
-# %% ../nbs/02_hashgrid.ipynb #1680bf1e
+# %% ../nbs/02_hashgrid.ipynb #69f480b9
 class _NumbaEncode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, params, levels, smooth):
@@ -259,7 +258,7 @@ class _NumbaEncode(torch.autograd.Function):
         points, common, last = _flat(x), (*levels, ctx.smooth, _flat(dout.t()), n), len(levels.scale) - 1
         dx = dparams = None
         if ctx.needs_input_grad[1]:
-            dparams = _empty(len(params))
+            dparams = torch.from_numpy(np.zeros(len(params), f4))
             tables = dparams.numpy()
             run_parallel(lambda i: _backward_params(points, tables, *common, last - i), last + 1)  # big levels first
         if ctx.needs_input_grad[0]:
