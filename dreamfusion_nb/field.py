@@ -168,7 +168,7 @@ class FieldParts(nn.Module):
         "Density before the activation [N]"
         return self.density_net(features).squeeze(-1) + self.blob(x, self.blob_density, self.blob_radius)
 
-# %% ../nbs/03_field.ipynb #a7c07a39
+# %% ../nbs/03_field.ipynb #ffcd43b0
 class Field(FieldParts):
     "Density, albedo and normal at points [N,3] within ±bound (N may be 0). The parts are NeMo's; arguments as for `FieldParts`"
     def density(self, x):
@@ -187,8 +187,8 @@ class Field(FieldParts):
     def normal(self, x):
         "Unit vectors [N,3] that point out of the object, zero where the density is flat; gradient flows into the density"
         near = neighbours(x, self.normal_eps, self.normal_type, self.bound)
-        raw = [self.raw_density(p, self.encode(p)) for p in (x, near)]
-        return normal_from_differences(*raw, self.normal_type)
+        raw, around = (self.raw_density(p, self.encode(p)) for p in (x, near))
+        return normal_from_differences(raw, around, self.normal_type)
 
     def density_albedo_normal(self, x):
         "(density [N], albedo [N,3], normal [N,3]) with one call of the encoding"

@@ -78,18 +78,18 @@ def encode_torch(x,             # points [N, 3] in the unit cube; outside it the
         out += [(weight*f).sum((1, 2, 3)) for f in features.unbind(-1)]
     return torch.stack(out, 1)
 
-# %% ../nbs/02_hashgrid.ipynb #7d459176
+# %% ../nbs/02_hashgrid.ipynb #7f7151f5
 def _jit(f):
     "Compile at the first call and cache on disk, where some folder can be written. NaN and infinity keep their meaning"
-    options = dict(nogil=True, error_model='numpy', fastmath={'contract', 'nsz', 'reassoc'})
+    options: dict = dict(nogil=True, error_model='numpy', fastmath={'contract', 'nsz', 'reassoc'})
     try: return numba.njit(cache=True, **options)(f)
     except RuntimeError: return numba.njit(**options)(f)
 
 f4, u4, u8 = np.float32, np.uint32, np.uint64
 BLOCK = 512  # points handled together: what they need stays in the first-level cache
 
-# %% ../nbs/02_hashgrid.ipynb #0027f723
-_pool = {}  # process id -> threads, since they don't survive a fork
+# %% ../nbs/02_hashgrid.ipynb #99152c2e
+_pool: dict[int, ThreadPoolExecutor] = {}  # process id -> threads, since they don't survive a fork
 
 def run_parallel(job,    # called as job(i) for i in range(n_jobs); should drop the GIL
                  n_jobs  # jobs must not write the same memory
