@@ -117,11 +117,11 @@ class Group:
 
 def group(kind): return field(default_factory=kind)
 
-# %% ../nbs/00_config.ipynb #fbe933bb
+# %% ../nbs/00_config.ipynb #bd56206c
 @dataclass
 class Nerf(Group):
     "Density and albedo in space"
-    bound: float = number(1, .1, 16)            # the world is the cube from -bound to bound
+    bound: float = number(.6, .1, 16)           # the world is the cube from -bound to bound
     encoder_type: str = choice('hashgrid', 'hashgrid', 'frequency')
     n_levels: int = number(8, 1, 32)            # hash grid: levels; frequency encoding: octaves
     n_features_per_level: int = number(2, 1, 8)
@@ -132,12 +132,13 @@ class Nerf(Group):
     hidden_dims: int = number(32, 1, 1024)      # width of the two networks, encoding to density and encoding to albedo
     n_hidden_layers: int = number(1, 1, 8)      # their depth
     density_activation: str = choice('exp', 'exp', 'softplus')
-    blob_density: float = number(5, 0, 100)     # height of the ball at the start, before the activation
+    blob_density: float = number(9, 0, 100)     # height of the ball at the start, before the activation
     blob_radius: float = number(.2, .01, 16)    # its size: Gaussian for exp, cone for softplus
+    density_bias: float = number(-4, -20, 20)   # raw density everywhere; exp(0) = 1 is thin fog, at -4 the box starts empty
     normal_type: str = choice('forward_finite_difference', 'central_finite_difference', 'forward_finite_difference', 'backward_finite_difference')
     normal_eps: float = number(.01, 1e-5, 1)    # step of the difference
 
-# %% ../nbs/00_config.ipynb #95ae19df
+# %% ../nbs/00_config.ipynb #94e44d10
 @dataclass
 class Background(Group):
     "What stands behind the object"
@@ -158,16 +159,18 @@ class Renderer(Group):
     grid_resolution: int = number(48, 8, 512)   # cells an axis
     update_interval: int = number(16, 1, 10000) # steps from one refresh of the grid to the next
     grid_decay: float = number(.8, 0, 1)        # a cell keeps the larger of decay*old and new density
-    density_thresh: float = number(.1, 0, 1e4)  # a cell is skipped below min(mean density, this)
+    density_thresh: float = number(1, 0, 1e4)   # a cell is skipped below min(mean density, this)
 
-# %% ../nbs/00_config.ipynb #b59398de
+# %% ../nbs/00_config.ipynb #28aee390
 @dataclass
 class Guidance(Group):
     "The diffusion model and the noise it is asked about"
     name: str = text('toybox', empty=False)     # 'toybox', or a Stable Diffusion folder or hub name
     t_range: tuple[float, float] = span((.02, .98), 0, 1)  # timesteps, as a part of all, at the start
     t_range_end: tuple[float, float] | None = span((.02, .58), 0, 1)  # and at the end, linear between; null: as at the start
-    weighting: str = choice('sds', 'sds', 'uniform', 'fantasia3d')  # w(t) of the SDS gradient
+    scale_end: float | None = number(None, 0, 1000)  # guidance_scale at the end, linear between; null: as at the start
+    rescale: float = number(0, 0, 1)            # how far strong guidance is brought back to the spread of the plain prediction
+    weighting: str = choice('uniform', 'sds', 'uniform', 'fantasia3d')  # w(t) of the SDS gradient
     precision: str = choice('auto', 'auto', '32', '16', 'bf16')  # of the diffusion model alone; auto: 16 on a GPU, else 32
 
 
@@ -189,7 +192,7 @@ class Loss(Group):
     "Weights of the losses; 0 leaves one out"
     lambda_sds: float = number(1, 0, 1e6)
     lambda_opacity: float = number(0, 0, 1e6)
-    lambda_entropy: float = number(1e-3, 0, 1e6)
+    lambda_entropy: float = number(20, 0, 1e6)
     lambda_orientation: float = number(1e-2, 0, 1e6)
 
 # %% ../nbs/00_config.ipynb #a54d498b
@@ -245,7 +248,7 @@ class _Root(Group):
         _check_together(result)
         return result
 
-# %% ../nbs/00_config.ipynb #cbac7355
+# %% ../nbs/00_config.ipynb #94d05627
 @dataclass
 class Config(_Root):
     "All that a run depends on. Two runs with equal configurations on one machine give equal bytes"
@@ -255,7 +258,7 @@ class Config(_Root):
     side_prompt: str = text(', side view')
     back_prompt: str = text(', back view')
     overhead_prompt: str = text(', overhead view')
-    guidance_scale: float = number(20, 0, 1000)
+    guidance_scale: float = number(8, 0, 1000)
     iters: int = number(1000, 1, 1000000)
     seed: int = number(0, 0, 2**32 - 1)
     latent_iter_ratio: float = number(0, 0, 1)  # first part of the run: normals straight to the diffusion model as latents
@@ -381,7 +384,7 @@ def _check_together(config):
     if optim.betas and len(optim.betas) != count:
         raise ConfigError(f'optim.betas must be {count} numbers for {optim.name}, not {list(optim.betas)}; optim.betas=null takes its usual ones')
 
-# %% ../nbs/00_config.ipynb #292afafe
+# %% ../nbs/00_config.ipynb #2e08c48c
 PRESETS = {'toybox': '{}', 'quality': """
 iters: 3000
 nerf: {log2_hashmap_size: 16, desired_resolution: 128}
@@ -396,6 +399,9 @@ albedo_iter_ratio: 0.0
 min_ambient_ratio: 0.1
 textureless_ratio: 0.2
 nerf:
+  bound: 1
+  blob_density: 5
+  density_bias: 0
   n_levels: 16
   log2_hashmap_size: 19
   base_resolution: 16
@@ -405,7 +411,7 @@ nerf:
   normal_type: central_finite_difference
 background: {type: static, color: [0, 0, 1]}
 renderer: {max_steps: 1024, grid_resolution: 128, grid_decay: 0.95, density_thresh: 10}
-guidance: {name: stabilityai/stable-diffusion-2-1-base, t_range: [0.02, 0.98], t_range_end: null, precision: 16}
+guidance: {name: stabilityai/stable-diffusion-2-1-base, t_range: [0.02, 0.98], t_range_end: null, weighting: sds, precision: 16}
 optim: {name: adan, lr: 5e-3, betas: [0.98, 0.92, 0.99], weight_decay: 2e-5, max_grad_norm: 5, lr_decay: 1}
 loss: {lambda_entropy: 1e-3, lambda_orientation: 1e-2}
 data:

@@ -135,7 +135,7 @@ def _known(name, value, options):
     if value in options: return value
     raise ConfigError(f'field: {name} must be one of {", ".join(options)}, not {value!r}{did_you_mean(value, options)}')
 
-# %% ../nbs/03_field.ipynb #2bf94e31
+# %% ../nbs/03_field.ipynb #74184439
 class FieldParts(nn.Module):
     "Encoding, networks, ball and activation of a `Field`"
     def __init__(self,
@@ -147,6 +147,7 @@ class FieldParts(nn.Module):
                  density_activation='exp',  # 'exp' with a Gaussian ball, 'softplus' with a cone
                  blob_density=5.,           # height of the ball, before the activation
                  blob_radius=.2,            # its radius
+                 density_bias=0.,           # raw density everywhere; exp(0) = 1 is thin fog, below -3 the box starts empty
                  normal_type='central_finite_difference',  # or 'forward_…' or 'backward_finite_difference'
                  normal_eps=1e-2,           # step of the differences, world units
                  generator=None             # of all initial values
@@ -154,7 +155,7 @@ class FieldParts(nn.Module):
         super().__init__()
         self.activation, self.blob = ACTIVATIONS[_known('density_activation', density_activation, ACTIVATIONS)]
         self.normal_type, self.normal_eps = _known('normal_type', normal_type, NORMAL_TYPES), normal_eps
-        self.bound, self.blob_density, self.blob_radius = bound, blob_density, blob_radius
+        self.bound, self.blob_density, self.blob_radius, self.density_bias = bound, blob_density, blob_radius, density_bias
         self.encoding = HashGrid(generator=generator) if encoding is None else encoding
         n = self.encoding.n_output_dims
         self.density_net = MLP(n, hidden_dims, n_hidden_layers, 1, generator)
@@ -166,7 +167,7 @@ class FieldParts(nn.Module):
 
     def raw_density(self, x, features):
         "Density before the activation [N]"
-        return self.density_net(features).squeeze(-1) + self.blob(x, self.blob_density, self.blob_radius)
+        return self.density_net(features).squeeze(-1) + self.blob(x, self.blob_density, self.blob_radius) + self.density_bias
 
 # %% ../nbs/03_field.ipynb #ffcd43b0
 class Field(FieldParts):

@@ -146,7 +146,7 @@ class Run:
             if self.step % save_every == 0 or self.step == self.steps: self.save()
         return self
 
-# %% ../nbs/11_prior.ipynb #e04f471c
+# %% ../nbs/11_prior.ipynb #9d2e72bf
 def _load(self):
     state = json.loads((self.folder/'state.json').read_text())
     tensors = load_file(self.folder/f'state-{state["step"]}.safetensors')
@@ -171,6 +171,9 @@ def _save(self):
         if old.name != f'state-{self.step}.safetensors': old.unlink()
 
 
+Run.load, Run.save = _load, _save
+
+# %% ../nbs/11_prior.ipynb #4a475ffb
 def _report(self):
     seconds = (time.time() - self.began)/len(self.losses)
     recent = sum(self.losses[-50:])/len(self.losses[-50:])
@@ -186,7 +189,7 @@ def _averaged(self):
     return self.modules.eval()
 
 
-Run.load, Run.save, Run.report, Run.averaged = _load, _save, _report, _averaged
+Run.report, Run.averaged = _report, _averaged
 
 # %% ../nbs/11_prior.ipynb #85e0fc7e
 def half_precision(device='cpu'):
@@ -293,7 +296,7 @@ def shipped_judge():
     judge.load_state_dict(load_file(PRIOR_DIR/'judge.safetensors'))
     return judge.eval()
 
-# %% ../nbs/11_prior.ipynb #3701f38b
+# %% ../nbs/11_prior.ipynb #718b6791
 def train_judge(work, pictures=16_000, steps=1500, batch=64, lr=2e-3, out=PRIOR_DIR):
     "Train the judge on renderings of its own and write it beside the prior"
     work = Path(work)/'judge'
@@ -318,9 +321,10 @@ def train_judge(work, pictures=16_000, steps=1500, batch=64, lr=2e-3, out=PRIOR_
 
 
 def agreement(captions, seen):
-    "Share of captions of which the judge saw the kind, the colour (where one was named) and the view"
-    return {k: sum(getattr(c, k) == getattr(s, k) for c, s in zip(captions, seen) if getattr(c, k))/max(sum(bool(getattr(c, k)) for c in captions), 1)
-            for k in Judge.HEADS}
+    "Share of pictures in which the judge saw the kind, the colour (where one was named) and the view (of toys with a front)"
+    asked = dict(kind=lambda c: True, color=lambda c: c.color, view=lambda c: c.view and c.kind in toybox.WITH_FRONT)
+    pairs = {k: [getattr(c, k) == getattr(s, k) for c, s in zip(captions, seen) if asks(c)] for k, asks in asked.items()}
+    return {k: sum(v)/len(v) for k, v in pairs.items() if v}
 
 
 def measure(guidance, judge, rounds=1, guidance_scale=4., steps=20, seed=0):

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ELLIPSOID', 'BOX', 'CYLINDER', 'CONE', 'TORUS', 'N_COLUMNS', 'COLORS', 'KINDS', 'DARK', 'STEEL', 'CREAM', 'SKY',
-           'WOOD', 'RED', 'GREEN', 'ORANGE', 'YELLOW', 'WHITE', 'VIEWS', 'ALBEDO', 'LAMBERTIAN', 'TEXTURELESS',
-           'NORMAL', 'WORLD', 'colors', 'rotation', 'Parts', 'toy', 'shade_of', 'hamburger', 'mug', 'duck', 'robot',
-           'snowman', 'car', 'chair', 'table', 'mushroom', 'house', 'tree', 'teapot', 'rocket', 'bear', 'cupcake',
-           'boat', 'kinds', 'vocabulary', 'build', 'render_rows', 'Caption', 'parse', 'sdf', 'albedo', 'mesh', 'render',
-           'view_word', 'draw']
+           'WOOD', 'RED', 'GREEN', 'ORANGE', 'YELLOW', 'WHITE', 'WITH_FRONT', 'VIEWS', 'ALBEDO', 'LAMBERTIAN',
+           'TEXTURELESS', 'NORMAL', 'WORLD', 'colors', 'rotation', 'Parts', 'toy', 'shade_of', 'hamburger', 'mug',
+           'duck', 'robot', 'snowman', 'car', 'chair', 'table', 'mushroom', 'house', 'tree', 'teapot', 'rocket', 'bear',
+           'cupcake', 'boat', 'kinds', 'vocabulary', 'build', 'render_rows', 'Caption', 'parse', 'sdf', 'albedo',
+           'mesh', 'render', 'view_word', 'draw']
 
 # %% ../nbs/10_toybox.ipynb #c0e31ac7
 import math
@@ -309,7 +309,7 @@ def rocket(p, main):
         a = math.radians(angle + 45)
         p.box((.42*math.sin(a), -.48, .42*math.cos(a)), (.045, .24, .20), RED, turn=(0, angle + 45, 0))
 
-# %% ../nbs/10_toybox.ipynb #f85aa7e2
+# %% ../nbs/10_toybox.ipynb #83d952e7
 @toy((.58, .36, .18))
 def bear(p, main):
     light = shade_of(main, 1.5)
@@ -343,6 +343,10 @@ def boat(p, main):
 
 
 def kinds(): return list(KINDS)
+
+
+# those that show a different face to the front, the side and the back; a hamburger looks the same all round
+WITH_FRONT = ('mug', 'duck', 'robot', 'snowman', 'car', 'chair', 'house', 'teapot', 'bear', 'boat')
 
 
 def vocabulary():
@@ -553,7 +557,7 @@ def render(caption, cameras, size=64, *, shading='albedo', light=None, ambient=1
     if shading not in _MODES: raise ConfigError(f'shading {shading!r} is not one of {", ".join(_MODES)}')
     return render_rows([build(c.kind, c.color)]*len(cameras), cameras, size, _MODES[shading], light, ambient, background, supersample)
 
-# %% ../nbs/10_toybox.ipynb #da980401
+# %% ../nbs/10_toybox.ipynb #48eeefcd
 def view_word(azimuth, polar):
     "The word that a caption uses for a camera (degrees)"
     if polar < 30: return 'overhead'
@@ -570,8 +574,8 @@ def draw(n, generator, size=64, *, kind=None, mode=None):
     cams = sample_cameras(n, **WORLD, generator=generator)
     rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
     named = rng.random(n) < .7
-    picked = [kind or k for k in rng.choice(kinds(), n)]
-    tints = [c if use else None for c, use in zip(rng.choice(colors(), n), named)]
+    picked = [kind or str(k) for k in rng.choice(kinds(), n)]
+    tints = [str(c) if use else None for c, use in zip(rng.choice(colors(), n), named)]
     toys = [build(k, c, rng) for k, c in zip(picked, tints)]
     modes = rng.choice([ALBEDO, LAMBERTIAN, TEXTURELESS, NORMAL], n, p=[.3, .6, .06, .04]) if mode is None else np.full(n, mode)
     position = cams.position.double().numpy()

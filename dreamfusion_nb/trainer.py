@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CHECKPOINT_EVERY', 'make_encoding', 'make_field', 'make_background', 'make_renderer', 'make_guidance',
-           'make_optimizer', 'Look', 'look_at_step', 't_range_at', 'StepRecord', 'pick_device', 'Trainer',
-           'write_checkpoint', 'read_checkpoint', 'checkpoints', 'write_text', 'in_notebook', 'sparkline', 'LiveCell',
-           'ProgressBar', 'Result', 'load', 'slug', 'check_prompt', 'is_finished', 'claim_folder', 'train', 'log',
-           'finish']
+           'make_optimizer', 'Look', 'look_at_step', 't_range_at', 'guidance_scale_at', 'StepRecord', 'pick_device',
+           'Trainer', 'write_checkpoint', 'read_checkpoint', 'checkpoints', 'write_text', 'in_notebook', 'sparkline',
+           'LiveCell', 'ProgressBar', 'Result', 'load', 'slug', 'check_prompt', 'is_finished', 'claim_folder', 'train',
+           'log', 'finish']
 
 # %% ../nbs/15_trainer.ipynb #93683d97
 import json
@@ -39,7 +39,7 @@ from .raymarch import RenderOutput, VolumeRenderer
 from .shading import sample_light
 from .show import to_pil
 
-# %% ../nbs/15_trainer.ipynb #ed7a7f13
+# %% ../nbs/15_trainer.ipynb #3f3209ce
 def make_encoding(nerf, generator):
     if nerf.encoder_type == 'frequency': return FrequencyEncoding(nerf.n_levels)
     scale = math.exp2(math.log2(nerf.desired_resolution/nerf.base_resolution)/max(nerf.n_levels - 1, 1))
@@ -48,7 +48,7 @@ def make_encoding(nerf, generator):
 
 def make_field(nerf, generator):
     return Field(make_encoding(nerf, generator), bound=nerf.bound, hidden_dims=nerf.hidden_dims, n_hidden_layers=nerf.n_hidden_layers,
-        density_activation=nerf.density_activation, blob_density=nerf.blob_density, blob_radius=nerf.blob_radius,
+        density_activation=nerf.density_activation, blob_density=nerf.blob_density, blob_radius=nerf.blob_radius, density_bias=nerf.density_bias,
         normal_type=nerf.normal_type, normal_eps=nerf.normal_eps, generator=generator)
 
 
@@ -97,12 +97,18 @@ def look_at_step(step, config, generator):
     ambient = config.min_ambient_ratio + (1 - config.min_ambient_ratio)*ambient
     return Look('textureless' if coin < config.textureless_ratio else 'lambertian', ambient, False)
 
-# %% ../nbs/15_trainer.ipynb #a78bc54a
+# %% ../nbs/15_trainer.ipynb #135df595
 def t_range_at(step, config):
     "Part of the noise levels to draw from at a step"
     start, end = config.guidance.t_range, config.guidance.t_range_end or config.guidance.t_range
     u = step/config.iters
     return tuple(a + (b - a)*u for a, b in zip(start, end))
+
+
+def guidance_scale_at(step, config):
+    "Classifier-free guidance scale at a step: strong words make the shape, weaker ones leave the colours natural"
+    start, end = config.guidance_scale, config.guidance.scale_end
+    return start if end is None else start + (end - start)*step/config.iters
 
 # %% ../nbs/15_trainer.ipynb #75a53e05
 @dataclass
@@ -175,7 +181,7 @@ class Trainer:
         o = self.config.optim
         return o.lr*(o.lr_decay if self.step_count >= o.lr_decay_start*self.config.iters else 1.)
 
-# %% ../nbs/15_trainer.ipynb #4d5568b6
+# %% ../nbs/15_trainer.ipynb #4ee41b29
 def _render(self, cameras, look, light):
     d = self.config.data.train
     return self.renderer(cameras, d.height, d.width, shading=look.shading, light=light, ambient=look.ambient, perturb=True, generator=self.generator)
@@ -186,8 +192,8 @@ def _distill(self, cameras, look, out):
     c = self.config
     weights = view_weights(cameras.azimuth, cameras.polar, angle_overhead=c.data.train.angle_overhead)
     image = torch.cat([out.image, out.opacity], 1) if look.as_latent else out.image
-    return sds(self.guidance, image, self.prompts.embeddings(weights), guidance_scale=c.guidance_scale, t_range=t_range_at(self.step_count, c),
-        weighting=c.guidance.weighting, as_latent=look.as_latent, generator=self.generator)
+    return sds(self.guidance, image, self.prompts.embeddings(weights), guidance_scale=guidance_scale_at(self.step_count, c), t_range=t_range_at(self.step_count, c),
+        weighting=c.guidance.weighting, rescale=c.guidance.rescale, as_latent=look.as_latent, generator=self.generator)
 
 
 def _regularise(self, out):

@@ -15,7 +15,8 @@ def main():
     for cell in nb.cells:
         if cell.cell_type == 'code': cell.source = re.sub(r'^#\|.*\n', '', cell.source, flags=re.M)
         else:    # links between notebooks are written as seen from nbs/
-            cell.source = re.sub(r'\]\((?!https?:|#)([^)]+\.ipynb)', r'](nbs/\1', cell.source).replace('](../', '](')
+            cell.source = re.sub(r'\]\((?!https?:|#|\.\./)([^)]+)', r'](nbs/\1', cell.source).replace('](../', '](')
+            cell.source = cell.source.replace('src="images/', 'src="nbs/images/')
     nb.metadata['language_info'] = {'name': 'python'}
     body, resources = MarkdownExporter().from_notebook_node(nb, resources=dict(unique_key='index', output_files_dir='index_files'))
     shutil.rmtree(root/'index_files', ignore_errors=True)
