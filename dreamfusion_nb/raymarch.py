@@ -24,7 +24,7 @@ def _uniform(*shape, generator=None, device=None):
     "Uniform numbers in [0,1) drawn on the generator's own device, then moved"
     return torch.rand(*shape, generator=generator, device=generator.device if generator else device).to(device)
 
-# %% ../nbs/06_raymarch.ipynb #a5a71c5a
+# %% ../nbs/06_raymarch.ipynb #26580338
 class OccupancyGrid(nn.Module):
     """Which cells of the box ±bound hold anything (Instant-NGP's density grid, one cascade).
 
@@ -58,19 +58,23 @@ class OccupancyGrid(nn.Module):
         self.density.zero_()
         self.occupied.fill_(True)
 
-    @torch.no_grad()
-    def update(self, density, generator=None, chunk=65536):
-        "Asks `density(points [N,3]) -> [N]` at a random point of every cell, `chunk` points at a time, and marks the cells anew"
-        r, flat, device = self.resolution, self.density.view(-1), self.density.device
-        for old in flat.split(chunk):
-            cell = torch.arange(len(old), device=device) + old.storage_offset()
-            corner = torch.stack([cell//r**2, cell//r % r, cell % r], -1)
-            x = (corner + _uniform(len(cell), 3, generator=generator, device=device))*(2*self.bound/r) - self.bound
-            new = density(x).float().nan_to_num(nan=0., posinf=1e10)   # exp may overflow; one NaN must not poison the mean
-            torch.maximum(old.mul_(self.decay), new, out=old)
-        # summed in float64, so that the number of threads can't flip a cell
-        limit = min(flat.mean(dtype=torch.float64).item(), self.threshold)
-        self.occupied.copy_((self.density >= limit) & (self.density > 0))
+# %% ../nbs/06_raymarch.ipynb #5ee901fe
+@torch.no_grad()
+def _update(self, density, generator=None, chunk=65536):
+    "Asks `density(points [N,3]) -> [N]` at a random point of every cell, `chunk` points at a time, and marks the cells anew"
+    r, flat, device = self.resolution, self.density.view(-1), self.density.device
+    for old in flat.split(chunk):
+        cell = torch.arange(len(old), device=device) + old.storage_offset()
+        corner = torch.stack([cell//r**2, cell//r % r, cell % r], -1)
+        x = (corner + _uniform(len(cell), 3, generator=generator, device=device))*(2*self.bound/r) - self.bound
+        new = density(x).float().nan_to_num(nan=0., posinf=1e10)   # exp may overflow; one NaN must not poison the mean
+        torch.maximum(old.mul_(self.decay), new, out=old)
+    # summed in float64, so that the number of threads can't flip a cell
+    limit = min(flat.mean(dtype=torch.float64).item(), self.threshold)
+    self.occupied.copy_((self.density >= limit) & (self.density > 0))
+
+
+OccupancyGrid.update = _update
 
 # %% ../nbs/06_raymarch.ipynb #65709b01
 @dataclass
@@ -355,7 +359,7 @@ def _trace(renderer, shading, normals, perturb, generator, origins, directions, 
     c = composite(density, color, s.t, s.dt, s.ray_index, len(origins), renderer.backend)
     return c, dict(weights=c.weights, **vars(s), directions=directions[s.ray_index], density=density, normals=normal)
 
-# %% ../nbs/06_raymarch.ipynb #bb237886
+# %% ../nbs/06_raymarch.ipynb #a7962d93
 class VolumeRenderer(nn.Module):
     """Pictures of a field, by marching rays through an occupancy grid. The step is 2*sqrt(3)*bound/max_steps, as in NeMo.
 
@@ -388,29 +392,33 @@ class VolumeRenderer(nn.Module):
         "To be called before every training step: refreshes the grid at steps 0, 16, 32, …"
         if step % self.update_interval == 0: self.grid.update(self.field.density, generator)
 
-    def forward(self,
-                cameras,             # B of them
-                height,              # rows
-                width,               # columns
-                *,
-                shading='albedo',    # 'albedo', 'textureless', 'lambertian' or 'normal'
-                light=None,          # unit direction towards the light [3] or [B,3]; None: it comes from the camera
-                ambient=1.,          # share of light from everywhere, number or [B]
-                perturb=False,       # random shift of the samples, for training
-                generator=None,      # torch.Generator of the shift and of the background
-                background=None,     # a colour [3] or [B,3], or a module; None: the renderer's own
-                return_normal=False, # normals even if the shading doesn't need them
-               ) -> RenderOutput:
-        "Pictures of the field; under `torch.no_grad()` in chunks, and without their samples"
-        n, normals = len(cameras), return_normal or shading != 'albedo'
-        origins, directions = rays(cameras, height, width)
-        light = F.normalize(cameras.position, dim=-1) if light is None else torch.as_tensor(light).to(origins).expand(n, 3)
-        ambient = torch.as_tensor(ambient).to(origins).reshape(-1, 1).expand(n, 1)
-        per_ray = origins, directions, *(v.repeat_interleave(height*width, 0) for v in (light, ambient))
-        chunk = len(origins) if torch.is_grad_enabled() else max(1, 2**20//self.max_steps)
-        parts = [_trace(self, shading, normals, perturb, generator, *v) for v in zip(*(v.split(chunk) for v in per_ray))]
-        seen, opacity, depth = (torch.cat([getattr(c, k) for c, _ in parts]) for k in ('image', 'opacity', 'depth'))
-        behind = _behind(self.background if background is None else background, directions, n, generator)
-        maps = [seen[:, :3] + (1 - opacity[:, None])*behind, opacity, depth, *([seen[:, 3:]] if normals else [])]
-        maps = [v.view(n, height, width, -1).permute(0, 3, 1, 2) for v in maps]
-        return RenderOutput(*maps, **(parts[0][1] if torch.is_grad_enabled() else {}))
+# %% ../nbs/06_raymarch.ipynb #8d50baa6
+def _forward(self,
+            cameras,             # B of them
+            height,              # rows
+            width,               # columns
+            *,
+            shading='albedo',    # 'albedo', 'textureless', 'lambertian' or 'normal'
+            light=None,          # unit direction towards the light [3] or [B,3]; None: it comes from the camera
+            ambient=1.,          # share of light from everywhere, number or [B]
+            perturb=False,       # random shift of the samples, for training
+            generator=None,      # torch.Generator of the shift and of the background
+            background=None,     # a colour [3] or [B,3], or a module; None: the renderer's own
+            return_normal=False, # normals even if the shading doesn't need them
+           ) -> RenderOutput:
+    "Pictures of the field; under `torch.no_grad()` in chunks, and without their samples"
+    n, normals = len(cameras), return_normal or shading != 'albedo'
+    origins, directions = rays(cameras, height, width)
+    light = F.normalize(cameras.position, dim=-1) if light is None else torch.as_tensor(light).to(origins).expand(n, 3)
+    ambient = torch.as_tensor(ambient).to(origins).reshape(-1, 1).expand(n, 1)
+    per_ray = origins, directions, *(v.repeat_interleave(height*width, 0) for v in (light, ambient))
+    chunk = len(origins) if torch.is_grad_enabled() else max(1, 2**20//self.max_steps)
+    parts = [_trace(self, shading, normals, perturb, generator, *v) for v in zip(*(v.split(chunk) for v in per_ray))]
+    seen, opacity, depth = (torch.cat([getattr(c, k) for c, _ in parts]) for k in ('image', 'opacity', 'depth'))
+    behind = _behind(self.background if background is None else background, directions, n, generator)
+    maps = [seen[:, :3] + (1 - opacity[:, None])*behind, opacity, depth, *([seen[:, 3:]] if normals else [])]
+    maps = [v.view(n, height, width, -1).permute(0, 3, 1, 2) for v in maps]
+    return RenderOutput(*maps, **(parts[0][1] if torch.is_grad_enabled() else {}))
+
+
+VolumeRenderer.forward = _forward

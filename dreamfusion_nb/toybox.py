@@ -309,7 +309,7 @@ def rocket(p, main):
         a = math.radians(angle + 45)
         p.box((.42*math.sin(a), -.48, .42*math.cos(a)), (.045, .24, .20), RED, turn=(0, angle + 45, 0))
 
-# %% ../nbs/10_toybox.ipynb #83d952e7
+# %% ../nbs/10_toybox.ipynb #673056c8
 @toy((.58, .36, .18))
 def bear(p, main):
     light = shade_of(main, 1.5)
@@ -324,7 +324,7 @@ def bear(p, main):
         p.ellipsoid((s*.46, -.10, .14), (.14, .32, .15), main, turn=(-35, 0, s*30))
         p.ellipsoid((s*.28, -.65, .25), (.18, .18, .32), main)
 
-
+# %% ../nbs/10_toybox.ipynb #fa303476
 @toy(COLORS['pink'])
 def cupcake(p, main):
     p.cone((0, -.40, 0), .40, .56, .32, (.55, .34, .17))
