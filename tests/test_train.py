@@ -23,7 +23,7 @@ from PIL import Image, ImageChops
 import dreamfusion_nb
 from dreamfusion_nb import ConfigError, Trainer, cli, load, load_config, train, trainer
 from dreamfusion_nb.cameras import orbit
-from dreamfusion_nb.prior import PRIOR_DIR
+from dreamfusion_nb.prior import shipped_judge
 from dreamfusion_nb.show import image_grid
 
 ROOT = Path(dreamfusion_nb.__file__).parents[1]
@@ -203,7 +203,7 @@ def test_mesh_files(ending, result, tmp_path):
 @pytest.mark.parametrize('n', [1, 7])
 def test_video(n, result, tmp_path):
     assert imageio_ffmpeg.count_frames_and_secs(str(result.folder/'turntable.mp4'))[0] == 4
-    assert imageio_ffmpeg.count_frames_and_secs(str(result.video(tmp_path/'turn.mp4', n=n, size=32)))[0] == n
+    assert imageio_ffmpeg.count_frames_and_secs(str(result.video(tmp_path/'turn.mp4', n=n, height=32)))[0] == n
 
 
 def test_sizes_of_preview_and_video(model, tmp_path):
@@ -335,18 +335,28 @@ def test_train_is_a_function():
 @pytest.fixture(scope='module')
 def hamburger(tmp_path_factory):
     "The main job, cut short"
-    if not (PRIOR_DIR/'model_index.json').exists(): pytest.skip('prior weights are not there yet')
-    return train('a hamburger', iters=150, out=tmp_path_factory.mktemp('main')/'result', progress=False, **{'data.test.size': 8, 'data.test.width': 64, 'data.test.height': 64})
+    return train('a hamburger', iters=150, out=tmp_path_factory.mktemp('main')/'result', progress=False, **{'data.test.size': 4, 'data.test.width': 64, 'data.test.height': 64})
+
+
+def around(renderer):
+    "Eight pictures before grey, once around"
+    with torch.no_grad(): return renderer.eval()(orbit(8), 64, 64, background=(.6, .6, .6))
 
 
 def test_main_job(hamburger):
-    "After 150 steps: one body in the middle of the box, neither fog nor a wall"
-    with torch.no_grad(): seen = hamburger.renderer(orbit(8), 64, 64)
-    cover = seen.opacity.mean((1, 2, 3))
-    assert .05 < cover.min() and cover.max() < .7
-    edge = torch.cat([seen.opacity[..., :2, :].flatten(), seen.opacity[..., :2].flatten()])
-    assert edge.mean() < .05
-    undecided = ((seen.opacity > .1) & (seen.opacity < .9)).float().mean()
-    assert undecided < .3
+    "After 150 steps: one closed body in the middle of the box, neither fog nor a wall (measured: cover .45, edge .001, undecided .12)"
+    opacity = around(hamburger.renderer).opacity
+    cover = opacity.mean((1, 2, 3))
+    assert .2 < cover.min() and cover.max() < .7
+    assert torch.cat([opacity[..., :2, :].flatten(), opacity[..., :2].flatten()]).mean() < .05
+    assert ((opacity > .1) & (opacity < .9)).float().mean() < .3
     mesh = hamburger.mesh()
-    assert mesh.is_watertight and mesh.volume > .02
+    assert mesh.is_watertight and mesh.body_count == 1 and mesh.volume > .05
+
+
+def test_judge_sees_a_hamburger(hamburger):
+    "Half-done, but the judge takes it for nothing else from any side (measured: 8 of 8 for three seeds); the ball at the start, of which it says tree, is the control"
+    judge, start = shipped_judge(), Trainer(hamburger.config)
+    start.renderer.update(0, start.generator)
+    def votes(renderer): return sum(caption.kind == 'hamburger' for caption in judge.read(around(renderer).image))
+    assert votes(hamburger.renderer) >= 6 and votes(start.renderer) == 0

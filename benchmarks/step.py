@@ -1,0 +1,205 @@
+"""Where the time of a training step goes, part by part, with the toybox preset at 64x64; and the Numba hash grid against plain torch.
+
+    python benchmarks/step.py [--steps 100] [--rounds 64] [--threads 2] [--guidance toybox] [--start FOLDER] [--trim] [--out table.json] [key=value ...]
+
+A real trainer does `--steps` steps first, so that the field and its occupancy are those of a run, then twice `--rounds` more: in turns of 16, from one refresh of the
+occupancy grid to the next, without and with a clock in every part. The clock is exclusive: a part's time leaves out the parts inside it, so that the column adds up to the
+step; only `visible`, the first pass that finds the samples worth asking, and `grid update` hold all that they call. `wall` is time that passed, `cpu` the processor
+time of all threads together. Times beside other jobs mean little, the walls least of all.
+"""
+import argparse
+import ctypes
+import json
+import math
+import os
+import platform
+import resource
+import statistics
+import time
+from collections import defaultdict
+from contextlib import contextmanager
+
+WAITS = {k: os.environ[k] for k in ('OMP_NUM_THREADS', 'NUMBA_NUM_THREADS', 'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT', 'NUMBA_THREADING_LAYER') if k in os.environ}
+
+import numba
+import torch
+from hashgrid import SETTINGS
+from hashgrid import step as hashgrid_step
+
+from dreamfusion_nb import Trainer, field, hashgrid, load_config, raymarch
+
+PARTS = ('march', 'visible', 'encode', 'nets', 'composite', 'VAE encode', 'UNet', 'VAE backward', 'composite backward', 'nets backward', 'encode backward', 'optimiser', 'grid update', 'rest')
+
+
+class Clock:
+    "Exclusive wall and processor time of named parts"
+    def __init__(self): self.stack, self.on, self.steps = ['rest'], False, []
+
+    def switch(self):
+        "Books the time since the last switch on the part on top of the stack"
+        wall, cpu = time.perf_counter(), time.process_time()
+        if self.on:
+            booked = self.steps[-1][self.stack[-1]]
+            booked[0] += wall - self.last[0]
+            booked[1] += cpu - self.last[1]
+        self.last = wall, cpu
+
+    @contextmanager
+    def part(self, name):
+        self.switch()
+        self.stack.append(name)
+        try: yield
+        finally:
+            self.switch()
+            self.stack.pop()
+
+    @contextmanager
+    def step(self):
+        self.steps.append(defaultdict(lambda: [0., 0.]))
+        self.switch()
+        self.on = True
+        try: yield
+        finally:
+            self.switch()
+            self.on = False
+            self.stack = ['rest']
+
+    def timed(self, name, function):
+        def run(*args, **options):
+            # what happens inside these two is theirs
+            if not self.on or {'grid update', 'visible'} & set(self.stack): return function(*args, **options)
+            with self.part(name): return function(*args, **options)
+        return run
+
+    def wrap(self, owner, attribute, name): setattr(owner, attribute, self.timed(name, getattr(owner, attribute)))
+
+    def wrap_functions(self, module, name):
+        "Both directions of every autograd function of a module"
+        for function in vars(module).values():
+            if not (isinstance(function, type) and issubclass(function, torch.autograd.Function)): continue
+            function.forward = staticmethod(self.timed(name, function.forward))
+            function.backward = staticmethod(self.timed(f'{name} backward', function.backward))
+
+
+def put_clocks(clock, trainer):
+    "A clock in every part of the step"
+    clock.wrap(raymarch, 'march', 'march')
+    clock.wrap(raymarch, 'visible', 'visible')
+    for module, name in ((hashgrid, 'encode'), (field, 'nets'), (raymarch, 'composite')): clock.wrap_functions(module, name)
+    clock.wrap(trainer.guidance, 'predict_noise', 'UNet')
+    clock.wrap(trainer.optimizer, 'step', 'optimiser')
+    clock.wrap(trainer.renderer, 'update', 'grid update')
+    encode = clock.timed('VAE encode', trainer.guidance.encode_image)
+
+    def encode_image(image, generator=None):
+        "The gradient reaches the latents first and the picture last: between them lies the VAE"
+        if clock.on and image.requires_grad: image = image.view_as(image)
+        latents = encode(image, generator)
+        if clock.on and image.requires_grad:
+            def enter(grad): clock.switch(); clock.stack.append('VAE backward')
+            def leave(grad): clock.switch(); clock.stack.remove('VAE backward')
+            latents.register_hook(enter)
+            image.register_hook(leave)
+        return latents
+    trainer.guidance.encode_image = encode_image
+
+
+def measure(trainer, rounds):
+    "Parts of the steps with the clock, and a dict for each step without"
+    clock, plain = Clock(), []
+    put_clocks(clock, trainer)
+    every = trainer.config.renderer.update_interval
+    for i in range(2*every*math.ceil(rounds/every)):    # in turns of one refresh of the grid
+        if i//every % 2:
+            with clock.step(): trainer.step()
+        else:
+            before, began, cpu = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter(), time.process_time()
+            record = trainer.step()
+            after = resource.getrusage(resource.RUSAGE_SELF)
+            plain.append(dict(wall=time.perf_counter() - began, cpu=time.process_time() - cpu, faults=after.ru_minflt - before.ru_minflt,
+                system=after.ru_stime - before.ru_stime, shading=record.look.shading, samples=len(record.render.weights)))
+    return clock.steps, plain
+
+
+def milliseconds(values): return f'{statistics.median(values)*1e3:9.1f}{min(values)*1e3:9.1f}'
+
+
+def table(steps, plain, interval):
+    "The parts, one a line"
+    lines = [f'{"part":22}{"wall: median":>14}{"min":>9}{"cpu: median":>14}{"min":>9}   ms; share of the step in cpu time']
+    total = sum(step[part][1] for step in steps for part in PARTS)
+    for part in PARTS:
+        found = [step[part] for step in steps if part in step and step[part][0] > 1e-5] if part == 'grid update' else [step[part] for step in steps if part in step]
+        if not found: continue
+        wall, cpu = zip(*found)
+        note = f'   once in {interval} steps' if part == 'grid update' else ''
+        lines.append(f'{part:22}     {milliseconds(wall)}     {milliseconds(cpu)}   {sum(cpu)/total:6.1%}{note}')
+    rows = {'whole step, clocked': [[sum(p[i] for p in step.values()) for i in (0, 1)] for step in steps], 'whole step': [(p['wall'], p['cpu']) for p in plain]}
+    for shading in sorted({p['shading'] for p in plain}): rows[f'  {shading}'] = [(p['wall'], p['cpu']) for p in plain if p['shading'] == shading]
+    for name, found in rows.items():
+        wall, cpu = zip(*found)
+        lines.append(f'{name:22}     {milliseconds(wall)}     {milliseconds(cpu)}   mean {statistics.mean(wall)*1e3:.1f} and {statistics.mean(cpu)*1e3:.1f}, {len(found)} steps')
+    lines.append(f'page faults a step: {statistics.median(p["faults"] for p in plain):.0f}; system time: {statistics.mean(p["system"] for p in plain)*1e3:.1f} ms; '
+                 f'samples: {statistics.median(p["samples"] for p in plain):.0f}')
+    return lines
+
+
+def hashgrid_ratio(points=131072, rounds=5):
+    "Numba and plain torch in turns, the setting of the issue"
+    name, options = next(iter(SETTINGS.items()))
+    g = torch.Generator().manual_seed(0)
+    grid = hashgrid.HashGrid(**options, generator=g)
+    x, weight = torch.rand(points, 3, generator=g), torch.randn(points, grid.n_output_dims, generator=g)
+    for backend in ('numba', 'torch'): hashgrid_step(grid, backend, x, weight)
+    times = [[hashgrid_step(grid, backend, x, weight) for backend in ('numba', 'torch')] for _ in range(rounds)]
+    median = {b: [statistics.median(t[i][k] for t in times) for k in (0, 1)] for i, b in enumerate(('numba', 'torch'))}
+    ratios = [statistics.median(t[1][k]/t[0][k] for t in times) for k in (0, 1)]
+    return [f'hash grid, {points:,} points, forward + backward, {name}:',
+            *(f'  {b}: {wall:.3f} s (cpu {cpu:.3f} s)' for b, (wall, cpu) in median.items()), f'  torch/numba: {ratios[0]:.1f} (cpu {ratios[1]:.1f})']
+
+
+def machine():
+    "What ran it"
+    try: model = next(line.split(':')[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name'))
+    except (OSError, StopIteration): model = platform.processor()
+    load = os.getloadavg()[0] if hasattr(os, 'getloadavg') else float('nan')
+    return (f'device cpu, {model}, {os.cpu_count()} cores, load {load:.1f}; torch {torch.__version__} with {torch.get_num_threads()} threads, '
+            f'numba {numba.__version__} with {numba.get_num_threads()} threads; {WAITS or ""}').rstrip('; ')
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('--steps', type=int, default=100, help='steps before the first measured one')
+    p.add_argument('--rounds', type=int, default=64, help='measured steps with the clock, and as many without')
+    p.add_argument('--threads', type=int, help='of torch and Numba (default: as many as there are cores)')
+    p.add_argument('--guidance', default='toybox', help='toybox, or a Stable Diffusion folder')
+    p.add_argument('--start', metavar='FOLDER', help='measure on from the newest checkpoint of a run instead, with the settings of that run')
+    p.add_argument('--prompt', default='a hamburger')
+    p.add_argument('--preset', default='toybox')
+    p.add_argument('--trim', action='store_true', help="tell glibc to keep freed memory, for comparison")
+    p.add_argument('--out', help='also write the table as JSON')
+    p.add_argument('overrides', nargs='*', metavar='key=value')
+    a = p.parse_args()
+    if a.threads: torch.set_num_threads(a.threads); numba.set_num_threads(a.threads)
+    if a.trim:
+        libc = ctypes.CDLL('libc.so.6')
+        libc.mallopt(-1, 1 << 30), libc.mallopt(-3, 1 << 30)    # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
+    lines = [machine()]
+    print(lines[0], flush=True)
+    if a.start:
+        trainer = Trainer.resume(a.start)
+        trainer.folder, a.steps = None, trainer.step_count
+    else:
+        trainer = Trainer(load_config(a.preset, dict(prompt=a.prompt), {'guidance.name': a.guidance}, *a.overrides))
+        trainer.fit(a.steps)
+    # the measured steps lie in the lit part of the run, which costs most
+    trainer.config = trainer.config.replace(dict(albedo_iter_ratio=0))
+    steps, plain = measure(trainer, a.rounds)
+    more = [f'preset {a.preset}, {trainer.config.data.train.width}x{trainer.config.data.train.height}, after {a.steps} steps; occupied cells {trainer.renderer.grid.occupancy:.1%}',
+            *table(steps, plain, trainer.config.renderer.update_interval), *hashgrid_ratio()]
+    print(*more, sep='\n')
+    if a.out:
+        with open(a.out, 'w') as f: json.dump(dict(lines=lines + more, parts=[dict(step) for step in steps], steps=plain), f, indent=1)
+
+
+if __name__ == '__main__': main()
