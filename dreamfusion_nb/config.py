@@ -161,7 +161,7 @@ class Renderer(Group):
     grid_decay: float = number(.8, 0, 1)        # a cell keeps the larger of decay*old and new density
     density_thresh: float = number(1, 0, 1e4)   # a cell is skipped below min(mean density, this)
 
-# %% ../nbs/00_config.ipynb #28aee390
+# %% ../nbs/00_config.ipynb #757c538c
 @dataclass
 class Guidance(Group):
     "The diffusion model and the noise it is asked about"
@@ -192,10 +192,10 @@ class Loss(Group):
     "Weights of the losses; 0 leaves one out"
     lambda_sds: float = number(1, 0, 1e6)
     lambda_opacity: float = number(0, 0, 1e6)
-    lambda_entropy: float = number(20, 0, 1e6)
+    lambda_entropy: float = number(50, 0, 1e6)
     lambda_orientation: float = number(1e-2, 0, 1e6)
 
-# %% ../nbs/00_config.ipynb #a54d498b
+# %% ../nbs/00_config.ipynb #1caefe15
 @dataclass
 class Train(Group):
     "Random cameras, a new batch every step"
@@ -219,9 +219,9 @@ class Preview(Group):
 @dataclass
 class Video(Group):
     "Once around the finished object"
-    size: int = number(60, 1, 10000)            # pictures
-    width: int = number(256, 8, 4096)
-    height: int = number(256, 8, 4096)
+    size: int = number(50, 1, 10000)            # pictures
+    width: int = number(192, 8, 4096)
+    height: int = number(192, 8, 4096)
 
 
 @dataclass
@@ -248,7 +248,7 @@ class _Root(Group):
         _check_together(result)
         return result
 
-# %% ../nbs/00_config.ipynb #94d05627
+# %% ../nbs/00_config.ipynb #d7f0c0bc
 @dataclass
 class Config(_Root):
     "All that a run depends on. Two runs with equal configurations on one machine give equal bytes"
@@ -258,7 +258,7 @@ class Config(_Root):
     side_prompt: str = text(', side view')
     back_prompt: str = text(', back view')
     overhead_prompt: str = text(', overhead view')
-    guidance_scale: float = number(8, 0, 1000)
+    guidance_scale: float = number(10, 0, 1000)
     iters: int = number(1000, 1, 1000000)
     seed: int = number(0, 0, 2**32 - 1)
     latent_iter_ratio: float = number(0, 0, 1)  # first part of the run: normals straight to the diffusion model as latents

@@ -110,7 +110,7 @@ def extract_mesh(field,                # `density(x [N,3]) -> [N]` and `albedo(x
                  smooth=.015,          # standard deviation of the smoothing, world units; 0: none
                  min_share=1.,         # pieces with less than this share of the largest one's volume go; 1: keep one piece, 0: keep all
                  chunk=65536           # points a call
-                ) -> "trimesh.Trimesh":
+                ):                      # `trimesh.Trimesh`
     "Closed mesh in world coordinates (+y up, front +z), vertex colours = albedo. Raises `EmptyMeshError`, `ConfigError`."
     import trimesh
     if resolution < 4: raise ConfigError(f'resolution is at least 4 points an axis, not {resolution}')

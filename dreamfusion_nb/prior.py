@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PRIOR_DIR', 'MAX_TOKENS', 'SHARD', 'make_tokenizer', 'new_text_encoder', 'new_vae', 'new_unet', 'new_scheduler',
            'write_json', 'write_tensors', 'render_world', 'read_world', 'Run', 'half_precision', 'train_vae',
-           'encode_world', 'train_unet', 'write_prior', 'Judge', 'shipped_judge', 'train_judge', 'agreement', 'measure',
-           'toybox_prior', 'train_prior', 'main']
+           'toybox_prior', 'encode_world', 'train_unet', 'write_prior', 'Judge', 'shipped_judge', 'train_judge',
+           'agreement', 'measure', 'train_prior', 'main']
 
 # %% ../nbs/11_prior.ipynb #6098c7ed
 import argparse
@@ -214,6 +214,11 @@ def train_vae(work, pictures=16_000, steps=3000, batch=32, lr=2e-3):
         run.fit(loss)
     return run.averaged()['vae']
 
+# %% ../nbs/11_prior.ipynb #3b00257e
+def toybox_prior(device='cpu', dtype=torch.float32) -> LatentDiffusion:
+    "The shipped prior as guidance"
+    return LatentDiffusion.from_pretrained(PRIOR_DIR, device=device, dtype=dtype)
+
 # %% ../nbs/11_prior.ipynb #19240cbc
 @torch.no_grad()
 def encode_world(work, vae, pictures):
@@ -227,12 +232,12 @@ def encode_world(work, vae, pictures):
     f = load_file(path)
     return f['latents'].float()*f['scale'], f['scale'].item()
 
-# %% ../nbs/11_prior.ipynb #d296a5a2
+# %% ../nbs/11_prior.ipynb #7ee9f346
 def train_unet(work, vae, pictures, steps=12_000, batch=48, lr=1e-3):
     "Train text encoder and UNet together on the latents; returns (tokenizer, text encoder, UNet) with averaged weights"
     torch.manual_seed(0)
     tokenizer, scheduler = make_tokenizer(), new_scheduler()
-    run = Run(Path(work)/'unet', dict(text=new_text_encoder(tokenizer), unet=new_unet()), steps, lr, average=.9995)
+    run = Run(Path(work)/'unet', dict(text=new_text_encoder(tokenizer), unet=new_unet()), steps, lr, average=.995)
     if run.step < steps:
         latents, _ = encode_world(work, vae, pictures)
         _, captions = read_world(work, pictures)
@@ -336,12 +341,7 @@ def measure(guidance, judge, rounds=1, guidance_scale=4., steps=20, seed=0):
         seen += judge.read(guidance.sample([str(c) for c in batch], guidance_scale=guidance_scale, steps=steps, generator=g))
     return agreement(wanted, seen)
 
-# %% ../nbs/11_prior.ipynb #0dbdb16d
-def toybox_prior(device='cpu', dtype=torch.float32) -> LatentDiffusion:
-    "The shipped prior as guidance"
-    return LatentDiffusion.from_pretrained(PRIOR_DIR, device=device, dtype=dtype)
-
-
+# %% ../nbs/11_prior.ipynb #012ee7f3
 def train_prior(work='runs/prior', pictures=64_000, vae_steps=2000, unet_steps=8000, out=PRIOR_DIR):
     "Render, train, write: the whole prior and its judge. Each stage goes on where it was stopped"
     render_world(work, pictures)
@@ -364,4 +364,4 @@ def main(argv=None):
     else: train_prior(**options)
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__' and '__file__' in globals(): main()  # run as a program, not as a page
