@@ -179,7 +179,7 @@ def _check_ending(path, formats, what):
 
 def _replace(path, write):
     "Calls `write(temporary path)`, then renames it to `path`"
-    temporary = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
+    temporary = path.with_name(f'.{path.stem}.tmp{path.suffix}')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
