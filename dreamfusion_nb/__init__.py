@@ -1,11 +1,6 @@
 "Text to 3D by score distillation, one notebook at a time"
 __version__ = "0.1.0"
 
-import os
-
-# Must be set before torch loads its OpenMP: threads that wait by spinning make a run beside any other busy program many times slower
-os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
-
 _lazy = {'train': 'trainer', 'load': 'trainer', 'Trainer': 'trainer', 'Result': 'trainer', 'StepRecord': 'trainer',
          'Config': 'config', 'ConfigError': 'config', 'preset': 'config', 'load_config': 'config'}
 __all__ = list(_lazy)
