@@ -171,7 +171,7 @@ class Guidance(Group):
     scale_end: float | None = number(None, 0, 1000)  # guidance_scale at the end, linear between; null: as at the start
     rescale: float = number(0, 0, 1)            # how far strong guidance is brought back to the spread of the plain prediction
     weighting: str = choice('uniform', 'sds', 'uniform', 'fantasia3d')  # w(t) of the SDS gradient
-    precision: str = choice('auto', 'auto', '32', '16', 'bf16')  # of the diffusion model alone; auto: 16 on a GPU, else 32
+    precision: str = choice('auto', 'auto', '32', '16', 'bf16')  # of the diffusion model alone; auto: 16 on a GPU, bf16 on a CPU that computes with it, else 32
 
 
 @dataclass

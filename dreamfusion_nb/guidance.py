@@ -320,11 +320,11 @@ class Pipeline:
         dtype = dtype or (torch.float16 if device.type == 'cuda' else torch.float32)
         half = dtype in (torch.float16, torch.bfloat16)
         guidance = cls(**_load_parts(find_pipeline(name_or_path, local_files_only=local_files_only, half=half), device, dtype))
-        if device.type == 'cuda': guidance.unet.to(memory_format=torch.channels_last)  # no gain on a CPU
+        for part in (guidance.unet, guidance.vae): part.to(memory_format=torch.channels_last)  # what convolutions like best
         return guidance
 
     device = property(lambda self: self.unet.device)
-    dtype = property(lambda self: self.unet.dtype)
+    dtype = property(lambda self: next(self.unet.parameters()).dtype)
 
 # %% ../nbs/09_guidance.ipynb #10f7526d
 def _check_parts(unet, vae, text, scheduler):

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['CHECKPOINT_EVERY', 'PAPER', 'RESULT_FILES', 'make_encoding', 'make_field', 'make_background', 'make_renderer',
-           'make_guidance', 'make_optimizer', 'Look', 'look_at_step', 't_range_at', 'guidance_scale_at', 'StepRecord',
-           'pick_device', 'Trainer', 'write_checkpoint', 'discard', 'sweep', 'writing', 'read_checkpoint',
-           'checkpoints', 'check_moments', 'read_history', 'check_state', 'write_text', 'in_notebook', 'sparkline',
-           'LiveCell', 'ProgressBar', 'Result', 'load', 'slug', 'check_prompt', 'is_finished', 'claim_folder', 'train',
-           'check_call', 'aside', 'set_aside', 'log', 'finish']
+           'fastest_dtype', 'make_guidance', 'make_optimizer', 'Look', 'look_at_step', 't_range_at',
+           'guidance_scale_at', 'StepRecord', 'pick_device', 'Trainer', 'write_checkpoint', 'discard', 'sweep',
+           'writing', 'read_checkpoint', 'checkpoints', 'check_moments', 'read_history', 'check_state', 'write_text',
+           'in_notebook', 'sparkline', 'LiveCell', 'ProgressBar', 'Result', 'load', 'slug', 'check_prompt',
+           'is_finished', 'claim_folder', 'train', 'check_call', 'aside', 'set_aside', 'log', 'finish']
 
 # %% ../nbs/15_trainer.ipynb #80f42a57
 import json
@@ -65,11 +65,18 @@ def make_renderer(config, generator):
         grid_decay=r.grid_decay, density_thresh=r.density_thresh, update_interval=r.update_interval, max_steps=r.max_steps)
 
 
+def fastest_dtype(device):
+    "float16 on a GPU, bfloat16 on a CPU that has instructions for it, else float32"
+    if device.type != 'cpu': return torch.float16
+    found = torch.cpu.get_capabilities()
+    return torch.bfloat16 if found.get('avx512_bf16') or found.get('amx_bf16') else torch.float32
+
+
 def make_guidance(config, device):
     "The diffusion model that a configuration names. Raises `ConfigError` if it can't be had"
-    dtype = {'32': torch.float32, '16': torch.float16, 'bf16': torch.bfloat16, 'auto': None}[config.guidance.precision]
+    dtype = {'32': torch.float32, '16': torch.float16, 'bf16': torch.bfloat16, 'auto': fastest_dtype(device)}[config.guidance.precision]
     if device.type == 'cpu' and dtype == torch.float16: dtype = torch.float32  # a CPU has no half-precision arithmetic to gain from
-    if config.guidance.name == 'toybox': return toybox_prior(device=device, dtype=dtype or torch.float32)
+    if config.guidance.name == 'toybox': return toybox_prior(device=device, dtype=dtype)
     return LatentDiffusion.from_pretrained(config.guidance.name, device=device, dtype=dtype)
 
 
