@@ -153,10 +153,20 @@ def srgb_to_linear(color  # array of values in 0…1
 MESH_FORMATS = ('.glb', '.obj', '.ply', '.stl')
 
 
+def _matte(tree):
+    "Gives a glTF tree a material: without one a mesh is metal to glTF, black in three.js and without colours in Blender"
+    tree['materials'] = [dict(pbrMetallicRoughness=dict(metallicFactor=0., roughnessFactor=1.))]
+    for part in (part for mesh in tree['meshes'] for part in mesh['primitives']):
+        part['material'] = 0
+        # what a graphics card will use each buffer for: 34962 vertices, 34963 faces
+        for accessor in (*part['attributes'].values(), part['indices']):
+            tree['bufferViews'][tree['accessors'][accessor]['bufferView']]['target'] = 34963 if accessor == part['indices'] else 34962
+
+
 def write_mesh(mesh,  # trimesh.Trimesh; vertex colours are screen colours (sRGB)
                path   # ends in .glb, .obj, .ply or .stl
               ) -> Path:
-    "Writes a mesh whole or not at all. GLB gets normals and linear vertex colours, as glTF demands. Raises `ConfigError`."
+    "Writes a mesh whole or not at all. GLB gets normals, a matte material and linear vertex colours, as glTF demands. Raises `ConfigError`."
     path = _check_ending(path, MESH_FORMATS, 'mesh')
     kind = path.suffix[1:].lower()
     if kind == 'glb':
@@ -164,7 +174,7 @@ def write_mesh(mesh,  # trimesh.Trimesh; vertex colours are screen colours (sRGB
         colors = mesh.visual.vertex_colors.copy()
         colors[:, :3] = np.round(srgb_to_linear(colors[:, :3]/255)*255)
         mesh.visual.vertex_colors = colors
-    options = {'glb': dict(include_normals=True), 'ply': dict(vertex_normal=True)}.get(kind, {})
+    options = {'glb': dict(include_normals=True, tree_postprocessor=_matte), 'ply': dict(vertex_normal=True)}.get(kind, {})
     data = mesh.export(file_type=kind, **options)
     return _replace(path, lambda temporary: temporary.write_bytes(data.encode() if isinstance(data, str) else data))
 
