@@ -300,12 +300,13 @@ def visible(density,        # function of points [N,3] -> densities [N]
             backend='auto', # of `composite`
            ):               # indices of the samples that are kept, ascending
     "The samples whose weight in the picture exceeds `min_weight`, with as few questions to the field as are needed to know"
-    ray = samples.ray_index
-    rank = torch.arange(len(ray), device=ray.device) - _first(ray, n_rays)[ray]
+    ray, first = samples.ray_index, _first(samples.ray_index, n_rays)
+    count, turn = first.diff(), torch.arange(wave, device=ray.device)
     sigma, tau = torch.zeros_like(samples.t), torch.zeros(n_rays, device=ray.device)
-    for begin in range(0, int(rank.max()) + 1 if len(ray) else 0, wave):
-        asked = (rank >= begin) & (rank < begin + wave) & (tau[ray] < -math.log(STOP))
-        for i in asked.nonzero()[:, 0].split(chunk):
+    for begin in range(0, int(count.max()) if len(ray) else 0, wave):
+        lit = ((count > begin) & (tau < -math.log(STOP))).nonzero()    # rays that go on and still have light [R,1]
+        asked = first[lit] + begin + turn
+        for i in asked[asked < first[lit + 1]].split(chunk):
             sigma[i] = density(samples.positions[i]).float()
             tau.index_add_(0, ray[i], sigma[i]*samples.dt[i])
     weights = composite(sigma, samples.positions[:, :0], samples.t, samples.dt, ray, n_rays, backend).weights
