@@ -98,7 +98,7 @@ def _drop_pieces(vertices, faces, min_share):
     keep = (volume >= min_share*volume.max())[label]
     return vertices[keep], (keep.cumsum() - 1)[faces[keep[faces[:, 0]]]]
 
-# %% ../nbs/13_export.ipynb #e451c298
+# %% ../nbs/13_export.ipynb #bf5eafd3
 @torch.no_grad()
 def extract_mesh(field,                # `density(x [N,3]) -> [N]` and `albedo(x) -> [N,3]`
                  *,
@@ -149,7 +149,7 @@ def srgb_to_linear(color  # array of values in 0…1
     "Light of a screen colour (IEC 61966-2-1)"
     return np.where(color <= .04045, color/12.92, ((color + .055)/1.055)**2.4)
 
-# %% ../nbs/13_export.ipynb #51142398
+# %% ../nbs/13_export.ipynb #af30e865
 MESH_FORMATS = ('.glb', '.obj', '.ply', '.stl')
 
 
@@ -178,7 +178,7 @@ def write_mesh(mesh,  # trimesh.Trimesh; vertex colours are screen colours (sRGB
     data = mesh.export(file_type=kind, **options)
     return _replace(path, lambda temporary: temporary.write_bytes(data.encode() if isinstance(data, str) else data))
 
-# %% ../nbs/13_export.ipynb #24d676f7
+# %% ../nbs/13_export.ipynb #bbf9f85f
 def _check_ending(path, formats, what):
     path = Path(path).expanduser()
     if path.suffix.lower() not in formats:

@@ -289,7 +289,7 @@ def composite(density,        # [M], not negative; float32 or float64
     if not _compiled(density, backend): return _composite_torch(density, color, t, dt, ray_index, n_rays)
     return Composite(*_Composite.apply(*(v.contiguous() for v in (density, color, t, dt, _first(ray_index, n_rays)))))
 
-# %% ../nbs/06_raymarch.ipynb #cc8719b2
+# %% ../nbs/06_raymarch.ipynb #9f7f8374
 @torch.no_grad()
 def visible(density,        # function of points [N,3] -> densities [N]
             samples,        # packed `Samples`

@@ -10,7 +10,7 @@ __all__ = ['CHECKPOINT_EVERY', 'CURVES', 'PAPER', 'RESULT_FILES', 'make_encoding
            'in_notebook', 'sparkline', 'curves', 'LiveCell', 'ProgressBar', 'Result', 'load', 'slug', 'check_prompt',
            'is_finished', 'claim_folder', 'train', 'check_call', 'aside', 'set_aside', 'log', 'finish']
 
-# %% ../nbs/15_trainer.ipynb #80f42a57
+# %% ../nbs/15_trainer.ipynb #e6acc5ab
 import html
 import json
 import math
@@ -42,7 +42,7 @@ from .raymarch import RenderOutput, VolumeRenderer
 from .shading import sample_light
 from .show import to_pil
 
-# %% ../nbs/15_trainer.ipynb #3f3209ce
+# %% ../nbs/15_trainer.ipynb #4a243729
 def make_encoding(nerf, generator):
     if nerf.encoder_type == 'frequency': return FrequencyEncoding(nerf.n_levels)
     scale = math.exp2(math.log2(nerf.desired_resolution/nerf.base_resolution)/max(nerf.n_levels - 1, 1))
@@ -394,7 +394,7 @@ def write_text(path, text):
 # %% ../nbs/15_trainer.ipynb #7cb869e4
 Trainer.save, Trainer.resume = _save, classmethod(_resume)
 
-# %% ../nbs/15_trainer.ipynb #400285dc
+# %% ../nbs/15_trainer.ipynb #1a619cdd
 def in_notebook():
     shell = sys.modules.get('IPython') and sys.modules['IPython'].get_ipython()
     return bool(shell) and shell.has_trait('kernel')
@@ -444,7 +444,7 @@ class LiveCell:
     def close(self):
         if self.trainer is not None: self.update('done' if self.trainer.step_count >= self.trainer.config.iters else 'stopped')
 
-# %% ../nbs/15_trainer.ipynb #575a2117
+# %% ../nbs/15_trainer.ipynb #c08fd73c
 class ProgressBar:
     "Callback: tqdm, with the time left"
 
@@ -613,7 +613,7 @@ def claim_folder(folder, config, resume='auto', overwrite=False):
     if resume is False: raise ConfigError(f'out: {folder} holds an unfinished run and resume is False: {ways}')
     return bool(checkpoints(folder))
 
-# %% ../nbs/15_trainer.ipynb #81c00c69
+# %% ../nbs/15_trainer.ipynb #ad0060cf
 def train(prompt,               # what to make
           *,
           preset='toybox',      # 'toybox', 'quality', 'dreamfusion'

@@ -195,7 +195,8 @@ def test_mesh_files(ending, result, tmp_path):
     assert len(read.faces) == len(mesh.faces) > 100
     assert read.bounds == pytest.approx(mesh.bounds, abs=1e-4)
     if ending != '.stl':
-        colors = read.visual.vertex_attributes['color'] if ending == '.glb' else read.visual.vertex_colors    # a GLB has a material too
+        # a GLB has a material too, beside which trimesh keeps the colours in the scene
+        colors = trimesh.load_scene(path).geometry['geometry_0'].visual.vertex_attributes['color'] if ending == '.glb' else read.visual.vertex_colors
         assert len(set(map(tuple, colors))) > 3
     read.merge_vertices(merge_norm=True, merge_tex=True)
     assert read.is_watertight and read.volume == pytest.approx(mesh.volume, rel=1e-3)
