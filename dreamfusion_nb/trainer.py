@@ -42,7 +42,7 @@ from .raymarch import RenderOutput, VolumeRenderer
 from .shading import sample_light
 from .show import to_pil
 
-# %% ../nbs/15_trainer.ipynb #4a243729
+# %% ../nbs/15_trainer.ipynb #d6d3ea58
 def make_encoding(nerf, generator):
     if nerf.encoder_type == 'frequency': return FrequencyEncoding(nerf.n_levels)
     scale = math.exp2(math.log2(nerf.desired_resolution/nerf.base_resolution)/max(nerf.n_levels - 1, 1))
@@ -65,11 +65,11 @@ def make_renderer(config, generator):
     return VolumeRenderer(make_field(config.nerf, generator), make_background(config.background), bound=config.nerf.bound, grid_resolution=r.grid_resolution,
         grid_decay=r.grid_decay, density_thresh=r.density_thresh, update_interval=r.update_interval, max_steps=r.max_steps)
 
-
+# %% ../nbs/15_trainer.ipynb #9f008425
 def fastest_dtype(device):
     "float16 on a GPU, bfloat16 on a CPU that has instructions for it, else float32"
     if device.type != 'cpu': return torch.float16
-    found = torch.cpu.get_capabilities()
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, 'get_capabilities') else {}    # older versions can't say
     return torch.bfloat16 if found.get('avx512_bf16') or found.get('amx_bf16') else torch.float32
 
 
@@ -394,7 +394,7 @@ def write_text(path, text):
 # %% ../nbs/15_trainer.ipynb #7cb869e4
 Trainer.save, Trainer.resume = _save, classmethod(_resume)
 
-# %% ../nbs/15_trainer.ipynb #1a619cdd
+# %% ../nbs/15_trainer.ipynb #1daea2cf
 def in_notebook():
     shell = sys.modules.get('IPython') and sys.modules['IPython'].get_ipython()
     return bool(shell) and shell.has_trait('kernel')
@@ -418,7 +418,7 @@ def curves(history):
     found = {name: values for name in CURVES if (values := [row[name] for row in history if name in row])}
     return ''.join(f'<div>{CURVES[name]}: {values[-1]:.3g}<br>{sparkline(values)}</div>' for name, values in found.items())
 
-
+# %% ../nbs/15_trainer.ipynb #05698df9
 class LiveCell:
     "Callback: shows the newest picture, the losses and the time left in a notebook's output cell"
 
