@@ -348,7 +348,7 @@ def around(renderer):
 
 
 def test_main_job(hamburger):
-    "After 250 steps: one closed body in the middle of the box, neither fog nor a wall (measured: cover .45, edge .001, undecided .12)"
+    "After 250 steps: one closed body in the middle of the box, neither fog nor a wall (measured: cover .52)"
     opacity = around(hamburger.renderer).opacity
     cover = opacity.mean((1, 2, 3))
     assert .2 < cover.min() and cover.max() < .7
@@ -359,7 +359,7 @@ def test_main_job(hamburger):
 
 
 def test_judge_sees_a_hamburger(hamburger):
-    "Half-done, but the judge takes it for nothing else from any side (measured: 8 of 8 for three seeds); the ball at the start, of which it says tree, is the control"
+    "Half-done, but the judge takes it for nothing else from any side (measured: 8 of 8 for two seeds); the ball at the start, of which it says tree, is the control"
     judge, start = shipped_judge(), Trainer(hamburger.config)
     start.renderer.update(0, start.generator)
     def votes(renderer): return sum(caption.kind == 'hamburger' for caption in judge.read(around(renderer).image))
