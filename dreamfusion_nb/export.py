@@ -154,7 +154,7 @@ MESH_FORMATS = ('.glb', '.obj', '.ply', '.stl')
 
 
 def _matte(tree):
-    "Gives a glTF tree a material: without one a mesh is metal to glTF, black in three.js and without colours in Blender"
+    "Gives a glTF tree a material: without one a mesh is metal to glTF, and three.js draws it black wherever it mirrors no lamp"
     tree['materials'] = [dict(pbrMetallicRoughness=dict(metallicFactor=0., roughnessFactor=1.))]
     for part in (part for mesh in tree['meshes'] for part in mesh['primitives']):
         part['material'] = 0

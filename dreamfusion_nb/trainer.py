@@ -466,7 +466,7 @@ def _img(image, fmt='JPEG'):
     image.save(buffer, fmt)
     return f'<img src="data:image/{fmt.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
-# %% ../nbs/15_trainer.ipynb #e4ccbc6b
+# %% ../nbs/15_trainer.ipynb #299c1008
 def _fit(self, n=None, callbacks=()):
     "Do `n` more steps (None: all that are left), saving every 100 if there is a folder; returns the last record"
     record, end = None, self.config.iters if n is None else self.step_count + n
@@ -483,9 +483,9 @@ PAPER = (.82, .86, .90)  # behind results: a white snowman must be seen
 @torch.no_grad()
 def _glance(self, size=128):
     "The field as it is now, from the front and from the side: a PIL image"
-    self.renderer.eval()
-    views = self.renderer(orbit(4, device=self.device)[:2], size, size, background=PAPER).image
-    self.renderer.train()
+    training = self.renderer.training
+    views = self.renderer.eval()(orbit(4, device=self.device)[:2], size, size, background=PAPER).image
+    self.renderer.train(training)
     return to_pil(torch.cat(list(views), -1))
 
 
