@@ -386,10 +386,8 @@ def _check_together(config):
 
 # %% ../nbs/00_config.ipynb #2e08c48c
 PRESETS = {'toybox': '{}', 'quality': """
-iters: 3000
-nerf: {log2_hashmap_size: 16, desired_resolution: 128}
-renderer: {grid_resolution: 64, max_steps: 128}
-data: {val: {width: 512, height: 512}, test: {size: 100, width: 512, height: 512}}
+iters: 2000
+data: {val: {width: 512, height: 512}, test: {size: 60, width: 384, height: 384}}
 """, 'dreamfusion': """
 guidance_scale: 100
 iters: 10000
