@@ -324,7 +324,7 @@ class Pipeline:
         return guidance
 
     device = property(lambda self: self.unet.device)
-    dtype = property(lambda self: next(self.unet.parameters()).dtype)
+    dtype = property(lambda self: next(self.unet.parameters()).dtype)  # diffusers' own walks through all modules, at every call
 
 # %% ../nbs/09_guidance.ipynb #10f7526d
 def _check_parts(unet, vae, text, scheduler):

@@ -70,7 +70,7 @@ def main(pipeline):
     from dreamfusion_nb.guidance import LatentDiffusion
     torch.set_num_threads(1)    # no thread of OpenMP before the fork: it would not survive it
     imageio_ffmpeg.get_ffmpeg_exe()
-    model = LatentDiffusion.from_pretrained(pipeline)
+    model = LatentDiffusion.from_pretrained(pipeline, dtype=trainer.fastest_dtype(torch.device('cpu')))
     for line in sys.stdin:
         job = json.loads(line)
         read, write = os.pipe()
