@@ -161,15 +161,18 @@ class Renderer(Group):
     grid_decay: float = number(.8, 0, 1)        # a cell keeps the larger of decay*old and new density
     density_thresh: float = number(1, 0, 1e4)   # a cell is skipped below min(mean density, this)
 
-# %% ../nbs/00_config.ipynb #757c538c
+# %% ../nbs/00_config.ipynb #03001bdb
 @dataclass
 class Guidance(Group):
     "The diffusion model and the noise it is asked about"
     name: str = text('toybox', empty=False)     # 'toybox', or a Stable Diffusion folder or hub name
+    kind: str = choice('sds', 'sds', 'csd', 'nfsd')  # score distillation; classifier score (Yu et al. 2023); noise-free (Katzir et al. 2023)
+    timesteps: str = choice('random', 'random', 'annealed')  # drawn at each step; or one path down from t_range to t_range_end (HiFA, Zhu & Zhuang 2023)
     t_range: tuple[float, float] = span((.02, .98), 0, 1)  # timesteps, as a part of all, at the start
     t_range_end: tuple[float, float] | None = span((.02, .58), 0, 1)  # and at the end, linear between; null: as at the start
     scale_end: float | None = number(None, 0, 1000)  # guidance_scale at the end, linear between; null: as at the start
     rescale: float = number(0, 0, 1)            # how far strong guidance is brought back to the spread of the plain prediction
+    clamp_x0: float | None = number(None, .1, 100)  # the predicted clean latents are clamped to ± this (after Imagen, Saharia et al. 2022); null: they are not
     weighting: str = choice('uniform', 'sds', 'uniform', 'fantasia3d')  # w(t) of the SDS gradient
     precision: str = choice('auto', 'auto', '32', '16', 'bf16')  # of the diffusion model alone; auto: 16 on a GPU, bf16 on a CPU that computes with it, else 32
 
@@ -195,13 +198,14 @@ class Loss(Group):
     lambda_entropy: float = number(50, 0, 1e6)
     lambda_orientation: float = number(1e-2, 0, 1e6)
 
-# %% ../nbs/00_config.ipynb #1caefe15
+# %% ../nbs/00_config.ipynb #cfc747c6
 @dataclass
 class Train(Group):
     "Random cameras, a new batch every step"
     batch_size: int = number(1, 1, 64)
     width: int = number(64, 8, 2048)
     height: int = number(64, 8, 2048)
+    start_size: int | None = number(None, 8, 2048)  # the shorter side at first, growing to its full size over half the run; null: always full
     radius_range: tuple[float, float] = span((3, 3.5), .1, 100)
     theta_range: tuple[float, float] = span((10, 100), 0, 180)
     phi_range: tuple[float, float] = span((-180, 180), -360, 360)  # azimuth, 0 is the front
@@ -364,7 +368,7 @@ def _pairs(change, prefix=''):
         if isinstance(value, Mapping): yield from _pairs(value, f'{prefix}{key}.')
         else: yield f'{prefix}{key}', value
 
-# %% ../nbs/00_config.ipynb #827dc897
+# %% ../nbs/00_config.ipynb #9b7b5f80
 def _assign(config, key, value):
     "Sets one key by any of its names"
     name = resolve(key)
@@ -377,14 +381,17 @@ def _assign(config, key, value):
 
 def _check_together(config):
     "Raises `ConfigError` where keys contradict each other"
-    nerf, optim = config.nerf, config.optim
+    nerf, optim, train = config.nerf, config.optim, config.data.train
     if nerf.encoder_type == 'hashgrid' and nerf.desired_resolution < nerf.base_resolution:
         raise ConfigError(f'nerf.desired_resolution must be at least nerf.base_resolution, {nerf.base_resolution}, not {nerf.desired_resolution}')
     count = dict(adam=2, adan=3)[optim.name]
     if optim.betas and len(optim.betas) != count:
         raise ConfigError(f'optim.betas must be {count} numbers for {optim.name}, not {list(optim.betas)}; optim.betas=null takes its usual ones')
+    short = min(train.width, train.height)
+    if train.start_size is not None and train.start_size > short:
+        raise ConfigError(f'data.train.start_size must be at most the shorter side, {short}, of data.train.width and height, not {train.start_size}')
 
-# %% ../nbs/00_config.ipynb #2e08c48c
+# %% ../nbs/00_config.ipynb #f4f3e56c
 PRESETS = {'toybox': '{}', 'quality': """
 iters: 2000
 data: {val: {width: 512, height: 512}, test: {size: 60, width: 384, height: 384}}

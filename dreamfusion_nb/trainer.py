@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['CHECKPOINT_EVERY', 'CURVES', 'PAPER', 'RESULT_FILES', 'make_encoding', 'make_field', 'make_background',
            'make_renderer', 'fastest_dtype', 'make_guidance', 'make_optimizer', 'Look', 'look_at_step', 't_range_at',
-           'guidance_scale_at', 'StepRecord', 'pick_device', 'Trainer', 'write_checkpoint', 'discard', 'sweep',
-           'writing', 'read_checkpoint', 'checkpoints', 'check_moments', 'read_history', 'check_state', 'write_text',
-           'in_notebook', 'sparkline', 'curves', 'LiveCell', 'ProgressBar', 'Result', 'load', 'slug', 'check_prompt',
-           'is_finished', 'claim_folder', 'train', 'check_call', 'aside', 'set_aside', 'log', 'finish']
+           'guidance_scale_at', 'annealed_timestep', 'size_at', 'StepRecord', 'pick_device', 'Trainer',
+           'write_checkpoint', 'discard', 'sweep', 'writing', 'read_checkpoint', 'checkpoints', 'check_moments',
+           'read_history', 'check_state', 'write_text', 'in_notebook', 'sparkline', 'curves', 'LiveCell', 'ProgressBar',
+           'Result', 'load', 'slug', 'check_prompt', 'is_finished', 'claim_folder', 'train', 'check_call', 'aside',
+           'set_aside', 'log', 'finish']
 
 # %% ../nbs/15_trainer.ipynb #e6acc5ab
 import html
@@ -120,7 +121,24 @@ def guidance_scale_at(step, config):
     start, end = config.guidance_scale, config.guidance.scale_end
     return start if end is None else start + (end - start)*step/config.iters
 
-# %% ../nbs/15_trainer.ipynb #75a53e05
+# %% ../nbs/15_trainer.ipynb #c8bca509
+def annealed_timestep(step, config, n_levels):
+    "The noise level of a step (HiFA, Zhu & Zhuang 2023), 0…n_levels-1; None where levels are drawn"
+    g = config.guidance
+    if g.timesteps == 'random': return None
+    high, low = g.t_range[1], (g.t_range_end or g.t_range)[0]
+    return min(round((high - (high - low)*math.sqrt(step/config.iters))*n_levels), n_levels - 1)
+
+# %% ../nbs/15_trainer.ipynb #e36b0966
+def size_at(step, config):
+    "(height, width) of a step's pictures: from `start_size` linearly to full size in half the run, by multiples of 8 (coarse to fine, as in ProlificDreamer, Wang et al. 2023)"
+    d, progress = config.data.train, min(1., 2*step/config.iters)
+    if d.start_size is None or progress == 1: return d.height, d.width
+    full = min(d.height, d.width)
+    part = (d.start_size + (full - d.start_size)*progress)/full
+    return tuple(min(side, max(8, 8*round(part*side/8))) for side in (d.height, d.width))
+
+# %% ../nbs/15_trainer.ipynb #160e0228
 @dataclass
 class StepRecord:
     "Everything that happened in one step"
@@ -143,13 +161,17 @@ class StepRecord:
     grad = property(lambda self: self.sds.grad)
     t = property(lambda self: self.sds.t)
 
+    # of one view: so it says the same for one and for many
+    grad_norm = property(lambda self: sum(g.norm().item() for g in self.grad)/len(self.grad))
+
     def row(self):
-        "One plain line of history"
-        return dict(step=self.step, shading=self.look.shading, t=self.t.tolist()[0], azimuth=round(self.cameras.azimuth[0].item(), 3),
-            polar=round(self.cameras.polar[0].item(), 3), loss=sum(self.losses.values()), **self.losses, opacity=self.opacity.mean().item(),
-            grad_norm=self.grad.norm().item(), lr=self.lr)
+        "One plain line of history; where a step has several views, `t`, `azimuth` and `polar` are lists and the other numbers means over the views"
+        def each(values): return values[0] if len(values) == 1 else values
+        azimuth, polar = ([round(angle, 3) for angle in angles.tolist()] for angles in (self.cameras.azimuth, self.cameras.polar))
+        return dict(step=self.step, shading=self.look.shading, t=each(self.t.tolist()), azimuth=each(azimuth), polar=each(polar), loss=sum(self.losses.values()),
+            **self.losses, opacity=self.opacity.mean().item(), grad_norm=self.grad_norm, lr=self.lr)
 
-
+# %% ../nbs/15_trainer.ipynb #218181d6
 def pick_device(device=None):
     "`device`, or a GPU if there is one. Raises `ConfigError` for one that isn't there"
     try:
@@ -159,7 +181,7 @@ def pick_device(device=None):
         raise ConfigError(f'device {str(device)!r} is not available here; there is: cpu' + ', cuda'*torch.cuda.is_available()) from None
     return chosen
 
-# %% ../nbs/15_trainer.ipynb #a891525d
+# %% ../nbs/15_trainer.ipynb #e5f3fdac
 class Trainer:
     "Text to a field: builds the parts of `config` and optimises them, a step at a time"
 
@@ -175,7 +197,9 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.renderer = make_renderer(config, self.generator).to(self.device).train()
         prompt = toybox.parse(config.prompt).prompt if config.guidance.name == 'toybox' else config.prompt
-        self.prompts = ViewPrompts(prompt, negative_prompt=config.negative_prompt, front=config.front_prompt, side=config.side_prompt,
+        # where there is no negative prompt, it is the empty text, and asking once is enough
+        apart = config.guidance.kind == 'nfsd' and config.negative_prompt != ''
+        self.prompts = ViewPrompts(prompt, negative_prompt=config.negative_prompt, apart=apart, front=config.front_prompt, side=config.side_prompt,
             back=config.back_prompt, overhead=config.overhead_prompt).encode(self.guidance)
         self.optimizer = make_optimizer(config.optim, list(self.renderer.parameters()))
         self.step_count, self.history = 0, []
@@ -191,19 +215,19 @@ class Trainer:
         o = self.config.optim
         return o.lr*(o.lr_decay if self.step_count >= o.lr_decay_start*self.config.iters else 1.)
 
-# %% ../nbs/15_trainer.ipynb #4ee41b29
+# %% ../nbs/15_trainer.ipynb #bfd02b8b
 def _render(self, cameras, look, light):
-    d = self.config.data.train
-    return self.renderer(cameras, d.height, d.width, shading=look.shading, light=light, ambient=look.ambient, perturb=True, generator=self.generator)
+    return self.renderer(cameras, *size_at(self.step_count, self.config), shading=look.shading, light=light, ambient=look.ambient, perturb=True, generator=self.generator)
 
 
 def _distill(self, cameras, look, out):
     "The diffusion model's opinion about a rendering"
-    c = self.config
+    c, g, step = self.config, self.config.guidance, self.step_count
     weights = view_weights(cameras.azimuth, cameras.polar, angle_overhead=c.data.train.angle_overhead)
     image = torch.cat([out.image, out.opacity], 1) if look.as_latent else out.image
-    return sds(self.guidance, image, self.prompts.embeddings(weights), guidance_scale=guidance_scale_at(self.step_count, c), t_range=t_range_at(self.step_count, c),
-        weighting=c.guidance.weighting, rescale=c.guidance.rescale, as_latent=look.as_latent, generator=self.generator)
+    return sds(self.guidance, image, self.prompts.embeddings(weights), guidance_scale=guidance_scale_at(step, c),
+        t=annealed_timestep(step, c, len(self.guidance.alphas_cumprod)), t_range=t_range_at(step, c), kind=g.kind, weighting=g.weighting,
+        rescale=g.rescale, clamp_x0=g.clamp_x0, as_latent=look.as_latent, generator=self.generator)
 
 
 def _regularise(self, out):
@@ -444,7 +468,7 @@ class LiveCell:
     def close(self):
         if self.trainer is not None: self.update('done' if self.trainer.step_count >= self.trainer.config.iters else 'stopped')
 
-# %% ../nbs/15_trainer.ipynb #c08fd73c
+# %% ../nbs/15_trainer.ipynb #b6af27fd
 class ProgressBar:
     "Callback: tqdm, with the time left"
 
@@ -453,7 +477,7 @@ class ProgressBar:
     def __call__(self, trainer, record):
         if self.bar is None: self.bar = tqdm(total=trainer.config.iters, initial=record.step, unit='step', desc=trainer.config.prompt[:40], dynamic_ncols=True)
         self.bar.update()
-        if record.step % 10 == 0: self.bar.set_postfix(grad=f'{record.grad.norm().item():.2f}', refresh=False)
+        if record.step % 10 == 0: self.bar.set_postfix(grad=f'{record.grad_norm:.2f}', refresh=False)
         if trainer.step_count >= trainer.config.iters: self.close()
 
     def close(self):

@@ -280,6 +280,71 @@ def test_trainer_resumes(preset, more, model, tmp_path):
     assert torch.equal(straight.generator.get_state(), mended.generator.get_state())
 
 
+def test_resumes_while_pictures_grow(model, tmp_path):
+    "Sizes and noise levels come from the step alone: a run with a break has those of one without"
+    config = load_config('toybox', CHEAP | {'iters': 12, 'data.train.batch_size': 2, 'data.train.start_size': 8, 'guidance.timesteps': 'annealed', 'guidance.kind': 'nfsd',
+        'guidance.clamp_x0': 1., 'negative_prompt': 'a duck'})
+    straight, broken = Trainer(config, model), Trainer(config, model, folder=tmp_path)
+    records = [straight.step() for _ in range(12)]
+    assert [record.image.shape for record in records] == [(2, 3, size, size) for size in (8, 8, 16, 16, 16, 24, *[24]*6)]
+    assert [record.t.tolist() for record in records] == [[round(980 - 960*math.sqrt(step/12))]*2 for step in range(12)]
+    broken.fit(3)
+    broken.save()
+    mended = Trainer.resume(tmp_path, model)
+    mended.fit()
+    assert mended.history == straight.history
+    for name, value in straight.renderer.state_dict().items(): assert torch.equal(value, mended.renderer.state_dict()[name]), name
+
+
+@pytest.mark.parametrize('n', [2, 4])
+def test_views_of_a_step(n, model):
+    "One camera in each equal sector of the azimuth range; history lists the views, and its numbers are of one view"
+    trainer = Trainer(load_config('toybox', CHEAP | {'data.train.batch_size': n, 'data.train.phi_range': (-100, 60)}), model)
+    for _ in range(6):
+        record = trainer.step()
+        assert [int((azimuth + 100)//(160/n)) for azimuth in record.cameras.azimuth.tolist()] == list(range(n))
+        assert record.image.shape == (n, 3, 24, 24) and record.grad.shape == (n, 4, 8, 8) and len(record.light) == n
+        row = json.loads(json.dumps(record.row()))
+        assert row == trainer.history[-1] and row['t'] == record.t.tolist()
+        assert row['azimuth'] == pytest.approx(record.cameras.azimuth.tolist(), abs=1e-3) and row['polar'] == pytest.approx(record.cameras.polar.tolist(), abs=1e-3)
+        assert row['grad_norm'] == pytest.approx(record.grad.flatten(1).norm(dim=1).mean().item(), rel=1e-5)
+        assert row['sds'] == pytest.approx(record.grad.square().sum().item()/2/n, rel=1e-4)
+    assert len({tuple(row['azimuth']) for row in trainer.history}) == 6
+
+
+def asked(model, **options):
+    "The first step of a run with these options, and what the model said: a set of predictions for each set of embeddings"
+    trainer, said = Trainer(load_config('toybox', CHEAP | options), model), []
+    with pytest.MonkeyPatch.context() as patch:
+        predict = model.predict_noise
+        patch.setattr(model, 'predict_noise', lambda noisy, *rest: said.append(predict(noisy, *rest)) or said[-1])
+        record = trainer.step()
+    return record, said[0].chunk(len(said[0])//len(record.noisy))
+
+
+def test_kinds_of_score(model):
+    "Each kind against its paper's formula, with and without a negative prompt, on both sides of level 200"
+    for negative in ('', 'a red duck'):
+        options = {'negative_prompt': negative, 'guidance_scale': 7., 'guidance.weighting': 'uniform'}
+        record, (uncond, cond) = asked(model, **options)
+        assert torch.allclose(record.grad, uncond + 7*(cond - uncond) - record.sds.noise, atol=1e-4)
+        record, (uncond, cond) = asked(model, **options | {'guidance.kind': 'csd'})
+        assert torch.allclose(record.grad, 7*(cond - uncond), atol=1e-4)
+        for t_range in ((.02, .19), (.21, .98)):
+            record, (uncond, *apart, cond) = asked(model, **options | {'guidance.kind': 'nfsd', 'guidance.t_range': t_range, 'guidance.t_range_end': None})
+            assert len(apart) == (negative != '')
+            domain = uncond if t_range[1] < .2 else uncond - (apart[0] if apart else uncond)
+            assert torch.allclose(record.grad, 7*(cond - uncond) + domain, atol=1e-4)
+
+
+def test_clean_latents_are_clamped(model):
+    free, clamped = (asked(model, **{'guidance_scale': 50., 'guidance.weighting': 'uniform', 'guidance.clamp_x0': limit})[0] for limit in (None, 1.5))
+    alpha = model.alphas_cumprod[free.t].view(-1, 1, 1, 1)
+    assert torch.equal(free.noisy, clamped.noisy) and free.sds.x0.abs().max() > 2
+    assert torch.allclose(clamped.sds.x0, free.sds.x0.clamp(-1.5, 1.5), atol=1e-4)
+    assert torch.allclose(clamped.grad, (alpha/(1 - alpha)).sqrt()*(free.latents - free.sds.x0.clamp(-1.5, 1.5)), atol=1e-4)
+
+
 def test_a_finished_trainer_stays(model, tmp_path):
     done = Trainer(load_config('toybox', CHEAP | {'iters': 2}), model)
     assert done.fit().step == 1 and done.fit() is None and done.step_count == 2
