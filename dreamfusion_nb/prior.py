@@ -4,32 +4,35 @@
 
 # %% auto #0
 __all__ = ['PRIOR_DIR', 'MAX_TOKENS', 'SHARD', 'byte_pairs', 'make_tokenizer', 'new_text_encoder', 'new_vae', 'new_unet',
-           'new_scheduler', 'write_json', 'write_tensors', 'render_world', 'read_world', 'Run', 'half_precision',
-           'train_vae', 'toybox_prior', 'encode_world', 'train_unet', 'write_prior', 'Judge', 'shipped_judge',
-           'train_judge', 'agreement', 'measure', 'train_prior', 'main']
+           'new_scheduler', 'write_json', 'write_tensors', 'render_world', 'read_captions', 'read_world', 'Run',
+           'half_precision', 'train_vae', 'toybox_prior', 'encode_world', 'train_unet', 'write_prior', 'exam', 'Judge',
+           'shipped_judge', 'train_judge', 'agreement', 'measure', 'train_prior', 'main']
 
-# %% ../nbs/11_prior.ipynb #9f5e8d94
+# %% ../nbs/11_prior.ipynb #0007bdde
 import argparse
 import json
 import math
 import os
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import dreamfusion_nb
 from . import toybox
 
 from .guidance import LatentDiffusion
 
-# %% ../nbs/11_prior.ipynb #44264bc6
+# %% ../nbs/11_prior.ipynb #38187932
 PRIOR_DIR = Path(dreamfusion_nb.__file__).parent/'prior_weights'  # the shipped diffusers folder
-MAX_TOKENS = 12
+MAX_TOKENS = 16  # the longest caption has 13
 
 # %% ../nbs/11_prior.ipynb #1c2d58fc
 def byte_pairs(words):
@@ -84,7 +87,7 @@ def new_scheduler():
     return DDIMScheduler(num_train_timesteps=1000, beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', clip_sample=False,
         set_alpha_to_one=False, steps_offset=1, prediction_type='epsilon')
 
-# %% ../nbs/11_prior.ipynb #5aa5a231
+# %% ../nbs/11_prior.ipynb #57026aca
 def write_json(path, value):
     tmp = Path(f'{path}.tmp')
     tmp.write_text(json.dumps(value))
@@ -100,25 +103,31 @@ def write_tensors(path, tensors):
 SHARD = 4000
 
 
-def render_world(work, pictures, seed=0):
-    "Render `pictures` captioned pictures of the toybox into shards in `work`/world; existing shards are kept"
+def render_world(work, pictures, seed=0, **options):
+    "Render `pictures` captioned pictures of the toybox into shards in `work`/world; existing shards are kept. `options` are those of `toybox.draw`"
     folder = Path(work)/'world'
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(math.ceil(pictures/SHARD)):
         if (folder/f'{i:04d}.json').exists(): continue
         began = time.time()
-        images, captions, cams = toybox.draw(SHARD, torch.Generator().manual_seed(seed*100_003 + i))
+        images, captions, cams = toybox.draw(SHARD, torch.Generator().manual_seed(seed*100_003 + i), **options)
         write_tensors(folder/f'{i:04d}.safetensors', dict(images=images, azimuth=cams.azimuth, polar=cams.polar))
-        write_json(folder/f'{i:04d}.json', [[c.kind, c.color, c.view] for c in captions])
+        write_json(folder/f'{i:04d}.json', [[c.kind, c.color, c.view, c.finish] for c in captions])
         print(f'world: {(i + 1)*SHARD} of {pictures} pictures, {(time.time() - began)/SHARD*1e3:.1f} ms each', flush=True)
+
+
+def _shards(work, pictures, ending): return [Path(work)/'world'/f'{i:04d}.{ending}' for i in range(math.ceil(pictures/SHARD))]
+
+
+def read_captions(work, pictures):
+    "The captions of the rendered pictures"
+    return [toybox.Caption(*c) for path in _shards(work, pictures, 'json') for c in json.loads(path.read_text())][:pictures]
 
 
 def read_world(work, pictures):
     "The rendered pictures uint8 [n, 3, 64, 64] and their captions"
-    shards = [Path(work)/'world'/f'{i:04d}' for i in range(math.ceil(pictures/SHARD))]
-    images = torch.cat([load_file(f'{s}.safetensors')['images'] for s in shards])
-    captions = [toybox.Caption(*c) for s in shards for c in json.loads(Path(f'{s}.json').read_text())]
-    return images[:pictures], captions[:pictures]
+    images = torch.cat([load_file(path)['images'] for path in _shards(work, pictures, 'safetensors')])
+    return images[:pictures], read_captions(work, pictures)
 
 # %% ../nbs/11_prior.ipynb #e2eadcba
 class Run:
@@ -204,8 +213,8 @@ Run.report, Run.averaged = _report, _averaged
 def half_precision(device='cpu'):
     return torch.autocast(torch.device(device).type, torch.bfloat16)  # twice as fast where the chip has bfloat16 instructions
 
-# %% ../nbs/11_prior.ipynb #8a2a0605
-def train_vae(work, pictures=16_000, steps=3000, batch=32, lr=2e-3):
+# %% ../nbs/11_prior.ipynb #a9e7ebb1
+def train_vae(work, pictures=32_000, steps=3000, batch=32, lr=2e-3):
     "Train the autoencoder on 32×32 crops; returns it with averaged weights"
     run = Run(Path(work)/'vae', dict(vae=new_vae()), steps, lr)
     if run.step < steps:
@@ -228,10 +237,10 @@ def toybox_prior(device='cpu', dtype=torch.float32) -> LatentDiffusion:
     "The shipped prior as guidance"
     return LatentDiffusion.from_pretrained(PRIOR_DIR, device=device, dtype=dtype)
 
-# %% ../nbs/11_prior.ipynb #19240cbc
+# %% ../nbs/11_prior.ipynb #1815e3a6
 @torch.no_grad()
 def encode_world(work, vae, pictures):
-    "Latents [n, 4, 16, 16] of all pictures, scaled to unit variance, and the scale"
+    "Latents [n, 4, 16, 16] of all pictures in half precision, and the scale that gives them unit variance"
     path = Path(work)/f'latents-{pictures}.safetensors'
     if not path.exists():
         images, _ = read_world(work, pictures)
@@ -239,29 +248,32 @@ def encode_world(work, vae, pictures):
         write_tensors(path, dict(latents=z.half(), scale=1/z.std()))
         write_json(Path(work)/'vae'/'scale.json', float(1/z.std()))
     f = load_file(path)
-    return f['latents'].float()*f['scale'], f['scale'].item()
+    return f['latents'], f['scale'].item()
 
-# %% ../nbs/11_prior.ipynb #fbda77f1
-def train_unet(work, vae, pictures, steps=9000, batch=48, lr=1e-3):
+# %% ../nbs/11_prior.ipynb #c4bc3af5
+def train_unet(work, vae, pictures, steps=20_000, batch=48, lr=1e-3):
     "Train text encoder and UNet together on the latents; returns (text encoder, UNet) with averaged weights"
     torch.manual_seed(0)
     tokenizer, scheduler = make_tokenizer(), new_scheduler()
-    run = Run(Path(work)/'unet', dict(text=new_text_encoder(tokenizer), unet=new_unet()), steps, lr, average=.995)
+    run = Run(Path(work)/'unet', dict(text=new_text_encoder(tokenizer), unet=new_unet()), steps, lr, average=.998)
     if run.step < steps:
-        latents, _ = encode_world(work, vae, pictures)
-        _, captions = read_world(work, pictures)
+        latents, scale = encode_world(work, vae, pictures)
+        captions = read_captions(work, pictures)
         def ids(texts): return torch.tensor(tokenizer(texts, padding='max_length', max_length=MAX_TOKENS).input_ids)
-        full, plain, empty = ids([str(c) for c in captions]), ids([c.prompt for c in captions]), ids([''])
+        # everybody says it differently; one phrasing a picture, the same in every session
+        rng = np.random.default_rng(0)
+        full, plain, empty = ids([c.phrase(rng) for c in captions]), ids([replace(c, view=None).phrase(rng) for c in captions]), ids([''])
         acp = scheduler.alphas_cumprod
         def loss(generator):
             pick = torch.randint(len(latents), (batch,), generator=generator)
             drop = torch.rand(batch, 1, generator=generator)
             # a tenth of the captions is dropped whole (for classifier-free guidance), another loses its view
             tokens = torch.where(drop < .1, empty, torch.where(drop < .2, plain[pick], full[pick]))
-            x, noise = latents[pick], torch.randn(batch, 4, 16, 16, generator=generator)
+            x, noise = latents[pick].float()*scale, torch.randn(batch, 4, 16, 16, generator=generator)
             t = torch.randint(1000, (batch,), generator=generator)
             a = acp[t].view(-1, 1, 1, 1)
-            with half_precision():
+            # at 16 tokens the plain formula of attention beats the blockwise one
+            with half_precision(), sdpa_kernel(SDPBackend.MATH):
                 text = run.modules['text'](tokens).last_hidden_state
                 eps = run.modules['unet'](a.sqrt()*x + (1 - a).sqrt()*noise, t, text).sample.float()
             # Min-SNR weighting (Hang et al. 2023, gamma = 5): clean pictures must not drown the others
@@ -282,16 +294,26 @@ def write_prior(work, vae, text_encoder, unet, out=PRIOR_DIR):
     curves = {n: [json.loads(line) for line in (Path(work)/n/'log.jsonl').read_text().splitlines()] for n in ('vae', 'unet')}
     write_json(Path(out)/'training.json', {n: [dict(step=r['step'], loss=r['loss']) for r in rows[::max(1, len(rows)//100)]] for n, rows in curves.items()})
 
-# %% ../nbs/11_prior.ipynb #502e124b
+# %% ../nbs/11_prior.ipynb #83ab4872
+def exam(generator, held_out=False):
+    """Captions to test the prior with: every kind from every view in colours that it has seen with it, or every held-out pair
+    (`toybox.held_out_pairs`) from every view. Half of them name a finish."""
+    def pick(options): return options[int(torch.randint(len(options), (), generator=generator))]
+    seen = {k: [c for c in toybox.colors() if not toybox.held_out(toybox.Caption(k, c))] for k in toybox.kinds()}
+    pairs = toybox.held_out_pairs() if held_out else [(k, None) for k in toybox.kinds()]
+    return [toybox.Caption(k, c or pick(seen[k]), v, pick((None,)*3 + toybox.FINISHES)) for k, c in pairs for v in toybox.VIEWS]
+
+# %% ../nbs/11_prior.ipynb #18647083
 class Judge(nn.Module):
-    "Names kind, colour and view of pictures [B, 3, 64, 64] in [0, 1]"
-    HEADS = dict(kind=toybox.kinds(), color=toybox.colors(), view=list(toybox.VIEWS))
+    "Names kind, colour, view and finish of pictures [B, 3, 64, 64] in [0, 1]"
+    HEADS = dict(kind=toybox.kinds(), color=toybox.colors(), view=list(toybox.VIEWS), finish=list(toybox.FINISHES))
 
     def __init__(self):
         super().__init__()
-        def block(i, o): return [nn.Conv2d(i, o, 3, 2, 1), nn.BatchNorm2d(o), nn.ReLU()]
-        self.body = nn.Sequential(*block(3, 32), *block(32, 64), *block(64, 128), *block(128, 128), nn.Flatten(), nn.Linear(128*16, 128), nn.ReLU())
-        self.heads = nn.ModuleDict({k: nn.Linear(128, len(names)) for k, names in self.HEADS.items()})
+        def conv(i, o, stride): return [nn.Conv2d(i, o, 3, stride, 1), nn.BatchNorm2d(o), nn.ReLU()]
+        def block(i, o): return [*conv(i, o, 2), *conv(o, o, 1)]
+        self.body = nn.Sequential(*block(3, 32), *block(32, 64), *block(64, 128), *block(128, 192), nn.Flatten(), nn.Linear(192*16, 192), nn.ReLU())
+        self.heads = nn.ModuleDict({k: nn.Linear(192, len(names)) for k, names in self.HEADS.items()})
 
     def forward(self, images):
         "Logits of each head"
@@ -305,16 +327,17 @@ class Judge(nn.Module):
         return [toybox.Caption(*(self.HEADS[k][i] for k, i in zip(self.HEADS, row))) for row in zip(*(best[k] for k in self.HEADS))]
 
 
-def shipped_judge():
+def shipped_judge(folder=PRIOR_DIR):
+    "The judge that lies beside the prior"
     judge = Judge()
-    judge.load_state_dict(load_file(PRIOR_DIR/'judge.safetensors'))
+    judge.load_state_dict(load_file(Path(folder)/'judge.safetensors'))    # stored in half precision, copied into float32
     return judge.eval()
 
-# %% ../nbs/11_prior.ipynb #718b6791
-def train_judge(work, pictures=16_000, steps=1500, batch=64, lr=2e-3, out=PRIOR_DIR):
-    "Train the judge on renderings of its own and write it beside the prior"
+# %% ../nbs/11_prior.ipynb #936e17e1
+def train_judge(work, pictures=24_000, steps=3000, batch=64, lr=2e-3, out=PRIOR_DIR):
+    "Train the judge on renderings of its own, of all pairs, and write it beside the prior"
     work = Path(work)/'judge'
-    render_world(work, pictures, seed=1)
+    render_world(work, pictures, seed=1, everything=True)
     judge = Judge()
     run = Run(work/'run', dict(judge=judge), steps, lr)
     if run.step < steps:
@@ -323,38 +346,42 @@ def train_judge(work, pictures=16_000, steps=1500, batch=64, lr=2e-3, out=PRIOR_
         target = {k: torch.tensor([names.index(getattr(c, k)) if getattr(c, k) else -100 for c in captions]) for k, names in Judge.HEADS.items()}
         def loss(generator):
             pick = torch.randint(len(images), (batch,), generator=generator)
-            x = images[pick]/255 + .06*torch.randn(batch, 3, 64, 64, generator=generator)
+            dy, dx = (int(torch.randint(-4, 5, (), generator=generator)) for _ in range(2))
+            flip = torch.rand((), generator=generator) < .5
+            # the background has one colour, so that rolling a picture moves the toy; a mirrored toy keeps its name and its view
+            x = images[pick].roll((dy, dx), (2, 3))
+            x = (x.flip(3) if flip else x)/255 + .06*torch.randn(batch, 3, 64, 64, generator=generator)
             return sum(F.cross_entropy(v, target[k][pick], label_smoothing=.05) for k, v in judge(x).items())
         run.fit(loss)
         # the running statistics of the normalisation are no parameters: collect them anew for the averaged weights
         run.averaged()['judge'].train()
         with torch.no_grad():
             for x in images[:4000].split(250): judge(x/255)
-        write_tensors(Path(out)/'judge.safetensors', judge.state_dict())
-    return shipped_judge()
+        write_tensors(Path(out)/'judge.safetensors', {k: v.half() if v.is_floating_point() else v for k, v in judge.state_dict().items()})
+    return shipped_judge(out)
 
-
+# %% ../nbs/11_prior.ipynb #b0cbc144
 def agreement(captions, seen):
-    "Share of pictures in which the judge saw the kind, the colour (where one was named) and the view (of toys with a front)"
-    asked = dict(kind=lambda c: True, color=lambda c: c.color, view=lambda c: c.view and c.kind in toybox.WITH_FRONT)
+    "Share of pictures in which the judge saw the kind, the colour and the finish (where they were named) and the view (of toys with a front)"
+    asked = dict(kind=lambda c: True, color=lambda c: c.color, view=lambda c: c.view and c.kind in toybox.WITH_FRONT, finish=lambda c: c.finish)
     pairs = {k: [getattr(c, k) == getattr(s, k) for c, s in zip(captions, seen) if asks(c)] for k, asks in asked.items()}
     return {k: sum(v)/len(v) for k, v in pairs.items() if v}
 
 
-def measure(guidance, judge, rounds=1, guidance_scale=4., steps=20, seed=0):
-    "Draw every kind from every view in random colours, `rounds` times; the share of samples that show what was asked for"
+def measure(guidance, judge, rounds=1, held_out=False, guidance_scale=4., steps=20, seed=0):
+    "Have everything of `exam` drawn, `rounds` times; the share of samples that show what was asked for"
     g, wanted, seen = torch.Generator().manual_seed(seed), [], []
     for _ in range(rounds):
-        batch = [toybox.Caption(k, toybox.colors()[torch.randint(11, (), generator=g)], v) for k in toybox.kinds() for v in toybox.VIEWS]
+        batch = exam(g, held_out)
         wanted += batch
         seen += judge.read(guidance.sample([str(c) for c in batch], guidance_scale=guidance_scale, steps=steps, generator=g))
     return agreement(wanted, seen)
 
-# %% ../nbs/11_prior.ipynb #59196d5d
-def train_prior(work='runs/prior', pictures=64_000, vae_steps=2000, unet_steps=9000, out=PRIOR_DIR):
+# %% ../nbs/11_prior.ipynb #f4800948
+def train_prior(work='runs/prior', pictures=128_000, vae_steps=3000, unet_steps=20_000, out=PRIOR_DIR):
     "Render, train, write: the whole prior and its judge. Each stage goes on where it was stopped"
     render_world(work, pictures)
-    vae = train_vae(work, min(pictures, 16_000), vae_steps)
+    vae = train_vae(work, min(pictures, 32_000), vae_steps)
     encode_world(work, vae, pictures)
     write_prior(work, vae, *train_unet(work, vae, pictures, unet_steps), out=out)
     train_judge(work, out=out)
@@ -363,14 +390,15 @@ def train_prior(work='runs/prior', pictures=64_000, vae_steps=2000, unet_steps=9
 def main(argv=None):
     parser = argparse.ArgumentParser('python -m dreamfusion_nb.prior', description=train_prior.__doc__)
     parser.add_argument('--work', default='runs/prior', help='folder of pictures, checkpoints and logs')
-    parser.add_argument('--pictures', type=int, default=64_000)
-    parser.add_argument('--vae-steps', type=int, default=2000)
-    parser.add_argument('--unet-steps', type=int, default=9000)
+    parser.add_argument('--pictures', type=int, default=128_000)
+    parser.add_argument('--vae-steps', type=int, default=3000)
+    parser.add_argument('--unet-steps', type=int, default=20_000)
     parser.add_argument('--out', default=PRIOR_DIR, help='where the diffusers folder goes')
-    parser.add_argument('--measure', action='store_true', help='measure the shipped prior instead of training one')
+    parser.add_argument('--measure', action='store_true', help='measure the shipped prior on seen and held-out captions instead of training one')
     options = vars(parser.parse_args(argv))
-    if options.pop('measure'): print(measure(toybox_prior(), shipped_judge(), rounds=4))
-    else: train_prior(**options)
+    if not options.pop('measure'): return train_prior(**options)
+    prior, judge = toybox_prior(), shipped_judge()
+    for held_out in (False, True): print('held out' if held_out else 'seen', measure(prior, judge, 4, held_out))
 
 
 if __name__ == '__main__' and '__file__' in globals(): main()  # run as a program, not as a page
