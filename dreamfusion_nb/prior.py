@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['PRIOR_DIR', 'MAX_TOKENS', 'SHARD', 'byte_pairs', 'make_tokenizer', 'new_text_encoder', 'new_vae', 'new_unet',
            'new_scheduler', 'write_json', 'write_tensors', 'render_world', 'read_captions', 'read_world', 'Run',
-           'half_precision', 'train_vae', 'toybox_prior', 'encode_world', 'train_unet', 'write_prior', 'exam', 'Judge',
-           'shipped_judge', 'train_judge', 'agreement', 'measure', 'train_prior', 'main']
+           'half_precision', 'train_vae', 'toybox_prior', 'encode_world', 'begin_with', 'train_unet', 'write_prior',
+           'exam', 'Judge', 'shipped_judge', 'same_thing', 'contrast', 'judge_targets', 'judge_batch', 'train_judge',
+           'agreement', 'measure', 'train_prior', 'main']
 
 # %% ../nbs/11_prior.ipynb #0007bdde
 import argparse
@@ -237,25 +238,42 @@ def toybox_prior(device='cpu', dtype=torch.float32) -> LatentDiffusion:
     "The shipped prior as guidance"
     return LatentDiffusion.from_pretrained(PRIOR_DIR, device=device, dtype=dtype)
 
-# %% ../nbs/11_prior.ipynb #1815e3a6
+# %% ../nbs/11_prior.ipynb #604d4543
 @torch.no_grad()
-def encode_world(work, vae, pictures):
-    "Latents [n, 4, 16, 16] of all pictures in half precision, and the scale that gives them unit variance"
+def encode_world(work, vae, pictures, scale=None):
+    "Latents [n, 4, 16, 16] of all pictures in half precision, and the scale that gives them unit variance (or the one given)"
     path = Path(work)/f'latents-{pictures}.safetensors'
     if not path.exists():
         images, _ = read_world(work, pictures)
         with half_precision(): z = torch.cat([vae.encode(b.float()/127.5 - 1).latents.float() for b in images.split(100)])
-        write_tensors(path, dict(latents=z.half(), scale=1/z.std()))
-        write_json(Path(work)/'vae'/'scale.json', float(1/z.std()))
+        write_tensors(path, dict(latents=z.half(), scale=torch.tensor(scale or 1/z.std())))
     f = load_file(path)
     return f['latents'], f['scale'].item()
 
-# %% ../nbs/11_prior.ipynb #c4bc3af5
-def train_unet(work, vae, pictures, steps=20_000, batch=48, lr=1e-3):
-    "Train text encoder and UNet together on the latents; returns (text encoder, UNet) with averaged weights"
+# %% ../nbs/11_prior.ipynb #bc84e7d8
+def begin_with(folder, tokenizer, text, unet):
+    "Put the weights of the prior in `folder` into new parts. Words keep their vectors by their spelling, so there may be new ones"
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+    unet.load_state_dict(UNet2DConditionModel.from_pretrained(Path(folder)/'unet', torch_dtype=torch.float32).state_dict())
+    known, old = CLIPTokenizer.from_pretrained(Path(folder)/'tokenizer').get_vocab(), CLIPTextModel.from_pretrained(Path(folder)/'text_encoder', dtype=torch.float32)
+    state = text.state_dict()
+    for name, v in old.state_dict().items():
+        if name.endswith('token_embedding.weight'):
+            for word, i in tokenizer.get_vocab().items():
+                if word in known: state[name][i] = v[known[word]]
+        elif name.endswith('position_embedding.weight'): state[name][:len(v)] = v
+        else: state[name] = v
+    text.load_state_dict(state)
+
+# %% ../nbs/11_prior.ipynb #099aa666
+def train_unet(work, vae, pictures, steps=20_000, batch=48, lr=1e-3, decay=.5, start=None):
+    "Train text encoder and UNet together on the latents, from the prior in folder `start` if there is one; returns (text encoder, UNet) with averaged weights"
     torch.manual_seed(0)
     tokenizer, scheduler = make_tokenizer(), new_scheduler()
-    run = Run(Path(work)/'unet', dict(text=new_text_encoder(tokenizer), unet=new_unet()), steps, lr, average=.998)
+    modules = dict(text=new_text_encoder(tokenizer), unet=new_unet())
+    if start: begin_with(start, tokenizer, **modules)
+    run = Run(Path(work)/'unet', modules, steps, lr, decay=decay, average=.998)
     if run.step < steps:
         latents, scale = encode_world(work, vae, pictures)
         captions = read_captions(work, pictures)
@@ -283,15 +301,16 @@ def train_unet(work, vae, pictures, steps=20_000, batch=48, lr=1e-3):
     modules = run.averaged()
     return modules['text'], modules['unet']
 
-# %% ../nbs/11_prior.ipynb #599aa36c
-def write_prior(work, vae, text_encoder, unet, out=PRIOR_DIR):
+# %% ../nbs/11_prior.ipynb #3027a805
+def write_prior(work, vae, scale, text_encoder, unet, out=PRIOR_DIR):
     "Write the trained parts as a diffusers Stable Diffusion folder in half precision, no file above 15 MB"
+    vae.register_to_config(scaling_factor=scale)
     from diffusers import StableDiffusionPipeline
-    vae.register_to_config(scaling_factor=json.loads((Path(work)/'vae'/'scale.json').read_text()))
     pipe = StableDiffusionPipeline(vae=vae.half(), text_encoder=text_encoder.half(), tokenizer=make_tokenizer(), unet=unet.half(), scheduler=new_scheduler(),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     pipe.save_pretrained(out, max_shard_size='15MB')
-    curves = {n: [json.loads(line) for line in (Path(work)/n/'log.jsonl').read_text().splitlines()] for n in ('vae', 'unet')}
+    logs = {n: Path(work)/n/'log.jsonl' for n in ('vae', 'unet')}
+    curves = {n: [json.loads(line) for line in log.read_text().splitlines()] for n, log in logs.items() if log.exists()}
     write_json(Path(out)/'training.json', {n: [dict(step=r['step'], loss=r['loss']) for r in rows[::max(1, len(rows)//100)]] for n, rows in curves.items()})
 
 # %% ../nbs/11_prior.ipynb #83ab4872
@@ -303,60 +322,119 @@ def exam(generator, held_out=False):
     pairs = toybox.held_out_pairs() if held_out else [(k, None) for k in toybox.kinds()]
     return [toybox.Caption(k, c or pick(seen[k]), v, pick((None,)*3 + toybox.FINISHES)) for k, c in pairs for v in toybox.VIEWS]
 
-# %% ../nbs/11_prior.ipynb #18647083
+# %% ../nbs/11_prior.ipynb #4393d17e
 class Judge(nn.Module):
-    "Names kind, colour, view and finish of pictures [B, 3, 64, 64] in [0, 1]"
+    "Names kind, colour, view and finish of pictures [B, 3, 64, 64] in [0, 1], and compares pictures with texts"
     HEADS = dict(kind=toybox.kinds(), color=toybox.colors(), view=list(toybox.VIEWS), finish=list(toybox.FINISHES))
 
-    def __init__(self):
+    def __init__(self, width=64):
         super().__init__()
         def conv(i, o, stride): return [nn.Conv2d(i, o, 3, stride, 1), nn.BatchNorm2d(o), nn.ReLU()]
         def block(i, o): return [*conv(i, o, 2), *conv(o, o, 1)]
         self.body = nn.Sequential(*block(3, 32), *block(32, 64), *block(64, 128), *block(128, 192), nn.Flatten(), nn.Linear(192*16, 192), nn.ReLU())
         self.heads = nn.ModuleDict({k: nn.Linear(192, len(names)) for k, names in self.HEADS.items()})
+        self.tokenizer = make_tokenizer()
+        self.text = new_text_encoder(self.tokenizer)
+        self.from_image, self.from_text = nn.Linear(192, width), nn.Linear(self.text.config.hidden_size, width)
+        self.log_scale = nn.Parameter(torch.tensor(2.5))
+
+    logit_scale = property(lambda self: self.log_scale.exp().clamp(max=100))
+
+    def features(self, images): return self.body(images.contiguous(memory_format=torch.channels_last)*2 - 1)
 
     def forward(self, images):
         "Logits of each head"
-        features = self.body(images*2 - 1)
+        features = self.features(images)
         return {k: head(features) for k, head in self.heads.items()}
 
-    @torch.no_grad()
-    def read(self, images):
-        "What it sees: a list of `Caption`"
-        best = {k: v.argmax(1).tolist() for k, v in self(images).items()}
-        return [toybox.Caption(*(self.HEADS[k][i] for k, i in zip(self.HEADS, row))) for row in zip(*(best[k] for k in self.HEADS))]
+    def images(self, images):
+        "Unit vectors [B, D]"
+        return F.normalize(self.from_image(self.features(images)), dim=-1)
+
+    def texts(self, texts):
+        "Unit vectors [B, D] of texts"
+        ids = torch.tensor(self.tokenizer(list(texts), padding='max_length', truncation=True, max_length=MAX_TOKENS).input_ids)
+        return F.normalize(self.from_text(self.text(ids.to(self.log_scale.device)).pooler_output), dim=-1)
+
+# %% ../nbs/11_prior.ipynb #3b8333ac
+@torch.no_grad()
+def _read(self, images):
+    "What it sees: a list of `Caption`"
+    best = {k: v.argmax(1).tolist() for k, v in self(images).items()}
+    return [toybox.Caption(*(self.HEADS[k][i] for k, i in zip(self.HEADS, row))) for row in zip(*(best[k] for k in self.HEADS))]
+
+
+Judge.read = _read
 
 
 def shipped_judge(folder=PRIOR_DIR):
     "The judge that lies beside the prior"
     judge = Judge()
     judge.load_state_dict(load_file(Path(folder)/'judge.safetensors'))    # stored in half precision, copied into float32
-    return judge.eval()
+    return judge.eval().requires_grad_(False)
 
-# %% ../nbs/11_prior.ipynb #936e17e1
-def train_judge(work, pictures=24_000, steps=3000, batch=64, lr=2e-3, out=PRIOR_DIR):
-    "Train the judge on renderings of its own, of all pairs, and write it beside the prior"
-    work = Path(work)/'judge'
-    render_world(work, pictures, seed=1, everything=True)
-    judge = Judge()
-    run = Run(work/'run', dict(judge=judge), steps, lr)
+# %% ../nbs/11_prior.ipynb #aa6d071a
+def same_thing(captions, texts):
+    "bool [N, N]: does caption i describe text j: the same toy, colour and finish, and the same view if the text names one"
+    def table(get): return [np.array([str(get(c)) for c in side]) for side in (captions, texts)]
+    toys, views = table(lambda c: (c.kind, c.color, c.finish)), table(lambda c: c.view)
+    unnamed = np.array([t.view is None for t in texts])
+    return torch.from_numpy((toys[0][:, None] == toys[1]) & (unnamed | (views[0][:, None] == views[1])))
+
+
+def contrast(image_vectors, text_vectors, same, scale):
+    "CLIP's symmetric cross entropy, with several right answers a row where things occur twice"
+    logits, target = scale*image_vectors @ text_vectors.T, same.float()
+    def side(x, y): return -(y/y.sum(1, keepdim=True).clamp(min=1)*x.log_softmax(1)).sum(1).mean()
+    return (side(logits, target) + side(logits.T, target.T))/2
+
+# %% ../nbs/11_prior.ipynb #7785efa3
+def judge_targets(captions, plain):
+    "Class indices [N] for each head; -100, which cross_entropy leaves out, where a picture does not show the answer"
+    def target(head, c, bare):
+        # what no caption says, colours of textureless pictures, and sides of toys that look the same all round
+        hidden = head in ('color', 'finish') and bare or head == 'view' and c.view != 'overhead' and c.kind not in toybox.WITH_FRONT
+        return -100 if hidden or getattr(c, head) is None else Judge.HEADS[head].index(getattr(c, head))
+    return {head: torch.tensor([target(head, c, i >= len(captions) - plain) for i, c in enumerate(captions)]) for head in Judge.HEADS}
+
+
+def judge_batch(images, captions, batch, generator):
+    "Indices, pictures and sentences of one training step"
+    pick = torch.randint(len(images), (batch,), generator=generator)
+    rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
+    texts = [replace(captions[i], view=None) if rng.random() < .5 else captions[i] for i in pick]
+    # the background has one colour, so that rolling a picture moves the toy; a mirrored toy keeps its name and its view
+    dy, dx, flip = *rng.integers(-4, 5, 2).tolist(), rng.random() < .5
+    x = images[pick].roll((dy, dx), (2, 3))
+    x = (x.flip(3) if flip else x)/255 + .04*torch.randn(batch, 3, 64, 64, generator=generator)
+    return pick, x, texts, [t.phrase(rng) for t in texts]
+
+# %% ../nbs/11_prior.ipynb #b21deaa5
+def train_judge(work, pictures=64_000, plain=16_000, steps=8000, batch=96, lr=2e-3, out=PRIOR_DIR):
+    "Train the judge on renderings of its own, of all pairs, with `plain` textureless ones, and write it beside the prior"
+    work = Path(work)
+    render_world(work/'judge', pictures, seed=1, everything=True)
+    render_world(work/'judge-plain', plain, seed=2, everything=True, mode=toybox.TEXTURELESS)
+    torch.manual_seed(1)
+    judge = Judge().to(memory_format=torch.channels_last)
+    run = Run(work/'judge'/'run', dict(judge=judge), steps, lr)
     if run.step < steps:
-        images, captions = read_world(work, pictures)
-        # a caption without colour says nothing about colour: -100 is what cross_entropy leaves out
-        target = {k: torch.tensor([names.index(getattr(c, k)) if getattr(c, k) else -100 for c in captions]) for k, names in Judge.HEADS.items()}
+        worlds = [read_world(work/'judge', pictures), read_world(work/'judge-plain', plain)]
+        images, captions = torch.cat([w[0] for w in worlds]), worlds[0][1] + worlds[1][1]
+        target = judge_targets(captions, plain)
         def loss(generator):
-            pick = torch.randint(len(images), (batch,), generator=generator)
-            dy, dx = (int(torch.randint(-4, 5, (), generator=generator)) for _ in range(2))
-            flip = torch.rand((), generator=generator) < .5
-            # the background has one colour, so that rolling a picture moves the toy; a mirrored toy keeps its name and its view
-            x = images[pick].roll((dy, dx), (2, 3))
-            x = (x.flip(3) if flip else x)/255 + .06*torch.randn(batch, 3, 64, 64, generator=generator)
-            return sum(F.cross_entropy(v, target[k][pick], label_smoothing=.05) for k, v in judge(x).items())
+            pick, x, texts, sentences = judge_batch(images, captions, batch, generator)
+            with half_precision(), sdpa_kernel(SDPBackend.MATH):
+                features, read = judge.features(x), judge.texts(sentences)
+                named = {k: head(features) for k, head in judge.heads.items()}
+                seen = F.normalize(judge.from_image(features), dim=-1)
+            names = sum(F.cross_entropy(v.float(), target[k][pick], label_smoothing=.02) for k, v in named.items())
+            return names + contrast(seen.float(), read.float(), same_thing([captions[i] for i in pick], texts), judge.logit_scale)
         run.fit(loss)
         # the running statistics of the normalisation are no parameters: collect them anew for the averaged weights
         run.averaged()['judge'].train()
         with torch.no_grad():
-            for x in images[:4000].split(250): judge(x/255)
+            for x in images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:8000]].split(250): judge(x/255)
         write_tensors(Path(out)/'judge.safetensors', {k: v.half() if v.is_floating_point() else v for k, v in judge.state_dict().items()})
     return shipped_judge(out)
 
@@ -377,13 +455,19 @@ def measure(guidance, judge, rounds=1, held_out=False, guidance_scale=4., steps=
         seen += judge.read(guidance.sample([str(c) for c in batch], guidance_scale=guidance_scale, steps=steps, generator=g))
     return agreement(wanted, seen)
 
-# %% ../nbs/11_prior.ipynb #f4800948
-def train_prior(work='runs/prior', pictures=128_000, vae_steps=3000, unet_steps=20_000, out=PRIOR_DIR):
+# %% ../nbs/11_prior.ipynb #731f7412
+def train_prior(work='runs/prior', pictures=128_000, vae_steps=3000, unet_steps=20_000, start=None, out=PRIOR_DIR):
     "Render, train, write: the whole prior and its judge. Each stage goes on where it was stopped"
     render_world(work, pictures)
-    vae = train_vae(work, min(pictures, 32_000), vae_steps)
-    encode_world(work, vae, pictures)
-    write_prior(work, vae, *train_unet(work, vae, pictures, unet_steps), out=out)
+    if start:
+        # its latents are what the UNet has learned, so the autoencoder stays as it is
+        from diffusers import AutoencoderTiny
+        vae = AutoencoderTiny.from_pretrained(Path(start)/'vae', torch_dtype=torch.float32).eval()
+        _, scale = encode_world(work, vae, pictures, vae.config.scaling_factor)
+    else:
+        vae = train_vae(work, min(pictures, 32_000), vae_steps)
+        _, scale = encode_world(work, vae, pictures)
+    write_prior(work, vae, scale, *train_unet(work, vae, pictures, unet_steps, start=start), out=out)
     train_judge(work, out=out)
 
 
@@ -393,6 +477,7 @@ def main(argv=None):
     parser.add_argument('--pictures', type=int, default=128_000)
     parser.add_argument('--vae-steps', type=int, default=3000)
     parser.add_argument('--unet-steps', type=int, default=20_000)
+    parser.add_argument('--start', metavar='FOLDER', help='a prior to begin with, whose autoencoder is kept')
     parser.add_argument('--out', default=PRIOR_DIR, help='where the diffusers folder goes')
     parser.add_argument('--measure', action='store_true', help='measure the shipped prior on seen and held-out captions instead of training one')
     options = vars(parser.parse_args(argv))

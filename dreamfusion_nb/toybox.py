@@ -1034,7 +1034,15 @@ def albedo(caption):
 def _volume(kind, resolution):
     g = np.linspace(-.55, .55, resolution)
     pts = np.stack(np.meshgrid(g, g, g, indexing='ij'), -1).reshape(-1, 3)
-    return _distance(build(kind), pts, True).reshape((resolution,)*3)
+    rows = build(kind)
+    d = _distance(rows, pts, False).reshape((resolution,)*3)
+    # marching cubes reads the values beside a change of sign: there alone the exact distance is worth its time
+    inside, beside = d < 0, np.zeros(d.shape, bool)
+    for axis in range(3):
+        change = np.diff(inside, axis=axis)
+        for ends in ((0, 1), (1, 0)): beside |= np.pad(change, [ends if a == axis else (0, 0) for a in range(3)])
+    d[beside] = _distance(rows, pts[beside.ravel()], True)
+    return d
 
 
 def mesh(caption, resolution=128):

@@ -465,8 +465,8 @@ class LiveCell:
         self.handle.update(self.show(f'<b>{html.escape(t.config.prompt)}</b>, front and side · step {t.step_count} of {t.config.iters} · {status}'
             f'<div style="display:flex;gap:20px;align-items:center">{_img(t.glance())}<div>{curves(t.history)}</div></div>'))
 
-    def close(self):
-        if self.trainer is not None: self.update('done' if self.trainer.step_count >= self.trainer.config.iters else 'stopped')
+    def close(self, done=True):
+        if self.trainer is not None: self.update('done' if done else 'stopped')
 
 # %% ../nbs/15_trainer.ipynb #b6af27fd
 class ProgressBar:
@@ -480,7 +480,7 @@ class ProgressBar:
         if record.step % 10 == 0: self.bar.set_postfix(grad=f'{record.grad_norm:.2f}', refresh=False)
         if trainer.step_count >= trainer.config.iters: self.close()
 
-    def close(self):
+    def close(self, done=True):
         if self.bar is not None: self.bar.close()
 
 
@@ -670,12 +670,13 @@ def train(prompt,               # what to make
             write_text(folder/'config.yaml', settings.to_yaml())
     with writing(folder): sweep(folder)
     log(folder, f'{"resumed" if going_on else "started"} at step {trainer.step_count} of {settings.iters}, device {device}, torch {torch.__version__}')
-    shown = [LiveCell() if in_notebook() else ProgressBar()] if progress else []
+    shown, result = [LiveCell() if in_notebook() else ProgressBar()] if progress else [], None
     try:
         trainer.fit(callbacks=[*callbacks, *shown])
-        return finish(Result(settings, trainer.renderer, folder, trainer.history))
+        result = finish(Result(settings, trainer.renderer, folder, trainer.history))
+        return result
     finally:
-        for display in shown: display.close()
+        for display in shown: display.close(done=result is not None)
 
 # %% ../nbs/15_trainer.ipynb #84165bc5
 def check_call(prompt, preset, config, guidance, resume, overwrite, callbacks):

@@ -1,0 +1,77 @@
+"""What each choice of the default preset does to the scores, one change at a time, on prompts for tuning (never the held-out ones).
+
+    python benchmarks/ablation.py [--only NAME ...] [--prompts seen12] [--count 12] [--seeds 0] [--jobs 2] [--work outputs/ablation] [--out benchmarks/results/NAME.json]
+
+Every variant is a benchmark of its own (`dreamfusion_nb.metrics.benchmark`) in a folder below --work, so that an interrupted ablation goes on, and a variant that is
+added later runs alone. The result file holds the summary and the per-prompt scores of every variant that is finished; notebook 17a_ablation reads it.
+"""
+import argparse
+import json
+import time
+from pathlib import Path
+
+from dreamfusion_nb.metrics import _origin, benchmark, prompt_set
+from dreamfusion_nb.prior import write_json
+
+# name -> (what it asks, overrides)
+VARIANTS = {
+    'default': ('', ()),
+    # guidance
+    'scale 5': ('weaker words', ('guidance_scale=5',)),
+    'scale 20': ('stronger words', ('guidance_scale=20',)),
+    'scale 40': ('much stronger words', ('guidance_scale=40',)),
+    'w = 1 - a': ("DreamFusion's own weighting", ('guidance.weighting=sds',)),
+    'all noise levels': ('no narrowing of t', ('guidance.t_range_end=null',)),
+    'annealed t': ('HiFA, one path down', ('guidance.timesteps=annealed',)),
+    'CSD': ('classifier score distillation', ('guidance.kind=csd',)),
+    'NFSD': ('noise-free score distillation', ('guidance.kind=nfsd',)),
+    'rescale 0.5': ('CFG rescale', ('guidance.rescale=0.5',)),
+    'clamp x0': ('clamped clean latents', ('guidance.clamp_x0=2.5',)),
+    # light
+    'albedo only': ('no light at all', ('albedo_iter_ratio=1',)),
+    'light at once': ('light from the first step', ('albedo_iter_ratio=0',)),
+    'never textureless': ('', ('textureless_ratio=0',)),
+    # losses
+    'no entropy': ('', ('loss.lambda_entropy=0',)),
+    'no orientation': ('', ('loss.lambda_orientation=0',)),
+    # optimisation
+    'steps 500': ('', ('iters=500',)),
+    'steps 2000': ('', ('iters=2000',)),
+    '2 views, half the steps': ('two cameras a step at the same cost', ('data.train.batch_size=2', 'iters=500')),
+    'lr 0.005': ('', ('optim.lr=0.005',)),
+    'lr 0.02': ('', ('optim.lr=0.02',)),
+    'no lr decay': ('', ('optim.lr_decay=1',)),
+    'from 32 pixels': ('pictures grow over half the run', ('data.train.start_size=32',)),
+    'background fixed': ('always white', ('background.random_ratio=0',)),
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--only', nargs='*', choices=list(VARIANTS), metavar='NAME', help=', '.join(VARIANTS))
+    parser.add_argument('--prompts', default='seen12')
+    parser.add_argument('--count', type=int, help='only so many of the prompts')
+    parser.add_argument('--seeds', type=int, nargs='*', default=[0])
+    parser.add_argument('--jobs', type=int, default=2)
+    parser.add_argument('--work', default='outputs/ablation')
+    parser.add_argument('--out', help='result file (default: below --work)')
+    o = parser.parse_args()
+    prompts = prompt_set(o.prompts)[:o.count]
+    out = Path(o.out or Path(o.work)/'ablation.json')
+    found = json.loads(out.read_text()) if out.exists() else dict(prompts=prompts, variants={})
+    if found['prompts'] != prompts: parser.error(f'{out} holds scores of other prompts')
+    for name in o.only or VARIANTS:
+        asks, overrides = VARIANTS[name]
+        began = time.time()
+        for seed in o.seeds:
+            folder = Path(o.work)/f'{name.replace(" ", "-").replace("/", "-")}-seed{seed}'
+            benchmark(prompts, folder, overrides=[*overrides, f'seed={seed}'], jobs=o.jobs)
+            scores = json.loads((folder/'scores.json').read_text())
+            entry = found['variants'].setdefault(name, dict(asks=asks, overrides=list(overrides), seeds={}))
+            entry['seeds'][str(seed)] = dict(summary=scores['summary'], rows=scores['rows'], r_color=scores['r_color']['each'], r_geometry=scores['r_geometry']['each'])
+            found |= _origin()
+            write_json(out, found)
+            print(f'{name}, seed {seed}: {json.dumps(scores["summary"])} ({time.time() - began:.0f} s)', flush=True)
+
+
+if __name__ == '__main__': main()

@@ -1,0 +1,95 @@
+"The benchmark from outside: bad input in one line, and an interruption that costs nothing"
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dreamfusion_nb.metrics import main
+
+COMMAND = [sys.executable, '-m', 'dreamfusion_nb.metrics']
+TINY = ['iters=6', 'data.train.width=24', 'data.train.height=24', 'data.val.width=16', 'data.val.height=16', 'data.test.width=16', 'data.test.height=16',
+        'data.test.size=4', 'renderer.grid_resolution=16', 'renderer.max_steps=32', 'nerf.n_levels=3', 'nerf.log2_hashmap_size=10', 'nerf.hidden_dims=8']
+
+
+def run(*words, cwd):
+    return subprocess.run([*COMMAND, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.parametrize('words,complaint', [
+    (['--prompts', 'nowhere.txt'], "no set or file 'nowhere.txt'"),
+    (['--prompts', 'heldout23'], "did you mean 'heldout24'"),
+    (['--prompts', 'empty.txt'], 'is empty'),
+    (['--prompts', 'twice.txt'], "'A duck' occurs twice"),
+    (['--prompts', 'unknown.txt'], 'names no toy'),
+    (['--prompts', 'bytes.txt'], 'cannot be read as text'),
+    (['--prompts', 'one.txt', '--clip', 'nowhere'], "no CLIP folder 'nowhere'"),
+    (['--prompts', 'one.txt', '--clip', 'noclip'], 'is no CLIP folder'),
+    (['--prompts', 'one.txt', '--jobs', '0'], '--jobs: at least 1'),
+    (['--prompts', 'one.txt', 'itres=3'], "did you mean iters"),
+    (['--prompts', 'one.txt', '--out', 'full'], 'no benchmark of ours'),
+])
+def test_bad_input_is_one_line_and_leaves_nothing(words, complaint, tmp_path, monkeypatch, capsys):
+    files = {'empty.txt': '# a comment\n\n', 'twice.txt': 'a duck\na mug\nA duck\n', 'unknown.txt': 'a duck\na pangolin\n', 'one.txt': 'a duck\na mug\n'}
+    for name, text in files.items(): (tmp_path/name).write_text(text)
+    (tmp_path/'bytes.txt').write_bytes(b'\xff\xfe\xfa')
+    (tmp_path/'noclip').mkdir()
+    (tmp_path/'noclip'/'config.json').write_text(json.dumps(dict(model_type='bert')))
+    (tmp_path/'full').mkdir()
+    (tmp_path/'full'/'holiday.jpg').write_text('mine')
+    before = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob('*'))
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert complaint in said and said.strip().count('\n') == 0
+    assert sorted(p.relative_to(tmp_path) for p in tmp_path.rglob('*')) == before
+
+
+def test_a_mesh_without_faces_is_named():
+    import trimesh
+
+    from dreamfusion_nb.config import ConfigError
+    from dreamfusion_nb.metrics import chamfer, f_score, volume_iou
+    empty, ball = trimesh.Trimesh(), trimesh.creation.icosphere(1)
+    for measure in (chamfer, f_score, volume_iou):
+        for pair in ((empty, ball), (ball, empty)):
+            with pytest.raises(ConfigError, match='no faces'): measure(*pair)
+        with pytest.raises(ConfigError, match='not PointCloud'): measure(trimesh.PointCloud([[0, 0, 0]]), ball)
+
+
+def test_an_interrupted_benchmark_keeps_what_is_finished(tmp_path):
+    (tmp_path/'set.txt').write_text('a duck\na red mug\n')
+    words = ['--prompts', 'set.txt', '--out', 'bench', *TINY]
+    job = subprocess.Popen([*COMMAND, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    first = tmp_path/'bench'/'00-a-duck'/'score.json'
+    end = time.time() + 300
+    while not first.exists() and job.poll() is None and time.time() < end: time.sleep(.02)
+    job.send_signal(signal.SIGINT)
+    _, said = job.communicate(timeout=120)
+    assert job.returncode == 130, said
+    assert 'finished prompts are kept' in said and 'Traceback' not in said
+    stamp = os.stat(first).st_mtime_ns
+    done = run(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert os.stat(first).st_mtime_ns == stamp
+    out = tmp_path/'bench'
+    scores = json.loads((out/'scores.json').read_text())
+    assert [r['prompt'] for r in scores['rows']] == ['a duck', 'a red mug'] and scores['summary']['prompts'] == 2
+    assert (out/'table.md').exists() and (out/'sheet.png').exists()
+    assert not [p for p in out.rglob('*.tmp*')]
+    other = run('--prompts', 'set.txt', '--out', 'bench', *TINY, 'seed=7', cwd=tmp_path)
+    assert other.returncode == 2 and 'other prompts or settings' in other.stderr
+
+
+def test_several_at_a_time_give_the_same_scores(tmp_path):
+    (tmp_path/'set.txt').write_text('a duck\na red mug\n')
+    env_one = dict(os.environ, OMP_NUM_THREADS='1', NUMBA_NUM_THREADS='1')
+    for name, jobs in (('one', '1'), ('two', '2')):
+        done = subprocess.run([*COMMAND, '--prompts', 'set.txt', '--out', name, '--jobs', jobs, *TINY], cwd=tmp_path, env=env_one, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+    rows = [[{k: v for k, v in r.items() if k != 'seconds'} for r in json.loads((tmp_path/n/'scores.json').read_text())['rows']] for n in ('one', 'two')]
+    assert rows[0] == rows[1]
