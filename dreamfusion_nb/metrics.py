@@ -6,10 +6,10 @@
 __all__ = ['BACKDROP', 'PROMPT_SETS', 'FOG', 'HEADS', 'check_mesh', 'placement', 'align', 'aligned', 'surface_points',
            'surface_distances', 'chamfer', 'f_score', 'voxels', 'volume_iou', 'psnr', 'moved_cameras', 'true_views',
            'Views', 'around', 'count_arcs', 'view_consistency', 'view_probabilities', 'view_by_words', 'Clip',
-           'Retrieval', 'r_precision', 'solidity', 'scored_views', 'against_truth', 'score', 'prompt_set',
+           'Retrieval', 'r_precision', 'prompt_set', 'solidity', 'scored_views', 'against_truth', 'score',
            'open_examiner', 'run_prompt', 'read_views', 'summarise', 'as_table', 'benchmark', 'contact_sheet', 'main']
 
-# %% ../nbs/17_metrics.ipynb #c0956384
+# %% ../nbs/17_metrics.ipynb #541e1784
 import argparse
 import json
 import math
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import dreamfusion_nb
 from . import toybox
 from .cameras import orbit
 from .config import ConfigError, did_you_mean, load_config
@@ -259,6 +260,32 @@ def r_precision(images,    # one tensor [V, 3, H, W] of views in [0, 1] for each
     share = sum(i == own for own, row in enumerate(best) for i in row)/sum(map(len, best))
     return Retrieval(share, each, [[captions[i] for i in row] for row in best])
 
+# %% ../nbs/17_metrics.ipynb #5e98b6db
+def _seen12():
+    "Twelve pairs that the prior did see, of toys that heldout24 leaves alone"
+    taken = {k for k, _ in toybox.held_out_pairs()[::2][:24]}
+    free = [k for k in toybox.kinds() if k not in taken]
+    pairs = [(k, toybox.colors()[(5*i + 3) % 11]) for i, k in enumerate(free[::2])]
+    return [toybox.Caption(k, c).prompt for k, c in pairs if not toybox.held_out(toybox.Caption(k, c))][:12]
+
+
+PROMPT_SETS = dict(heldout24=lambda: [toybox.Caption(k, c).prompt for k, c in toybox.held_out_pairs()[::2][:24]], seen12=_seen12,
+                   kinds=lambda: [toybox.Caption(k).prompt for k in toybox.kinds()])
+
+
+def prompt_set(name):
+    "The prompts of a set: a name in `PROMPT_SETS` or a text file with one prompt a line (# begins a comment). Raises `ConfigError`"
+    if str(name) in PROMPT_SETS: return PROMPT_SETS[str(name)]()
+    path = Path(name).expanduser()
+    if not path.is_file(): raise ConfigError(f'prompts: no set or file {str(name)!r}; sets are {", ".join(PROMPT_SETS)}{did_you_mean(str(name), PROMPT_SETS)}')
+    try: lines = [line.split('#')[0].strip() for line in path.read_text(encoding='utf-8').splitlines()]
+    except (OSError, UnicodeDecodeError) as error: raise ConfigError(f'prompts: {path} cannot be read as text: {error}') from None
+    prompts = [line for line in lines if line]
+    if not prompts: raise ConfigError(f'prompts: {path} is empty; it holds one prompt a line')
+    twice = next((p for i, p in enumerate(prompts) if p.lower() in (q.lower() for q in prompts[:i])), None)
+    if twice: raise ConfigError(f'prompts: {twice!r} occurs twice in {path}; R-Precision needs prompts that differ')
+    return prompts
+
 # %% ../nbs/17_metrics.ipynb #273d04ab
 def solidity(opacity):
     "Mean opacity of the pixels that show anything at all (more than 0.1); 0 for an empty picture"
@@ -293,32 +320,6 @@ def score(result,         # `Result`
         except EmptyMeshError: found |= dict(empty=True, f_score=0., iou=0.)
     seen = view_consistency(view_probabilities(color, result.config.prompt, examiner), around().azimuth)
     return found | dict(agreement=seen.agreement, fronts=seen.fronts, has_front=toy is None or toy.kind in toybox.WITH_FRONT)
-
-# %% ../nbs/17_metrics.ipynb #5e98b6db
-def _seen12():
-    "Twelve pairs that the prior did see, of toys that heldout24 leaves alone"
-    taken = {k for k, _ in toybox.held_out_pairs()[::2][:24]}
-    free = [k for k in toybox.kinds() if k not in taken]
-    pairs = [(k, toybox.colors()[(5*i + 3) % 11]) for i, k in enumerate(free[::2])]
-    return [toybox.Caption(k, c).prompt for k, c in pairs if not toybox.held_out(toybox.Caption(k, c))][:12]
-
-
-PROMPT_SETS = dict(heldout24=lambda: [toybox.Caption(k, c).prompt for k, c in toybox.held_out_pairs()[::2][:24]], seen12=_seen12,
-                   kinds=lambda: [toybox.Caption(k).prompt for k in toybox.kinds()])
-
-
-def prompt_set(name):
-    "The prompts of a set: a name in `PROMPT_SETS` or a text file with one prompt a line (# begins a comment). Raises `ConfigError`"
-    if str(name) in PROMPT_SETS: return PROMPT_SETS[str(name)]()
-    path = Path(name).expanduser()
-    if not path.is_file(): raise ConfigError(f'prompts: no set or file {str(name)!r}; sets are {", ".join(PROMPT_SETS)}{did_you_mean(str(name), PROMPT_SETS)}')
-    try: lines = [line.split('#')[0].strip() for line in path.read_text(encoding='utf-8').splitlines()]
-    except (OSError, UnicodeDecodeError) as error: raise ConfigError(f'prompts: {path} cannot be read as text: {error}') from None
-    prompts = [line for line in lines if line]
-    if not prompts: raise ConfigError(f'prompts: {path} is empty; it holds one prompt a line')
-    twice = next((p for i, p in enumerate(prompts) if p.lower() in (q.lower() for q in prompts[:i])), None)
-    if twice: raise ConfigError(f'prompts: {twice!r} occurs twice in {path}; R-Precision needs prompts that differ')
-    return prompts
 
 # %% ../nbs/17_metrics.ipynb #82319a35
 @lru_cache(maxsize=2)
@@ -397,12 +398,12 @@ def as_table(rows, color, geometry, summary):
     table.append(['**all**', *(f'**{_cell(last[k])}**' if _cell(last[k]) else '' for k in HEADS)])
     return '\n'.join('| ' + ' | '.join(row) + ' |' for row in table) + '\n'
 
-# %% ../nbs/17_metrics.ipynb #4d2b8865
-def _origin(device=None):
+# %% ../nbs/17_metrics.ipynb #17280b53
+def _origin():
     "Where figures come from: version, commit (with + if files were changed since), device, date"
     import platform
     import subprocess
-    def ask(*words): return subprocess.run(words, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+    def ask(*words): return subprocess.run(words, cwd=Path(dreamfusion_nb.__file__).parent, capture_output=True, text=True).stdout.strip()
     try: commit = ask('git', 'rev-parse', '--short', 'HEAD') + '+'*bool(ask('git', 'status', '--porcelain', '-uno'))
     except OSError: commit = ''
     info = Path('/proc/cpuinfo')
@@ -421,7 +422,7 @@ def _claim(out, settings):
         out.mkdir(parents=True, exist_ok=True)
         write_json(note, settings)
 
-# %% ../nbs/17_metrics.ipynb #8a629eee
+# %% ../nbs/17_metrics.ipynb #5e029047
 def benchmark(prompts,          # texts that differ
               out,              # folder; an interrupted benchmark in it is continued
               preset='toybox',  # or a configuration file
@@ -449,7 +450,7 @@ def benchmark(prompts,          # texts that differ
     os.replace(out/'sheet.tmp.png', out/'sheet.png')
     return summary
 
-
+# %% ../nbs/17_metrics.ipynb #aaade864
 def contact_sheet(folders, every=4):
     "Two columns of results: each from four sides, in colour and without"
     from PIL import Image

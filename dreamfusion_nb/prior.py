@@ -88,7 +88,7 @@ def new_scheduler():
     return DDIMScheduler(num_train_timesteps=1000, beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', clip_sample=False,
         set_alpha_to_one=False, steps_offset=1, prediction_type='epsilon')
 
-# %% ../nbs/11_prior.ipynb #57026aca
+# %% ../nbs/11_prior.ipynb #eaa2234f
 def write_json(path, value):
     tmp = Path(f'{path}.tmp')
     tmp.write_text(json.dumps(value))
@@ -100,7 +100,7 @@ def write_tensors(path, tensors):
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, tmp)
     os.replace(tmp, path)
 
-
+# %% ../nbs/11_prior.ipynb #89df3e04
 SHARD = 4000
 
 
@@ -301,17 +301,22 @@ def train_unet(work, vae, pictures, steps=20_000, batch=48, lr=1e-3, decay=.5, s
     modules = run.averaged()
     return modules['text'], modules['unet']
 
-# %% ../nbs/11_prior.ipynb #3027a805
-def write_prior(work, vae, scale, text_encoder, unet, out=PRIOR_DIR):
-    "Write the trained parts as a diffusers Stable Diffusion folder in half precision, no file above 15 MB"
+# %% ../nbs/11_prior.ipynb #d43949c7
+def write_prior(work, vae, scale, text_encoder, unet, start=None, out=PRIOR_DIR):
+    "Write the trained parts as a diffusers Stable Diffusion folder in half precision, no file above 15 MB, with the curves of the training (and of that of `start`)"
     vae.register_to_config(scaling_factor=scale)
     from diffusers import StableDiffusionPipeline
     pipe = StableDiffusionPipeline(vae=vae.half(), text_encoder=text_encoder.half(), tokenizer=make_tokenizer(), unet=unet.half(), scheduler=new_scheduler(),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     pipe.save_pretrained(out, max_shard_size='15MB')
-    logs = {n: Path(work)/n/'log.jsonl' for n in ('vae', 'unet')}
-    curves = {n: [json.loads(line) for line in log.read_text().splitlines()] for n, log in logs.items() if log.exists()}
-    write_json(Path(out)/'training.json', {n: [dict(step=r['step'], loss=r['loss']) for r in rows[::max(1, len(rows)//100)]] for n, rows in curves.items()})
+    before = json.loads((Path(start)/'training.json').read_text()) if start else {}
+    curves = {f'{n} before' if n == 'unet' else n: rows for n, rows in before.items()}
+    for n in ('vae', 'unet'):
+        log = Path(work)/n/'log.jsonl'
+        if not log.exists(): continue
+        rows = [json.loads(line) for line in log.read_text().splitlines()]
+        curves[n] = [dict(step=r['step'], loss=r['loss']) for r in rows[::max(1, len(rows)//100)]]
+    write_json(Path(out)/'training.json', curves)
 
 # %% ../nbs/11_prior.ipynb #83ab4872
 def exam(generator, held_out=False):
@@ -455,7 +460,7 @@ def measure(guidance, judge, rounds=1, held_out=False, guidance_scale=4., steps=
         seen += judge.read(guidance.sample([str(c) for c in batch], guidance_scale=guidance_scale, steps=steps, generator=g))
     return agreement(wanted, seen)
 
-# %% ../nbs/11_prior.ipynb #731f7412
+# %% ../nbs/11_prior.ipynb #f17c3acd
 def train_prior(work='runs/prior', pictures=128_000, vae_steps=3000, unet_steps=20_000, start=None, out=PRIOR_DIR):
     "Render, train, write: the whole prior and its judge. Each stage goes on where it was stopped"
     render_world(work, pictures)
@@ -467,7 +472,7 @@ def train_prior(work='runs/prior', pictures=128_000, vae_steps=3000, unet_steps=
     else:
         vae = train_vae(work, min(pictures, 32_000), vae_steps)
         _, scale = encode_world(work, vae, pictures)
-    write_prior(work, vae, scale, *train_unet(work, vae, pictures, unet_steps, start=start), out=out)
+    write_prior(work, vae, scale, *train_unet(work, vae, pictures, unet_steps, start=start), start=start, out=out)
     train_judge(work, out=out)
 
 

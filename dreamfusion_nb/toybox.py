@@ -1029,7 +1029,7 @@ def albedo(caption):
     rows = build(c.kind, c.color, finish=c.finish)
     return lambda points: torch.from_numpy(_color(rows, points.detach().double().cpu().numpy())).to(points)
 
-
+# %% ../nbs/10_toybox.ipynb #a1b2c3d4
 @lru_cache(maxsize=8)
 def _volume(kind, resolution):
     g = np.linspace(-.55, .55, resolution)

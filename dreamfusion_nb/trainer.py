@@ -442,7 +442,7 @@ def curves(history):
     found = {name: values for name in CURVES if (values := [row[name] for row in history if name in row])}
     return ''.join(f'<div>{CURVES[name]}: {values[-1]:.3g}<br>{sparkline(values)}</div>' for name, values in found.items())
 
-# %% ../nbs/15_trainer.ipynb #05698df9
+# %% ../nbs/15_trainer.ipynb #d3939ae0
 class LiveCell:
     "Callback: shows the newest picture, the losses and the time left in a notebook's output cell"
 
@@ -468,7 +468,7 @@ class LiveCell:
     def close(self, done=True):
         if self.trainer is not None: self.update('done' if done else 'stopped')
 
-# %% ../nbs/15_trainer.ipynb #b6af27fd
+# %% ../nbs/15_trainer.ipynb #4125e2d8
 class ProgressBar:
     "Callback: tqdm, with the time left"
 
@@ -637,7 +637,7 @@ def claim_folder(folder, config, resume='auto', overwrite=False):
     if resume is False: raise ConfigError(f'out: {folder} holds an unfinished run and resume is False: {ways}')
     return bool(checkpoints(folder))
 
-# %% ../nbs/15_trainer.ipynb #ad0060cf
+# %% ../nbs/15_trainer.ipynb #fc315f8e
 def train(prompt,               # what to make
           *,
           preset='toybox',      # 'toybox', 'quality', 'dreamfusion'
