@@ -3,15 +3,18 @@
     python benchmarks/ablation.py [--only NAME ...] [--prompts seen12] [--count 12] [--seeds 0] [--jobs 2] [--work outputs/ablation] [--out benchmarks/results/NAME.json]
 
 Every variant is a benchmark of its own (`dreamfusion_nb.metrics.benchmark`) in a folder below --work, so that an interrupted ablation goes on, and a variant that is
-added later runs alone. The result file holds the summary and the per-prompt scores of every variant that is finished; notebook 17a_ablation reads it.
+added later runs alone. The result file holds the summary and the per-prompt scores of every variant that is finished, and beside it lies a picture with a row of
+results for each; notebook 17a_ablation reads both.
 """
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 
-from dreamfusion_nb.metrics import _origin, benchmark, prompt_set
+from dreamfusion_nb.metrics import benchmark, origin, prompt_set, read_views
 from dreamfusion_nb.prior import write_json
+from dreamfusion_nb.show import image_grid
 
 # name -> (what it asks, overrides)
 VARIANTS = {
@@ -46,6 +49,19 @@ VARIANTS = {
 }
 
 
+def folder_of(work, name, seed): return Path(work)/f'{name.replace(" ", "-").replace("/", "-")}-seed{seed}'
+
+
+def write_sheet(path, work, names, seed, view=2, most=6):
+    "A row for each variant whose folder is still there, its first prompts in colour and without, seen from one side; returns the names of the rows"
+    names = [n for n in names if (folder_of(work, n, seed)/'scores.json').exists()]
+    rows = [[v[view] for f in sorted(folder_of(work, n, seed).glob('[0-9]*'))[:most] for v in read_views(f)] for n in names]
+    tmp = path.with_name('sheet.tmp.png')
+    image_grid([picture for row in rows for picture in row], len(rows[0]), pad=0).quantize(128).save(tmp)
+    os.replace(tmp, path)
+    return names
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--only', nargs='*', choices=list(VARIANTS), metavar='NAME', help=', '.join(VARIANTS))
@@ -64,12 +80,12 @@ def main():
         asks, overrides = VARIANTS[name]
         began = time.time()
         for seed in o.seeds:
-            folder = Path(o.work)/f'{name.replace(" ", "-").replace("/", "-")}-seed{seed}'
+            folder = folder_of(o.work, name, seed)
             benchmark(prompts, folder, overrides=[*overrides, f'seed={seed}'], jobs=o.jobs)
             scores = json.loads((folder/'scores.json').read_text())
             entry = found['variants'].setdefault(name, dict(asks=asks, overrides=list(overrides), seeds={}))
             entry['seeds'][str(seed)] = dict(summary=scores['summary'], rows=scores['rows'], r_color=scores['r_color']['each'], r_geometry=scores['r_geometry']['each'])
-            found |= _origin()
+            found |= origin() | dict(pictured=write_sheet(out.with_suffix('.png'), o.work, found['variants'], o.seeds[0]))
             write_json(out, found)
             print(f'{name}, seed {seed}: {json.dumps(scores["summary"])} ({time.time() - began:.0f} s)', flush=True)
 
