@@ -24,7 +24,9 @@ VARIANTS = {
     'scale 20': ('stronger words', ('guidance_scale=20',)),
     'scale 40': ('much stronger words', ('guidance_scale=40',)),
     'w = 1 - a': ("DreamFusion's own weighting", ('guidance.weighting=sds',)),
-    'all noise levels': ('no narrowing of t', ('guidance.t_range_end=null',)),
+    'all noise levels': ('no schedule of t', ('guidance.t_range=[.02,.98]', 'guidance.t_range_end=null')),
+    'low noise at once': ('detail may come first', ('guidance.t_range=[.02,.98]',)),
+    'high noise to the end': ('', ('guidance.t_range_end=[.02,.58]',)),
     'annealed t': ('HiFA, one path down', ('guidance.timesteps=annealed',)),
     'CSD': ('classifier score distillation', ('guidance.kind=csd',)),
     'NFSD': ('noise-free score distillation', ('guidance.kind=nfsd',)),
@@ -44,6 +46,7 @@ VARIANTS = {
     'lr 0.005': ('', ('optim.lr=0.005',)),
     'lr 0.02': ('', ('optim.lr=0.02',)),
     'no lr decay': ('', ('optim.lr_decay=1',)),
+    'fine normals': ('', ('nerf.normal_eps=.01',)),
     'from 32 pixels': ('pictures grow over half the run', ('data.train.start_size=32',)),
     'background fixed': ('always white', ('background.random_ratio=0',)),
 }

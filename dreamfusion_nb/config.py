@@ -136,7 +136,7 @@ class Nerf(Group):
     blob_radius: float = number(.2, .01, 16)    # its size: Gaussian for exp, cone for softplus
     density_bias: float = number(-4, -20, 20)   # raw density everywhere; exp(0) = 1 is thin fog, at -4 the box starts empty
     normal_type: str = choice('forward_finite_difference', 'central_finite_difference', 'forward_finite_difference', 'backward_finite_difference')
-    normal_eps: float = number(.01, 1e-5, 1)    # step of the difference
+    normal_eps: float = number(.03, 1e-5, 1)    # step of the difference
 
 # %% ../nbs/00_config.ipynb #94e44d10
 @dataclass
@@ -168,8 +168,8 @@ class Guidance(Group):
     name: str = text('toybox', empty=False)     # 'toybox', or a Stable Diffusion folder or hub name
     kind: str = choice('sds', 'sds', 'csd', 'nfsd')  # score distillation; classifier score (Yu et al. 2023); noise-free (Katzir et al. 2023)
     timesteps: str = choice('random', 'random', 'annealed')  # drawn at each step; or one path down from t_range to t_range_end (HiFA, Zhu & Zhuang 2023)
-    t_range: tuple[float, float] = span((.02, .98), 0, 1)  # timesteps, as a part of all, at the start
-    t_range_end: tuple[float, float] | None = span((.02, .58), 0, 1)  # and at the end, linear between; null: as at the start
+    t_range: tuple[float, float] = span((.4, .98), 0, 1)  # timesteps, as a part of all, at the start
+    t_range_end: tuple[float, float] | None = span((.02, .4), 0, 1)  # and at the end, linear between; null: as at the start
     scale_end: float | None = number(None, 0, 1000)  # guidance_scale at the end, linear between; null: as at the start
     rescale: float = number(0, 0, 1)            # how far strong guidance is brought back to the spread of the plain prediction
     clamp_x0: float | None = number(None, .1, 100)  # the predicted clean latents are clamped to ± this (after Imagen, Saharia et al. 2022); null: they are not
@@ -186,8 +186,8 @@ class Optim(Group):
     eps: float = number(1e-8, 0, 1)
     weight_decay: float = number(0, 0, 1)
     max_grad_norm: float | None = number(None, 0, 1e9)  # gradients are scaled down to this norm; null: never
-    lr_decay: float = number(.3, 0, 1)          # the learning rate is multiplied by this ...
-    lr_decay_start: float = number(.6, 0, 1)    # ... after this part of all steps
+    lr_decay: float = number(.1, 0, 1)          # the learning rate is multiplied by this ...
+    lr_decay_start: float = number(.5, 0, 1)    # ... after this part of all steps
 
 
 @dataclass
@@ -414,6 +414,7 @@ nerf:
   hidden_dims: 64
   n_hidden_layers: 2
   normal_type: central_finite_difference
+  normal_eps: 0.01
 background: {type: static, color: [0, 0, 1]}
 renderer: {max_steps: 1024, grid_resolution: 128, grid_decay: 0.95, density_thresh: 10}
 guidance: {name: stabilityai/stable-diffusion-2-1-base, t_range: [0.02, 0.98], t_range_end: null, weighting: sds, precision: 16}

@@ -310,7 +310,7 @@ def write_prior(work, vae, scale, text_encoder, unet, start=None, out=PRIOR_DIR)
         safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     pipe.save_pretrained(out, max_shard_size='15MB')
     before = json.loads((Path(start)/'training.json').read_text()) if start else {}
-    curves = {f'{n} before' if n == 'unet' else n: rows for n, rows in before.items()}
+    curves = {f'{n} before' if n.startswith('unet') else n: rows for n, rows in before.items()}
     for n in ('vae', 'unet'):
         log = Path(work)/n/'log.jsonl'
         if not log.exists(): continue
