@@ -304,7 +304,7 @@ def train_unet(work, vae, pictures, steps=20_000, batch=48, lr=1e-3, decay=.5, s
 # %% ../nbs/11_prior.ipynb #d43949c7
 def write_prior(work, vae, scale, text_encoder, unet, start=None, out=PRIOR_DIR):
     "Write the trained parts as a diffusers Stable Diffusion folder in half precision, no file above 15 MB, with the curves of the training (and of that of `start`)"
-    vae.register_to_config(scaling_factor=scale)
+    vae.register_to_config(scaling_factor=scale, _name_or_path='')  # no folder of this machine goes into the file
     from diffusers import StableDiffusionPipeline
     pipe = StableDiffusionPipeline(vae=vae.half(), text_encoder=text_encoder.half(), tokenizer=make_tokenizer(), unet=unet.half(), scheduler=new_scheduler(),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False)
