@@ -164,9 +164,9 @@ def test_history(result):
     assert rows == result.history and [row['step'] for row in rows] == list(range(12))
     assert {'step', 'shading', 't', 'azimuth', 'polar', 'loss', 'sds', 'entropy', 'opacity', 'grad_norm', 'lr'} <= rows[0].keys()
     assert all(math.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
-    # the schedule of the preset: albedo at first, the learning rate falls at 60 %
+    # the schedule of the preset: albedo at first, the learning rate falls at half
     assert {row['shading'] for row in rows[:3]} == {'albedo'} and {row['shading'] for row in rows} > {'albedo'}
-    assert [row['lr'] for row in rows] == pytest.approx([.01]*8 + [.003]*4)
+    assert [row['lr'] for row in rows] == pytest.approx([.01]*6 + [.001]*6)
 
 
 def same_pictures(a, b): return a.size == b.size and ImageChops.difference(a, b).getbbox() is None
