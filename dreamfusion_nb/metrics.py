@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_context
@@ -26,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from filelock import FileLock, Timeout
 
 import dreamfusion_nb
 from . import toybox
@@ -415,8 +417,9 @@ def origin():
     return dict(commit=commit, device=where, torch=torch.__version__, date=time.strftime('%Y-%m-%d'))
 
 
-def _claim(out, settings):
-    "Make the folder of a benchmark, or check that it is this one's. Raises `ConfigError`"
+@contextmanager
+def _claimed(out, settings):
+    "Make the folder of a benchmark, or check that it is this one's, and keep others out of it. Raises `ConfigError`"
     note = out/'benchmark.json'
     if note.exists():
         if json.loads(note.read_text()) != settings: raise ConfigError(f'out: {out} holds a benchmark with other prompts or settings; choose another folder')
@@ -424,6 +427,10 @@ def _claim(out, settings):
     else:
         out.mkdir(parents=True, exist_ok=True)
         write_json(note, settings)
+    # the system lets go of the lock when its process ends, however it ends
+    try: lock = FileLock(out/'.lock').acquire(blocking=False)
+    except Timeout: raise ConfigError(f'out: a benchmark is at work in {out}; wait for it, or choose another folder') from None
+    with lock: yield
 
 # %% ../nbs/17_metrics.ipynb #5e029047
 def benchmark(prompts,          # texts that differ
@@ -439,16 +446,16 @@ def benchmark(prompts,          # texts that differ
     if config.guidance.name == 'toybox':
         for p in prompts: toybox.parse(p)    # the one that can't be made is named now, not after an hour
     elif not clip: raise ConfigError('the judge knows toys only: for other prompts give a folder with a CLIP, clip= (--clip)')
-    _claim(out, dict(prompts=prompts, preset=str(preset), overrides=list(overrides), clip=clip and str(clip)))
     folders = [out/f'{i:02d}-{slug(p)}' for i, p in enumerate(prompts)]
-    rows = _run_all(list(zip(prompts, folders)), (preset, overrides, clip), jobs)
-    views = [read_views(f) for f in folders]
-    color, geometry = (r_precision([v[i] for v in views], prompts, examiner) for i in range(2))
-    summary = summarise(rows, color, geometry)
-    write_json(out/'scores.json', dict(summary=summary, rows=rows, r_color=asdict(color), r_geometry=asdict(geometry), **origin()))
-    write_text(out/'table.md', as_table(rows, color, geometry, summary))
-    contact_sheet(folders).save(out/'sheet.tmp.png')
-    os.replace(out/'sheet.tmp.png', out/'sheet.png')
+    with _claimed(out, dict(prompts=prompts, preset=str(preset), overrides=list(overrides), clip=clip and str(clip))):
+        rows = _run_all(list(zip(prompts, folders)), (preset, overrides, clip), jobs)
+        views = [read_views(f) for f in folders]
+        color, geometry = (r_precision([v[i] for v in views], prompts, examiner) for i in range(2))
+        summary = summarise(rows, color, geometry)
+        write_json(out/'scores.json', dict(summary=summary, rows=rows, r_color=asdict(color), r_geometry=asdict(geometry), **origin()))
+        write_text(out/'table.md', as_table(rows, color, geometry, summary))
+        contact_sheet(folders).save(out/'sheet.tmp.png')
+        os.replace(out/'sheet.tmp.png', out/'sheet.png')
     return summary
 
 # %% ../nbs/17_metrics.ipynb #aaade864

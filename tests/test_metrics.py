@@ -60,13 +60,20 @@ def test_a_mesh_without_faces_is_named():
         with pytest.raises(ConfigError, match='not PointCloud'): measure(trimesh.PointCloud([[0, 0, 0]]), ball)
 
 
-def test_an_interrupted_benchmark_keeps_what_is_finished(tmp_path):
+def test_an_interrupted_benchmark_keeps_what_is_finished(tmp_path, monkeypatch, capsys):
     (tmp_path/'set.txt').write_text('a duck\na red mug\n')
     words = ['--prompts', 'set.txt', '--out', 'bench', *TINY]
     job = subprocess.Popen([*COMMAND, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     first = tmp_path/'bench'/'00-a-duck'/'score.json'
     end = time.time() + 300
+    while not first.parent.exists() and job.poll() is None and time.time() < end: time.sleep(.02)
+    # a second one in the same folder meanwhile
+    job.send_signal(signal.SIGSTOP)
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert 'a benchmark is at work in bench' in capsys.readouterr().err
+    job.send_signal(signal.SIGCONT)
     while not first.exists() and job.poll() is None and time.time() < end: time.sleep(.02)
     job.send_signal(signal.SIGINT)
     _, said = job.communicate(timeout=120)
