@@ -234,14 +234,12 @@ def _backward_x(x, params, scale, side, size, start, hashed, smooth, dout, n, dx
                     inside = x[3*(i + k) + d] >= f4(0) and x[3*(i + k) + d] <= f4(1)
                     if inside: dx[3*(i + k) + d] += scale[l]*slope*dw[d*BLOCK + k]
 
-# %% ../nbs/02_hashgrid.ipynb #d327d22c
+# %% ../nbs/02_hashgrid.ipynb #aa7e8e80
 SPAN = 64*BLOCK  # points of a job, whatever the number of threads
 
 def _empty(*shape): return torch.from_numpy(np.empty(shape, f4))
 
 def _flat(x): return x.contiguous().view(-1).numpy()
-
-# The kernels know first derivatives only. A normal that is a slope by autograd, with a loss on top, needs second ones; then the first are computed by the definition, in plain torch, which can be differentiated as often as one likes: slower, but the same numbers.
 
 # %% ../nbs/02_hashgrid.ipynb #c5f76c06
 def plain_gradients(function, inputs, needs, grad):

@@ -24,7 +24,7 @@ def _uniform(*shape, generator=None, device=None):
     "Uniform numbers in [0,1) drawn on the generator's own device, then moved"
     return torch.rand(*shape, generator=generator, device=generator.device if generator else device).to(device)
 
-# %% ../nbs/06_raymarch.ipynb #b4985a65
+# %% ../nbs/06_raymarch.ipynb #e074f373
 class OccupancyGrid(nn.Module):
     """Which cells of the box ±bound hold anything (Instant-NGP's density grid).
 
@@ -40,14 +40,13 @@ class OccupancyGrid(nn.Module):
         super().__init__()
         if resolution < 1 or bound <= 0: raise ValueError(f'OccupancyGrid: resolution and bound must be positive, not {resolution} and {bound}')
         if not 0 <= decay <= 1: raise ValueError(f'OccupancyGrid: decay must lie in 0..1, not {decay}')
-        if cascades is None: cascades = max(1, 1 + math.ceil(math.log2(bound)))
+        if cascades is None: cascades = 1 + max(0, math.ceil(math.log2(bound)))
         if cascades < 1: raise ValueError(f'OccupancyGrid: cascades must be at least 1, not {cascades}')
         self.resolution, self.bound, self.decay, self.threshold = resolution, float(bound), decay, threshold
-        shape, inner = 3*(resolution,), cascades - 1
-        self.register_buffer('density', torch.zeros(shape))
-        self.register_buffer('occupied', torch.ones(shape, dtype=torch.bool))
-        self.register_buffer('inner_density', torch.zeros(inner, *shape), persistent=inner > 0)
-        self.register_buffer('inner_occupied', torch.ones(inner, *shape, dtype=torch.bool), persistent=inner > 0)
+        shape = 3*(resolution,)
+        for prefix, size in ('', shape), ('inner_', (cascades - 1, *shape)):
+            self.register_buffer(f'{prefix}density', torch.zeros(size), persistent=cascades > 1 or not prefix)
+            self.register_buffer(f'{prefix}occupied', torch.ones(size, dtype=torch.bool), persistent=cascades > 1 or not prefix)
 
     @property
     def cascades(self):
@@ -61,21 +60,13 @@ class OccupancyGrid(nn.Module):
         shares = [occupied.float().mean().item() for _, _, occupied in self.cascades]
         return sum(shares)/len(shares)
 
-    def contains(self, x):
-        "Whether the cells of the points [...,3] are occupied, in the smallest box that holds the point; one outside all counts to the nearest cell"
-        r, reach = self.resolution, x.abs().amax(-1)
-        for half, _, occupied in self.cascades:
-            i, j, k = (x*(r/(2*half)) + r/2).floor().long().clamp(0, r - 1).unbind(-1)
-            found = occupied[i, j, k] if occupied is self.occupied else torch.where(reach < half, occupied[i, j, k], found)
-        return found
-
     def mark_all(self):
         "Forgets everything: all cells occupied, as at the start"
         for _, density, occupied in self.cascades:
             density.zero_()
             occupied.fill_(True)
 
-# %% ../nbs/06_raymarch.ipynb #2177fec3
+# %% ../nbs/06_raymarch.ipynb #4ad78e39
 @torch.no_grad()
 def _update(self, density, generator=None, chunk=65536):
     "Asks `density(points [N,3]) -> [N]` at a random point of every cell, `chunk` points at a time, and marks the cells anew"
@@ -92,7 +83,16 @@ def _update(self, density, generator=None, chunk=65536):
     for _, cells, occupied in self.cascades: occupied.copy_((cells >= limit) & (cells > 0))
 
 
-OccupancyGrid.update = _update
+def _contains(self, x):
+    "Whether the cells of the points [...,3] are occupied, in the smallest box that holds the point; one outside all counts to the nearest cell"
+    r, reach = self.resolution, x.abs().amax(-1)
+    for half, _, occupied in self.cascades:
+        i, j, k = (x*(r/(2*half)) + r/2).floor().long().clamp(0, r - 1).unbind(-1)
+        found = occupied[i, j, k] if half == self.bound else torch.where(reach < half, occupied[i, j, k], found)
+    return found
+
+
+OccupancyGrid.update, OccupancyGrid.contains = _update, _contains
 
 # %% ../nbs/06_raymarch.ipynb #65709b01
 @dataclass
