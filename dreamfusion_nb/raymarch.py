@@ -66,7 +66,7 @@ class OccupancyGrid(nn.Module):
             density.zero_()
             occupied.fill_(True)
 
-# %% ../nbs/06_raymarch.ipynb #4ad78e39
+# %% ../nbs/06_raymarch.ipynb #1f9bd3a8
 @torch.no_grad()
 def _update(self, density, generator=None, chunk=65536):
     "Asks `density(points [N,3]) -> [N]` at a random point of every cell, `chunk` points at a time, and marks the cells anew"
@@ -85,10 +85,11 @@ def _update(self, density, generator=None, chunk=65536):
 
 def _contains(self, x):
     "Whether the cells of the points [...,3] are occupied, in the smallest box that holds the point; one outside all counts to the nearest cell"
-    r, reach = self.resolution, x.abs().amax(-1)
+    r, reach, found = self.resolution, x.abs().amax(-1), None
     for half, _, occupied in self.cascades:
         i, j, k = (x*(r/(2*half)) + r/2).floor().long().clamp(0, r - 1).unbind(-1)
-        found = occupied[i, j, k] if half == self.bound else torch.where(reach < half, occupied[i, j, k], found)
+        here = occupied[i, j, k]
+        found = here if found is None else torch.where(reach < half, here, found)
     return found
 
 
