@@ -89,7 +89,7 @@ from test_nemo_bugs_render import make_renderer, generator, orbit
 renderer = make_renderer((0., 0, 0), max_steps=256, chunk=256*512)
 renderer.update(0, generator())
 peaks = []
-for size in (32, 256):
+for size in (32, 448):
     with torch.no_grad(): renderer(orbit(1, fovy=30.), size, size, shading='lambertian')
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 print((peaks[1] - peaks[0])//1024)
@@ -100,7 +100,7 @@ print((peaks[1] - peaks[0])//1024)
 def test_a_large_picture_needs_little_more_memory_than_a_small_one():
     run = subprocess.run([sys.executable, '-c', MEMORY], cwd=__file__.rsplit('test_nemo', 1)[0] or '.', capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
-    assert int(run.stdout) < 45    # MB; the samples of the large picture take 150
+    assert int(run.stdout) < 60    # MB; measured 24, and 144 when the samples of all chunks are kept
 
 
 # The field
