@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['f4', 'u4', 'u8', 'BLOCK', 'SPAN', 'ENCODERS', 'Levels', 'grid_levels', 'table_index', 'smoothstep', 'encode_torch',
-           'run_parallel', 'encode_numba', 'pick_backend', 'HashGrid', 'FrequencyEncoding']
+           'run_parallel', 'plain_gradients', 'encode_numba', 'pick_backend', 'level_weights', 'HashGrid',
+           'FrequencyEncoding', 'SphericalHarmonicsEncoding']
 
-# %% ../nbs/02_hashgrid.ipynb #c0e9cac8
+# %% ../nbs/02_hashgrid.ipynb #4a83d5b5
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -14,8 +15,8 @@ from typing import NamedTuple
 import numba
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 from .config import ConfigError, did_you_mean
 
@@ -240,7 +241,14 @@ def _empty(*shape): return torch.from_numpy(np.empty(shape, f4))
 
 def _flat(x): return x.contiguous().view(-1).numpy()
 
-# %% ../nbs/02_hashgrid.ipynb #69f480b9
+# %% ../nbs/02_hashgrid.ipynb #c5f76c06
+def plain_gradients(function, inputs, needs, grad):
+    "Gradients of `function(*inputs)`, plain torch, that can be differentiated again; None where `needs` is False"
+    wanted = [v for v, needed in zip(inputs, needs) if needed]
+    found = iter(torch.autograd.grad(function(*inputs), wanted, grad, create_graph=True))
+    return [next(found) if needed else None for needed in needs]
+
+# %% ../nbs/02_hashgrid.ipynb #90f17f7b
 class _NumbaEncode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, params, levels, smooth):
@@ -253,9 +261,11 @@ class _NumbaEncode(torch.autograd.Function):
         return out.t()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dout):
         (x, params), levels, n = ctx.saved_tensors, ctx.levels, len(dout)
+        if torch.is_grad_enabled():  # these gradients will be differentiated themselves
+            definition = lambda x, params: encode_torch(x, params, levels, 2, ctx.smooth)
+            return *plain_gradients(definition, (x, params), ctx.needs_input_grad[:2], dout), None, None
         if not dout.t().is_contiguous(): dout = _empty(*dout.t().shape).copy_(dout.t()).t()
         points, common, last = _flat(x), (*levels, ctx.smooth, _flat(dout.t()), n), len(levels.scale) - 1
         dx = dparams = None
@@ -269,9 +279,9 @@ class _NumbaEncode(torch.autograd.Function):
             run_parallel(lambda i: _backward_x(points, tables, *common, to, i*SPAN, min(n, (i + 1)*SPAN)), -(-n//SPAN))
         return dx, dparams, None, None
 
-# %% ../nbs/02_hashgrid.ipynb #2e7def52
+# %% ../nbs/02_hashgrid.ipynb #5ae9b3d5
 def encode_numba(x, params, levels, n_features=2, smooth=True):
-    "`encode_torch` for float32 on the CPU and two features a row; differentiable once"
+    "`encode_torch` for float32 on the CPU and two features a row; its second derivatives are plain torch's"
     return _NumbaEncode.apply(x, params, levels, smooth)
 
 # %% ../nbs/02_hashgrid.ipynb #73cbacf8
@@ -289,7 +299,15 @@ def pick_backend(backend,    # 'auto' or a name in `ENCODERS`
         raise ConfigError('hash grid: backend "numba" needs float32 on the CPU and 2 features a level; "auto" takes torch otherwise')
     return backend
 
-# %% ../nbs/02_hashgrid.ipynb #3547be2e
+# %% ../nbs/02_hashgrid.ipynb #f6d4c55d
+def level_weights(n_levels,  # number of grids
+                  max_level  # share of them that is on, 0…1; None: all
+                 ):          # how much each one counts, float32 [n_levels]
+    "1 for the levels that are on, 0 for those that are off, between them at most one that is fading in"
+    on = n_levels if max_level is None else round(n_levels*max_level, 6)  # 0.3 of 10 levels are 3, not 3.0000000000000004
+    return (float(on) - torch.arange(n_levels)).clamp(0, 1)
+
+# %% ../nbs/02_hashgrid.ipynb #1b33b33b
 class HashGrid(nn.Module):
     "Multiresolution hash grid (Müller et al. 2022): points [N,3] in [0,1] -> features [N, n_levels*n_features_per_level]"
     def __init__(self,
@@ -300,19 +318,31 @@ class HashGrid(nn.Module):
                  per_level_scale=1.381913,    # growth from one to the next: 16 levels from 16 to 2048
                  interpolation='smoothstep',  # or 'linear'
                  backend='auto',              # 'numba' or 'torch' to force one
-                 generator=None               # of the initial values, uniform within ±1e-4
+                 generator=None,              # of the initial values, uniform within ±1e-4
+                 max_level=None               # share of the levels that is on, the coarse ones first; None: all. It may be set anew at any time
                 ):
         super().__init__()
         if interpolation not in ('smoothstep', 'linear'):
             raise ConfigError(f'hash grid: interpolation must be smoothstep or linear, not {interpolation!r}')
         self.levels = grid_levels(n_levels, base_resolution, per_level_scale, log2_hashmap_size)
-        self.n_features, self.smooth, self.backend = n_features_per_level, interpolation == 'smoothstep', backend
+        self.n_features, self.smooth, self.backend, self.max_level = n_features_per_level, interpolation == 'smoothstep', backend, max_level
         self.n_output_dims = n_levels*n_features_per_level
         self.params = nn.Parameter(torch.empty(int(self.levels.size.sum())*n_features_per_level).uniform_(-1e-4, 1e-4, generator=generator))
 
+    def __setattr__(self, name, value):
+        if name == 'max_level' and not (value is None or 0 <= value <= 1):
+            raise ConfigError(f'hash grid: max_level must be a share of the levels in 0..1 or None, not {value!r}')
+        super().__setattr__(name, value)
+
     def forward(self, x):
         encode = ENCODERS[pick_backend(self.backend, x, self.params, self.n_features)]
-        return encode(x, self.params, self.levels, self.n_features, self.smooth)
+        if self.max_level in (None, 1): return encode(x, self.params, self.levels, self.n_features, self.smooth)
+        weight = level_weights(len(self.levels.scale), self.max_level)
+        n = max(int((weight > 0).sum()), 1)  # only these are computed; with none on, one that counts nothing
+        first = Levels(*(v[:n] for v in self.levels))
+        features = encode(x, self.params[:int(first.size.sum())*self.n_features], first, self.n_features, self.smooth)
+        weight = weight[:n].to(features).repeat_interleave(self.n_features)
+        return F.pad((features*weight).t(), (0, 0, 0, self.n_output_dims - len(weight))).t()  # a feature is one run of memory
 
     def extra_repr(self): return f'{len(self.levels.scale)} levels, {self.levels.size.sum():,} rows, backend={self.backend!r}'
 
@@ -331,3 +361,28 @@ class FrequencyEncoding(nn.Module):
     def forward(self, x):
         waves = [wave(x*2**k) for k in range(self.n_frequencies) for wave in (torch.sin, torch.cos)]
         return torch.cat(([x] if self.include_input else []) + waves, -1)
+
+# %% ../nbs/02_hashgrid.ipynb #3ee09d44
+class SphericalHarmonicsEncoding(nn.Module):
+    "Real spherical harmonics, orthonormal on the sphere: x [N,3] -> [N, degree²], degree by degree, m = -l…l, with the sign (-1)^m; times |x|^l off the unit sphere"
+    def __init__(self,
+                 degree=4,        # how many degrees, 0 among them, as NeMo counts
+                 unit_cube=False  # x lies in [0,1]³, as a field gives it, and is brought to [-1,1]³; else x is a direction
+                ):
+        super().__init__()
+        if degree < 1: raise ConfigError(f'spherical harmonics: degree must be at least 1, not {degree}')
+        self.degree, self.unit_cube, self.n_output_dims = degree, unit_cube, degree**2
+
+    def forward(self, x):
+        if self.unit_cube: x = 2*x - 1
+        (x, y, z), found = x.unbind(-1), {}
+        square, a, b, top = x*x + y*y + z*z, torch.ones_like(z), torch.zeros_like(z), (4*np.pi)**-.5
+        for m in range(self.degree):
+            before, now, last = torch.zeros_like(z), torch.full_like(z, top), 1.
+            for l in range(m, self.degree):
+                found[l, m] = now*a*2**.5 if m else now
+                if m: found[l, -m] = now*b*2**.5
+                factor = ((4*(l + 1)**2 - 1)/((l + 1)**2 - m*m))**.5
+                before, now, last = now, factor*(z*now - square*before/last), factor
+            a, b, top = x*a - y*b, x*b + y*a, -top*((2*m + 3)/(2*m + 2))**.5
+        return torch.stack([found[l, m] for l in range(self.degree) for m in range(-l, l + 1)], -1)
