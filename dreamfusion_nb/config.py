@@ -155,7 +155,7 @@ class Group:
 
 def group(kind): return field(default_factory=kind)
 
-# %% ../nbs/00_config.ipynb #2a28e213
+# %% ../nbs/00_config.ipynb #286e136b
 @dataclass
 class Net(Group):
     "One of the field's two networks"
@@ -168,9 +168,9 @@ class Net(Group):
 class Nerf(Group):
     "Density and albedo in space"
     bound: float = number(.6, .1, 16)           # the world is the cube from -bound to bound
-    encoder_type: str = choice('hashgrid', 'hashgrid', 'tiledgrid', 'frequency', 'sphere_harmonics', 'none')
+    encoder_type: str = choice('hashgrid', 'hashgrid', 'frequency', 'sphere_harmonics')
     encoder_max_level: float | None = number(None, 0, 1, scheduled=True)  # hash grid: the part of the levels in use, coarsest first; null: all
-    degree: int = number(4, 1, 8)               # spherical harmonics: their degree
+    degree: int = number(4, 1, 8)               # spherical harmonics: how many degrees, 0 among them
     n_levels: int = number(8, 1, 32)            # hash grid: levels; frequency encoding: octaves
     n_features_per_level: int = number(2, 1, 8)
     log2_hashmap_size: int = number(15, 4, 24)  # a level holds at most 2^this entries
@@ -492,7 +492,7 @@ FOREIGN = [    # (NeMo's key without `model.`, values that change nothing, what 
     ('data.*_batch_size', (1,), 'these pictures are rendered one by one'),
     ('data.*_dataset.angle_*', (30, 60), 'no prompt belongs to these pictures')]
 
-# %% ../nbs/00_config.ipynb #ed71ef0c
+# %% ../nbs/00_config.ipynb #adbfd8d6
 FOREIGN += [
     ('trainer.devices', (1, '1', 'auto'), 'one device is used'),
     ('trainer.num_nodes', (1,), 'one machine is used'),
@@ -507,6 +507,7 @@ FOREIGN += [
     ('exp_manager.wandb_logger_kwargs*', (), 'history.jsonl has every loss of every step'),
     ('exp_manager.create_checkpoint_callback', (True,), 'checkpoint.every_n_train_steps=null keeps the last one only'),
     ('exp_manager.checkpoint_callback_params.every_n_epochs', (0, None), 'a run has no epochs'),
+    ('exp_manager.checkpoint_callback_params.always_save_nemo', (False,), 'checkpoints are safetensors and JSON'),
     ('exp_manager.checkpoint_callback_params.monitor', (), 'the newest checkpoints are kept'),
     ('exp_manager.checkpoint_callback_params.*', (), 'checkpoints are folders checkpoints/step-000100 in the result folder'),
     ('exp_manager.resume*', (True,), 'resume= (--resume, --overwrite) chooses'),
@@ -525,8 +526,10 @@ def _rule(key):
 
 def _is_foreign(key): return '/' in key or key.endswith('_target_') or _rule(key) is not None
 
-# %% ../nbs/00_config.ipynb #d0f70fdc
-def _ignore(config, key, value, reason): vars(config)['not_honoured'] = (*config.not_honoured, (' '.join(key.split()), f'{reprlib.repr(value)} has no effect: {reason}'))
+# %% ../nbs/00_config.ipynb #4a737e3a
+def _ignore(config, key, value, reason):
+    shown = repr(value) if len(repr(value)) < 100 else repr(value)[:100] + '…'
+    vars(config)['not_honoured'] = (*config.not_honoured, (' '.join(key.split()), f'{shown}, but {reason}'))
 
 
 def _warn(found):
@@ -534,7 +537,7 @@ def _warn(found):
     lines = ''.join(f'\n  {key}: {reason}' for key, reason in found)
     if found: warnings.warn(f'{len(found)} {"key has" if len(found) == 1 else "keys have"} no effect here:{lines}', stacklevel=4)
 
-# %% ../nbs/00_config.ipynb #8134faa1
+# %% ../nbs/00_config.ipynb #7087a3a6
 def _finest(value, grid, bound):
     "The finest resolution that a growth per level leads to; None is NeMo's default, 2048 to a unit"
     return round(2048*bound) if value is None else round(grid.base_resolution*value**(grid.n_levels - 1))
@@ -543,8 +546,8 @@ def _finest(value, grid, bound):
 OUR_VALUES = {    # NeMo's key without `model.`: its value here
     '*precision': lambda value, config: str(value).split('-')[0],    # 16-mixed
     '*.interpolation': lambda value, config: value.lower(),
-    'nerf.encoder_cfg.encoder_type': lambda value, config: 'none' if value is None else value.removesuffix('_torch'),
-    'nerf.encoder_cfg.otype': lambda value, config: dict(hashgrid='hashgrid', frequency='frequency', sphericalharmonics='sphere_harmonics', identity='none')[value.lower()],
+    'nerf.encoder_cfg.encoder_type': lambda value, config: value.removesuffix('_torch'),
+    'nerf.encoder_cfg.otype': lambda value, config: dict(hashgrid='hashgrid', frequency='frequency', sphericalharmonics='sphere_harmonics')[value.lower()],
     '*_net_cfg.n_hidden_layers': lambda value, config: value + 1,
     'nerf.encoder_cfg.per_level_scale': lambda value, config: _finest(value, config.nerf, config.nerf.bound),
     'background.encoder_cfg.per_level_scale': lambda value, config: _finest(value, config.background.encoder_cfg, 1),
@@ -635,15 +638,15 @@ def _assign(config, key, value):
     *path, last = name.split('.')
     setattr(attrgetter('.'.join(path))(config) if path else config, last, value)
 
-# %% ../nbs/00_config.ipynb #591af2f4
+# %% ../nbs/00_config.ipynb #0e93abbb
 def _check_parts(config):
     "Raises `ConfigError` where keys of one part contradict each other"
     nerf, optim, behind = config.nerf, config.optim, config.background
     for grid, name in ((nerf, 'nerf'), (behind.encoder_cfg, 'background.encoder_cfg')):
-        if grid is nerf and nerf.encoder_type not in ('hashgrid', 'tiledgrid'): continue
+        if grid is nerf and nerf.encoder_type != 'hashgrid': continue
         if grid.desired_resolution < grid.base_resolution:
             raise ConfigError(f'{name}.desired_resolution must be at least {name}.base_resolution, {grid.base_resolution}, not {grid.desired_resolution}')
-    if nerf.encoder_max_level is not None and nerf.encoder_type not in ('hashgrid', 'tiledgrid'):
+    if nerf.encoder_max_level is not None and nerf.encoder_type != 'hashgrid':
         raise ConfigError(f'nerf.encoder_max_level must be null for nerf.encoder_type {nerf.encoder_type}, which has no levels to leave out')
     count = dict(adam=2, adan=3)[optim.name]
     if optim.betas and len(optim.betas) != count:
@@ -787,7 +790,7 @@ def _default_lines(settings, name):
         yield str(group), option
     if '_self_' not in lines: yield '', '_self_'
 
-# %% ../nbs/00_config.ipynb #4d0cec79
+# %% ../nbs/00_config.ipynb #1847f874
 def _compose(settings, read, name, choices=(), group='', inside=()):
     "`settings` with everything that its list of defaults names (Hydra's composition); `read(path, name)` is the mapping of a file"
     lines = [*_default_lines(settings, name)]
@@ -808,16 +811,6 @@ def _compose(settings, read, name, choices=(), group='', inside=()):
         for part in reversed(key.split('/') if key else ()): below = {part: below}
         merged = _merged(merged, below)
     return merged
-
-
-def _groups(settings, read, name):
-    "Groups that one can choose from, in the lists of defaults: 'model', 'model/nerf', …"
-    found = set()
-    def look(path, name):
-        found.add(path.rpartition('/')[0])
-        return read(path, name)
-    _compose(settings, look, name)
-    return found
 
 # %% ../nbs/00_config.ipynb #91bdb1bd
 def _beside(folder):
@@ -940,7 +933,7 @@ def _settings(source):
     if not isinstance(settings, Mapping): raise ConfigError(f'{name} must hold keys and values, not {reprlib.repr(settings)}')
     return settings, name, _built_in if is_text else _beside(Path(name).parent)
 
-# %% ../nbs/00_config.ipynb #e6ca038b
+# %% ../nbs/00_config.ipynb #6f6a3f54
 def _is_nemo(settings): return not {'defaults', 'model', 'trainer', 'exp_manager'}.isdisjoint(settings) or any(key.endswith('_target_') for key, _ in _pairs(settings))
 
 
@@ -954,18 +947,18 @@ def _put(tree, key, value, name):
 
 
 def _sorted_out(overrides, groups, roots):
-    "Overrides as choices of options {group: option}, values {NeMo's key: value}, and from the first that is neither on, the rest"
+    "Overrides as choices of options {group: option}, values {NeMo's key: value}, and the rest: all from the first that is neither"
     choices, values = {}, {}
     for i, change in enumerate(overrides):
         if not isinstance(change, str) or '=' not in change: return choices, values, overrides[i:]
         key, _, written = (part.strip() for part in change.partition('='))
         key = key.lstrip('+')
-        if key in groups: choices[key] = written
-        elif key.split('.')[0] in roots and '/' not in key: values[key] = _value_of(written, key)
+        if '/' in key or key in groups: choices[key] = written
+        elif key.split('.')[0] in roots: values[key] = _value_of(written, key)
         else: return choices, values, overrides[i:]
     return choices, values, ()
 
-# %% ../nbs/00_config.ipynb #a783a3d5
+# %% ../nbs/00_config.ipynb #ec9be563
 def _rank(key):
     "The place of a key in that order"
     if key.endswith('_target_'): return 0
@@ -975,8 +968,14 @@ def _rank(key):
 
 def _nemo_tree(settings, name, read, overrides):
     "NeMo's settings as one flat mapping, composed and without references, and the overrides that remain"
-    choices, values, rest = _sorted_out(overrides, _groups(settings, read, name), {'model', 'trainer', 'exp_manager', *settings})
-    tree = _compose(settings, read, name, choices)
+    groups, met = {group for group, _ in _default_lines(settings, name) if group}, set()
+    choices, values, rest = _sorted_out(overrides, groups, {'model', 'trainer', 'exp_manager', *settings})
+    def noted(path, name):
+        met.add(path.rpartition('/')[0])
+        return read(path, name)
+    tree = _compose(settings, noted, name, choices)
+    # a file that holds everything has no lists to choose in: then it is our option
+    rest = [f'{group}={option}' for group, option in choices.items() if group not in met] + list(rest)
     if '_target_' in tree: tree = {'model': tree}    # the model's page alone
     tree = copy.deepcopy(tree)
     for key, value in values.items(): _put(tree, key, value, name)

@@ -10,7 +10,20 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dreamfusion_nb.config import CLASSES, KEYS, OPTIONS, PRESETS, SCHEDULED, ConfigError, check_latents, load_config, preset, resolve, unsupported, value_at
+from dreamfusion_nb.config import (
+    CLASSES,
+    KEYS,
+    OPTIONS,
+    PRESETS,
+    SCHEDULED,
+    ConfigError,
+    check_latents,
+    load_config,
+    preset,
+    resolve,
+    unsupported,
+    value_at,
+)
 
 MODULES = 'nemo.collections.multimodal.modules.nerf.'
 DATASETS = 'nemo.collections.multimodal.data.nerf.'
@@ -210,6 +223,8 @@ def test_single_composed_file(tree, tmp_path):
     for source in (tmp_path/'all.yaml', str(tmp_path/'all.yaml'), (tmp_path/'all.yaml').read_text(), composed | dict(model=model), tmp_path/'conf/config.yaml'):
         config, told = load(source)
         assert not differences(config, whole) and len(told) == 1
+    # nothing to choose in: our option, after all that the file says
+    assert load(tmp_path/'all.yaml', 'model/nerf=tcnn')[0].nerf.density_activation == 'softplus'
 
 
 def test_options_without_files():
@@ -231,7 +246,7 @@ def test_writes_what_it_read(tree):
 def test_told_once(tree):
     config, told = load(tree())
     assert len(told) == 1 and load(config, 'seed=1')[1] == []
-    assert load(config, 'trainer.devices=8')[1] == ["1 key has no effect here:\n  trainer.devices: 8 has no effect: one device is used"]
+    assert load(config, 'trainer.devices=8')[1] == ["1 key has no effect here:\n  trainer.devices: 8, but one device is used"]
 
 
 def test_overrides(tree):
@@ -239,7 +254,7 @@ def test_overrides(tree):
         'model.prompt=a corgi, sitting', 'exp_manager.create_wandb_logger=True', 'guidance.weighting=uniform', 'trainer.max_steps=200')
     assert (config.guidance_scale, config.iters, config.data.train.width, config.nerf.log2_hashmap_size) == (50, 200, 96, 14)
     assert (config.prompt, config.guidance.weighting) == ('a corgi, sitting', 'uniform')
-    assert 'exp_manager.create_wandb_logger: True has no effect' in told[0]
+    assert 'exp_manager.create_wandb_logger: True, but' in told[0]
 
 
 def test_overrides_of_a_preset():
@@ -376,7 +391,7 @@ def test_bad_value(overrides, says):
     one_line(error, *says)
 
 
-def changed(name, **changes): return {name.replace('/', '__'): files()[name] | changes}
+def changed(path, /, **changes): return {path.replace('/', '__'): files()[path] | changes}
 
 
 TREES = {    # name: (changes to the tree, overrides, what the line says)
@@ -384,10 +399,10 @@ TREES = {    # name: (changes to the tree, overrides, what the line says)
     'reference into a value': (changed('model/dreamfusion', iters='${trainer.max_steps.x}'), [], ['model.iters', '${trainer.max_steps.x}']),
     'resolver': (changed('model/dreamfusion', prompt='${oc.env:PROMPT}'), [], ['model.prompt', '${oc.env:PROMPT}']),
     'reference to itself': (changed('model/dreamfusion', iters='${model.iters}'), [], ['circle', 'model.iters → model.iters']),
-    'circle of references': (changed('model/dreamfusion', iters='${model.guidance_scale}', guidance_scale='${model.iters}'), [], ['circle', 'model.iters → model.guidance_scale → model.iters']),
+    'circle of references': (changed('model/dreamfusion', iters='${model.guidance_scale}', guidance_scale='${model.iters}'), [], ['circle', 'model.guidance_scale → model.iters → model.guidance_scale']),
     'reference to what it is part of': (changed('model/dreamfusion', prompt='${model}'), [], ['circle']),
     'missing value': (changed('model/dreamfusion', prompt='???'), [], ['model.prompt', 'must be given']),
-    'missing file': ({'model__nerf__torchngp': None}, ['model/nerf=torchngb'], ['model/nerf/torchngb', 'there is no', "did you mean 'torchngp'"]),
+    'missing file': ({}, ['model/nerf=torchngb'], ['model/nerf/torchngb', 'there is no', "did you mean 'torchngp'"]),
     'missing page': ({}, ['model=dreamfusoin'], ['model/dreamfusoin', "did you mean 'dreamfusion'"]),
     'circle of defaults': (changed('model/dreamfusion', defaults=['dreamfusion']), [], ['circle', 'model/dreamfusion']),
     'defaults that are no list': (changed('model/dreamfusion', defaults='torchngp'), [], ['defaults must be a list']),
@@ -404,6 +419,7 @@ TREES = {    # name: (changes to the tree, overrides, what the line says)
     'out of range': (changed('model/dreamfusion', latent_iter_ratio=2), [], ['latent_iter_ratio', 'nearest right value: 1']),
     'value through a value': ({}, ['trainer.max_steps.x=1'], ['trainer.max_steps.x', 'not a group']),
     'mesh losses of a volume': ({}, ['model/loss=dmtet'], ['loss.lambda_mesh_normal must be 0']),
+    'an encoding that we lack': (changed('model/nerf/torchngp', encoder_cfg=dict(encoder_type='tiledgrid')), [], ['model.nerf.encoder_cfg.encoder_type (here nerf.encoder_type)', 'one of hashgrid, frequency, sphere_harmonics']),
     'an old optimiser': (changed('model/optim/adan', name='sgd'), [], ['optim.name', 'one of adam, adan']),
 }
 
@@ -427,14 +443,22 @@ def test_deleted_file(tree):
 
 def test_page_alone_needs_its_trainer(tree):
     with pytest.raises(ConfigError) as error: load_config(tree()/'model/dreamfusion.yaml')
-    one_line(error, '${trainer.max_steps}', 'not there')
+    one_line(error, '${trainer.', 'not there')
     config, _ = load(tree()/'model/dreamfusion.yaml', 'trainer.max_steps=30', 'trainer.precision=16')
     assert (config.iters, config.nerf.log2_hashmap_size) == (30, 19)
 
 
+def test_files_that_are_not_asked_for_may_be_missing(tree):
+    folder = tree()
+    (folder/'model/nerf/torchngp.yaml').unlink()
+    assert load(folder, 'model/nerf=tcnn')[0].nerf.density_activation == 'softplus'
+    (folder/'model/dreamfusion.yaml').unlink()
+    assert load(folder, 'model=dreamfusion-dmtet', 'model/nerf=tcnn')[0].preset == 'dreamfusion-dmtet'
+
+
 def test_class_of_somebody_else(tree):
     config, told = load(tree(**changed('model/material/basic_shading', _target_='our.own.Glitter')))
-    assert dict(config.not_honoured)['model.material._target_'].startswith("'our.own.Glitter' has no effect") and 'Glitter' in told[0]
+    assert dict(config.not_honoured)['model.material._target_'].startswith("'our.own.Glitter', but") and 'Glitter' in told[0]
 
 
 def test_stretched_pictures_are_not_made(tree):
