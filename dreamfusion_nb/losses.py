@@ -85,7 +85,7 @@ def _neighbours(faces, n_vertices):
     pair = order[count[edge[order]] == 2].view(-1, 2)
     return pair//3, forward[pair].sum(1) == 1
 
-# %% ../nbs/12_losses.ipynb #9eff1459
+# %% ../nbs/12_losses.ipynb #a2a96633
 def mesh_normal(vertices,          # [V, 3]
                 faces,             # vertex numbers of triangles [F, 3]
                ) -> torch.Tensor:  # scalar in 0..2; 0 if no two faces meet
@@ -95,9 +95,9 @@ def mesh_normal(vertices,          # [V, 3]
     a, b, c = vertices[faces.long()].unbind(1)
     cross = torch.linalg.cross(b - a, c - a)
     pair, alike = _neighbours(faces, len(vertices))
-    solid = (cross.detach() != 0).any(-1)[pair].all(1)
+    solid = (cross.detach().norm(dim=-1) > 1e-12)[pair].all(1)   # what is shorter has no direction
     pair, alike = pair[solid], alike[solid]
-    cosine = F.cosine_similarity(cross[pair[:, 0]], cross[pair[:, 1]], dim=-1, eps=0.)
+    cosine = F.normalize(cross, dim=-1)[pair].prod(1).sum(-1)
     return (1 - torch.where(alike, cosine, -cosine)).sum()/max(1, len(pair))
 
 # %% ../nbs/12_losses.ipynb #00c23cff
