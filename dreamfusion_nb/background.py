@@ -74,11 +74,12 @@ class LearnedBackground(nn.Module):
                  *,
                  hidden_dims=32,     # width of the network
                  n_hidden_layers=1,  # its depth; NeMo has 1 behind the frequencies and 2 behind the hash grid
+                 bias=True,          # whether its layers add constants
                  generator=None,     # torch.Generator of the network's initial values
                 ):
         super().__init__()
         self.encoding = FrequencyEncoding(6) if encoding is None else encoding
-        self.net = MLP(self.encoding.n_output_dims, hidden_dims, n_hidden_layers, 3, generator)
+        self.net = MLP(self.encoding.n_output_dims, hidden_dims, n_hidden_layers, 3, generator, bias)
 
     def _color(self, directions):
         d = F.normalize(directions, dim=-1)

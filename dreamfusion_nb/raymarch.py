@@ -442,7 +442,9 @@ def _trace(renderer, shading, normals, perturb, generator, origins, directions, 
     "What rays see (normals are channels 3, 4, 5), and the samples that made it"
     s = _samples(renderer, origins, directions, perturb, generator)
     density, albedo, normal = _ask(renderer.field, s.positions, normals, len(s) if torch.is_grad_enabled() else 65536)
-    color = shade(albedo, normal, light[s.ray_index], ambient[s.ray_index], shading)
+    m = renderer.material if shading == 'phong' else None
+    gloss = dict(view=-directions[s.ray_index], specular=m.specular, shininess=m.shininess) if m else {}
+    color = shade(albedo, normal, light[s.ray_index], ambient[s.ray_index], shading, **gloss)
     if normals: color = torch.cat([color, normal], -1)
     c = composite(density, color, s.t, s.dt, s.ray_index, len(origins), renderer.backend, renderer.stop)
     return c, dict(weights=c.weights, **vars(s), directions=directions[s.ray_index], density=density, normals=normal)
@@ -452,7 +454,7 @@ class VolumeRenderer(nn.Module):
     """Pictures of a field, by marching rays through an occupancy grid. The step is 2*sqrt(3)*bound/max_steps; it may grow, by `dt_gamma`, to a cell's diagonal.
 
     `field` has `density(x) -> [N]`, `forward(x) -> (density, albedo)` and `density_albedo_normal(x)`; `background` is called with
-    `(directions [N,3], n_images, generator)`."""
+    `(directions [N,3], n_images, generator)`; `material` is the gloss of shading 'phong'."""
     def __init__(self,
                  field,               # an nn.Module as above
                  background,          # an nn.Module as above
@@ -471,11 +473,12 @@ class VolumeRenderer(nn.Module):
                  stop=STOP,           # a ray ends where less light than this is left
                  cascades=None,       # of the grid; None: as many as `bound` asks for, one up to 1
                  chunk=2**20,         # steps that are marched at once where no gradient is wanted
+                 material=None,       # a `Material`
                 ):
         super().__init__()
         if max_steps < 1 or update_interval < 1:
             raise ValueError(f'VolumeRenderer: max_steps and update_interval must be at least 1, not {max_steps} and {update_interval}')
-        self.field, self.background = field, background
+        self.field, self.background, self.material = field, background, material
         self.grid = OccupancyGrid(grid_resolution, bound, grid_decay, density_thresh, cascades)
         self.dt_gamma, self.longest, self.stop, self.chunk = dt_gamma, 2*math.sqrt(3)*bound/grid_resolution, stop, chunk
         self.step, self.max_steps, self.near, self.radius = 2*math.sqrt(3)*bound/max_steps, max_steps, near, radius
@@ -491,7 +494,7 @@ def _forward(self,
             height,              # rows
             width,               # columns
             *,
-            shading='albedo',    # 'albedo', 'textureless', 'lambertian' or 'normal'
+            shading='albedo',    # 'albedo', 'textureless', 'lambertian', 'phong' or 'normal'
             light=None,          # unit direction towards the light [3] or [B,3]; None: it comes from the camera
             ambient=1.,          # share of light from everywhere, number or [B]
             perturb=False,       # random shift of the samples, for training
