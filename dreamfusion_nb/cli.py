@@ -34,7 +34,8 @@ def _parser():
     parser.add_argument('--seed', metavar='N', help='of all random draws')
     parser.add_argument('--device', metavar='D', help='cpu, cuda, cuda:1 (default: a GPU if there is one)')
     parser.add_argument('--guidance', metavar='NAME', help='toybox, or a Stable Diffusion folder or hub name')
-    parser.add_argument('--resume', action='store_true', help='go on with an unfinished run; refuse to start a new one')
+    parser.add_argument('--resume', action='store_true', help='go on with an unfinished run, or make it longer by --iters; refuse to start a new one')
+    parser.add_argument('--phases', metavar='P', help='of a run that is made longer: keep its schedules where they were, or rescale them to the new length')
     parser.add_argument('--overwrite', action='store_true', help='replace what the folder holds')
     return parser
 
@@ -48,8 +49,8 @@ def _read_arguments(argv):
     if args.resume and args.overwrite: raise ConfigError('--resume and --overwrite contradict each other: choose one')
     options = {'iters': args.iters, 'seed': args.seed, 'guidance.name': args.guidance}
     overrides = [f'{key}={value}' for key, value in options.items() if value is not None] + args.overrides
-    start = preset(args.preset) if args.config is None else load_config(Path(args.config))
-    return args, start.replace(dict(prompt=args.prompt), *overrides)
+    start = preset(args.preset) if args.config is None else Path(args.config)    # a word that is no preset shall not be read as YAML
+    return args, load_config(start, dict(prompt=args.prompt), *overrides)
 
 # %% ../nbs/19_cli.ipynb #0fb50968
 def _written(folder):
@@ -72,7 +73,8 @@ def _run(args, config, seen):
         warnings.simplefilter('ignore')
         warnings.filterwarnings('always', module='dreamfusion_nb')
         warnings.showwarning = lambda message, *place: print(f'dreamfusion: {message}', file=sys.stderr)
-        try: result = train(args.prompt, config=config, device=args.device, out=args.out, resume=args.resume or 'auto', overwrite=args.overwrite, callbacks=[remember])
+        try: result = train(args.prompt, config=config, device=args.device, out=args.out, resume=args.resume or 'auto', phases=args.phases,
+                             overwrite=args.overwrite, callbacks=[remember])
         except EmptyMeshError as error: raise ConfigError(str(error)) from error
     print(*_written(result.folder), sep='\n')
 

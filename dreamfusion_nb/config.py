@@ -393,6 +393,7 @@ class Config(_Root):
     albedo_iter_ratio: float = number(.2, 0, 1) # then, up to this part: albedo without light
     min_ambient_ratio: float = number(.3, 0, 1) # from then on light, with ambient drawn from here to 1
     textureless_ratio: float = number(.1, 0, 1) # and this often without albedo
+    phase_iters: int | None = number(None, 1, 1000000)  # the length that parts of a run are parts of; null: iters. A run that is made longer may keep its phases
     update_extra_interval: int = number(1, 1, 10000)  # steps between updates of what no gradient reaches: see below
     export_video: bool = flag(True)             # a finished run writes a video
     resume_from_checkpoint: str | None = text(None, empty=False)  # a result or checkpoint folder whose weights a new run begins with

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 # A run of seconds, with every part of the real one
-CHEAP = {'iters': 12, 'data.train.width': 24, 'data.train.height': 24, 'data.val.width': 16, 'data.val.height': 16, 'data.test.width': 16,
+CHEAP = {'iters': 12, 'checkpoint.every_n_train_steps': 4, 'data.train.width': 24, 'data.train.height': 24, 'data.val.width': 16, 'data.val.height': 16, 'data.test.width': 16,
          'data.test.height': 16, 'data.test.size': 4, 'renderer.grid_resolution': 16, 'renderer.max_steps': 32, 'renderer.update_interval': 4,
          'nerf.n_levels': 3, 'nerf.log2_hashmap_size': 10, 'nerf.desired_resolution': 24, 'nerf.hidden_dims': 8}
 

@@ -45,7 +45,6 @@ def child(job, pipe, train, trainer, model, save):
         change('save', path, lambda: half(path, data=save(tensors)[:-1000]))
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 'wb') as f: f.write(save(tensors))
 
-    trainer.CHECKPOINT_EVERY = 5
     trainer.save_file = save_file
     sys.addaudithook(watch)
     if 'limit' in job:

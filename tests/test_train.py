@@ -32,7 +32,7 @@ from dreamfusion_nb.show import image_grid
 ROOT = Path(dreamfusion_nb.__file__).parents[1]
 ENV = os.environ | dict(PYTHONPATH=str(ROOT), HF_HUB_OFFLINE='1')
 FILES = ['checkpoints', 'config.yaml', 'history.jsonl', 'log.txt', 'model.glb', 'preview.png', 'turntable.mp4']
-LONG = CHEAP | {'prompt': 'a hamburger', 'iters': 40}
+LONG = CHEAP | {'prompt': 'a hamburger', 'iters': 40, 'checkpoint.every_n_train_steps': 5}
 
 
 def without_log(folder): return {name: content for name, content in snapshot(folder).items() if name != 'log.txt'}
@@ -82,9 +82,8 @@ def go_on(crashes, folder, jobs):
     return answers
 
 
-def test_same_seed_same_bytes(whole, model, tmp_path, monkeypatch):
+def test_same_seed_same_bytes(whole, model, tmp_path):
     "Two processes, one seed; a second seed differs"
-    monkeypatch.setattr(trainer, 'CHECKPOINT_EVERY', 5)
     folders = [train(guidance=model, out=tmp_path/str(seed), seed=seed, progress=False, **LONG).folder for seed in (0, 1)]
     same, other = (snapshot(folder/'checkpoints') for folder in folders)
     assert same == snapshot(whole[0]/'checkpoints') and other != same
@@ -254,10 +253,9 @@ def test_default_folder(model, tmp_path, monkeypatch):
     assert sorted(os.listdir('outputs/a-red-hamburger')) == FILES
 
 
-def test_interrupted_in_a_callback(whole, crashes, model, tmp_path, monkeypatch):
+def test_interrupted_in_a_callback(whole, crashes, model, tmp_path):
     def stop(trainer, record):
         if record.step == 17: raise KeyboardInterrupt
-    monkeypatch.setattr(trainer, 'CHECKPOINT_EVERY', 5)
     # the same configuration as that of the undisturbed run, which another process made
     with pytest.raises(KeyboardInterrupt): train(guidance=model, out=tmp_path/'result', progress=False, callbacks=[stop], **LONG)
     assert 'model.glb' not in os.listdir(tmp_path/'result')
@@ -372,8 +370,8 @@ def test_command(pipeline, result, tmp_path, capfd):
 def test_command_interrupted(pipeline, tmp_path):
     "Ctrl-C: exit code 130, the command that goes on, and it does"
     # a program that was started in the background ignores Ctrl-C unless told otherwise
-    program = 'import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from dreamfusion_nb import cli, trainer; trainer.CHECKPOINT_EVERY = 10; sys.exit(cli.main())'
-    arguments = words(tmp_path/'result', pipeline, iters=1000)
+    program = 'import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from dreamfusion_nb import cli; sys.exit(cli.main())'
+    arguments = words(tmp_path/'result', pipeline, iters=1000, **{'checkpoint.every_n_train_steps': 10})
     process = subprocess.Popen([sys.executable, '-c', program, *arguments], env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while not list(tmp_path.glob('result/checkpoints/step-*0')) and process.poll() is None: time.sleep(.05)
     process.send_signal(signal.SIGINT)
