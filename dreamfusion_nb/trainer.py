@@ -7,11 +7,10 @@ __all__ = ['FORMAT', 'CURVES', 'PAPER', 'RESULT_FILES', 'make_hash_grid', 'make_
            'make_renderer', 'fastest_dtype', 'make_guidance', 'make_optimizer', 'limit_levels', 'Look', 'progress_at',
            'look_at_step', 't_range_at', 'guidance_scale_at', 'annealed_timestep', 'size_at', 'StepRecord',
            'pick_device', 'Trainer', 'write_checkpoint', 'discard', 'keep_newest', 'sweep', 'writing',
-           'read_checkpoint', 'checkpoints', 'check_moments', 'read_history', 'check_state', 'warm_start',
+           'read_checkpoint', 'checkpoints', 'result_of', 'check_moments', 'read_history', 'check_state', 'warm_start',
            'may_lack_moments', 'write_text', 'in_notebook', 'sparkline', 'curves', 'LiveCell', 'ProgressBar',
-           'orbit_of', 'sheet_of', 'save_picture', 'Result', 'result_of', 'load', 'slug', 'check_prompt', 'is_finished',
-           'is_longer', 'lengthened', 'claim_folder', 'train', 'check_call', 'aside', 'set_aside', 'log', 'perform',
-           'finish']
+           'orbit_of', 'sheet_of', 'save_picture', 'Result', 'load', 'slug', 'check_prompt', 'is_finished', 'is_longer',
+           'lengthened', 'claim_folder', 'train', 'check_call', 'aside', 'set_aside', 'log', 'perform', 'finish']
 
 # %% ../nbs/15_trainer.ipynb #e6acc5ab
 import html
@@ -84,7 +83,7 @@ def make_renderer(config, generator):
         material=Material() if config.material.phong_ratio else None, grid_resolution=r.grid_resolution, grid_decay=r.grid_decay,
         density_thresh=r.density_thresh, update_interval=r.update_interval, max_steps=r.max_steps, near=r.near_plane, dt_gamma=r.dt_gamma)
 
-# %% ../nbs/15_trainer.ipynb #9f008425
+# %% ../nbs/15_trainer.ipynb #80ef2ce7
 def fastest_dtype(device):
     "float16 on a GPU, bfloat16 on a CPU that has instructions for it, else float32"
     if device.type != 'cpu': return torch.float16
@@ -107,7 +106,16 @@ def make_optimizer(optim, params, faster=()):    # `faster`: parameters whose le
     groups = [group for group in groups if group['params']]
     if optim.name == 'adam': return torch.optim.Adam(groups, **options, fused=True)
     from optimi import Adan
-    return Adan(groups, **options, adam_wd=optim.no_prox)
+    if not optim.no_prox: return Adan(groups, **options)
+
+    class DecayFirst(Adan):    # torch-optimi 0.3 has an option `adam_wd` for that, which its step does not read
+        def step(self, *args, **kwargs):
+            with torch.no_grad():
+                for group in self.param_groups:
+                    for p in group['params']:
+                        if p.grad is not None: p.mul_(1 - group['lr']*optim.weight_decay)
+            return super().step(*args, **kwargs)
+    return DecayFirst(groups, **options | dict(weight_decay=0.))
 
 # %% ../nbs/15_trainer.ipynb #7e346e4f
 def limit_levels(renderer, config, step):
@@ -366,7 +374,7 @@ def discard(folder):
     os.replace(folder, rubbish)
     shutil.rmtree(rubbish)
 
-# %% ../nbs/15_trainer.ipynb #b9a091cc
+# %% ../nbs/15_trainer.ipynb #13ac050d
 def keep_newest(folder, n):
     "Discard checkpoints but the newest `n`; -1 keeps all, and the very newest always stays"
     for old in checkpoints(folder)[:-max(n, 1)] if n >= 0 else []: discard(old)
@@ -399,6 +407,15 @@ def read_checkpoint(folder):
 
 
 def checkpoints(folder): return sorted(p for p in (Path(folder)/'checkpoints').glob('step-*') if p.name[5:].isdigit())
+
+
+def result_of(path):
+    "(result folder, its checkpoints up to the one meant) of a result folder or one of its checkpoints. Raises `ConfigError` where there is none"
+    path = Path(path)
+    folder = path.parent.parent if path.parent.name == 'checkpoints' else path
+    found = [p for p in checkpoints(folder) if folder == path or p <= path]
+    if not found or folder != path and found[-1] != path: raise ConfigError(f'{path} holds no result: a folder that train() wrote has config.yaml and checkpoints/')
+    return folder, found
 
 # %% ../nbs/15_trainer.ipynb #ac95c637
 def _save(self):
@@ -433,7 +450,7 @@ def check_moments(optim, params, state):
             shape = p.shape if like.ndim else like.shape
             if not torch.is_tensor(v) or v.shape != shape or v.dtype != like.dtype or not v.isfinite().all(): raise ValueError(f'{k} of parameter {i} has a wrong shape or value')
 
-# %% ../nbs/15_trainer.ipynb #5c0c4b17
+# %% ../nbs/15_trainer.ipynb #0ec820bd
 def read_history(folder, steps):
     "The first `steps` lines of a folder's history. Raises `ConfigError` if it is damaged"
     path = Path(folder)/'history.jsonl'
@@ -462,7 +479,7 @@ def warm_start(renderer, path):
         elif held[name].is_floating_point() and not held[name].isfinite().all(): raise ConfigError(f'checkpoint {found[-1]} is damaged: {name} holds values that are not finite')
     if any(name.startswith('grid.') for name in wrong): wrong |= {name: 'goes with the rest of the grid' for name in own if name.startswith('grid.') and name not in wrong}
     taken = [name for name in own if name not in wrong]
-    if not any(name.startswith('field.') for name in taken):
+    if not any(name.startswith('field.') and own[name].ndim > 1 for name in taken):    # a bias alone is no field
         name, reason = next((n, r) for n, r in wrong.items() if n.startswith('field.'))
         raise ConfigError(f'resume_from_checkpoint: nothing of the field in {found[-1]} fits this configuration ({name}: {reason})')
     renderer.load_state_dict({name: held[name] for name in taken}, strict=False)
@@ -720,16 +737,7 @@ def _picture(self):
 # %% ../nbs/15_trainer.ipynb #14aa8c23
 Result.mesh, Result.export, Result.show, Result._repr_png_ = _mesh, _export, _show, _picture
 
-# %% ../nbs/15_trainer.ipynb #0e1ee0ae
-def result_of(path):
-    "(result folder, its checkpoints up to the one meant) of a result folder or one of its checkpoints. Raises `ConfigError` where there is none"
-    path = Path(path)
-    folder = path.parent.parent if path.parent.name == 'checkpoints' else path
-    found = [p for p in checkpoints(folder) if folder == path or p <= path]
-    if not found or folder != path and found[-1] != path: raise ConfigError(f'{path} holds no result: a folder that train() wrote has config.yaml and checkpoints/')
-    return folder, found
-
-
+# %% ../nbs/15_trainer.ipynb #66ff9087
 def load(folder, device=None):
     "Read back a result folder, or one of the checkpoints in it. Raises `ConfigError` for a folder that holds none"
     folder, found = result_of(folder)
