@@ -158,6 +158,19 @@ def hashgrid_ratio(points=131072, rounds=5):
             *(f'  {b}: {wall:.3f} s (cpu {cpu:.3f} s)' for b, (wall, cpu) in median.items()), f'  torch/numba: {ratios[0]:.1f} (cpu {ratios[1]:.1f})']
 
 
+def memory(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024/1e9
+
+
+def first_steps(trainer):
+    "What the fog at the start costs: the first step loads or compiles the kernels, so the next ones count"
+    times = []
+    for _ in range(4):
+        began = time.perf_counter()
+        trainer.step()
+        times.append(time.perf_counter() - began)
+    return f'first steps: {", ".join(f"{t:.2f}" for t in times)} s; memory so far {memory():.2f} GB'
+
+
 def machine():
     "What ran it"
     try: model = next(line.split(':')[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name'))
@@ -191,12 +204,14 @@ def main():
         trainer.folder, a.steps = None, trainer.step_count
     else:
         trainer = Trainer(load_config(a.preset, dict(prompt=a.prompt), {'guidance.name': a.guidance}, *a.overrides))
-        trainer.fit(a.steps)
+        lines.append(first_steps(trainer))
+        print(lines[-1], flush=True)
+        trainer.fit(max(a.steps - trainer.step_count, 0))
     # the measured steps lie in the lit part of the run, which costs most
-    trainer.config = trainer.config.replace(dict(albedo_iter_ratio=0))
+    trainer.config = trainer.config.replace(dict(latent_iter_ratio=0, albedo_iter_ratio=0))
     steps, plain = measure(trainer, a.rounds)
     more = [f'preset {a.preset}, {trainer.config.data.train.width}x{trainer.config.data.train.height}, after {a.steps} steps; occupied cells {trainer.renderer.grid.occupancy:.1%}',
-            *table(steps, plain, trainer.config.renderer.update_interval), *hashgrid_ratio()]
+            *table(steps, plain, trainer.config.renderer.update_interval), f'memory: {memory():.2f} GB at most', *hashgrid_ratio()]
     print(*more, sep='\n')
     if a.out:
         with open(a.out, 'w') as f: json.dump(dict(lines=lines + more, parts=[dict(step) for step in steps], steps=plain), f, indent=1)

@@ -155,7 +155,7 @@ class Group:
 
 def group(kind): return field(default_factory=kind)
 
-# %% ../nbs/00_config.ipynb #286e136b
+# %% ../nbs/00_config.ipynb #92925b14
 @dataclass
 class Net(Group):
     "One of the field's two networks"
@@ -175,7 +175,7 @@ class Nerf(Group):
     n_features_per_level: int = number(2, 1, 8)
     log2_hashmap_size: int = number(15, 4, 24)  # a level holds at most 2^this entries
     base_resolution: int = number(8, 2, 512)    # vertices an axis on the coarsest level
-    desired_resolution: int = number(96, 2, 16384)  # and on the finest
+    desired_resolution: int = number(48, 2, 16384)  # and on the finest; what is finer than the latents see is grain
     interpolation: str = choice('smoothstep', 'smoothstep', 'linear')
     hidden_dims: int = number(32, 1, 1024)      # width of the two networks, encoding to density and encoding to albedo
     n_hidden_layers: int = number(1, 1, 8)      # their depth
@@ -239,7 +239,7 @@ class Renderer(Group):
     density_thresh: float = number(1, 0, 1e4)   # a cell is skipped below min(mean density, this)
     quartet_file: str | None = text(None, empty=False)  # mesh: tetrahedra in an npz file; null: our own
 
-# %% ../nbs/00_config.ipynb #843679fa
+# %% ../nbs/00_config.ipynb #2c295a7c
 @dataclass
 class Guidance(Group):
     "The diffusion model and the noise it is asked about"
@@ -248,7 +248,8 @@ class Guidance(Group):
     timesteps: str = choice('random', 'random', 'annealed')  # drawn at each step; or one path down from t_range to t_range_end (HiFA, Zhu & Zhuang 2023)
     t_range: tuple[float, float] = span((.4, .98), 0, 1, scheduled=True)  # timesteps, as a part of all, at the start
     t_range_end: tuple[float, float] | None = span((.02, .4), 0, 1)  # and at the end, linear between; null: as at the start
-    scale_end: float | None = number(None, 0, 1000)  # guidance_scale at the end, linear between; null: as at the start
+    scale_decay: float = number(.2, 0, 10)      # guidance_scale goes linearly to this part of itself; 1: it stays
+    perp_neg: float = number(1, 0, 10)          # how much a view is kept from looking like the others (Perp-Neg, Armandpour et al. 2023); 0: not at all, and a third less work
     rescale: float = number(0, 0, 1)            # how far strong guidance is brought back to the spread of the plain prediction
     clamp_x0: float | None = number(None, .1, 100)  # the predicted clean latents are clamped to ± this (after Imagen, Saharia et al. 2022); null: they are not
     weighting: str = choice('uniform', 'sds', 'uniform', 'fantasia3d')  # w(t) of the SDS gradient
@@ -266,8 +267,8 @@ class Optim(Group):
     weight_decay: float = number(0, 0, 1)
     no_prox: bool = flag(False)                 # adan: weight decay as in AdamW
     max_grad_norm: float | None = number(None, 0, 1e9)  # gradients are scaled down to this norm; null: never
-    lr_decay: float = number(.1, 0, 1)          # the learning rate is multiplied by this ...
-    lr_decay_start: float = number(.5, 0, 1)    # ... after this part of all steps
+    lr_decay: float = number(.3, 0, 1)          # the learning rate is multiplied by this ...
+    lr_decay_start: float = number(.6, 0, 1)    # ... after this part of all steps
 
 # %% ../nbs/00_config.ipynb #f173b927
 @dataclass
@@ -676,7 +677,7 @@ def check_latents(config, pixels):  # pixels: whether the diffusion model works 
     if pixels and config.latent_iter_ratio:
         raise ConfigError(f'latent_iter_ratio must be 0, not {config.latent_iter_ratio:g}: {config.guidance.name} works on pixels and has no latents')
 
-# %% ../nbs/00_config.ipynb #54dcf19e
+# %% ../nbs/00_config.ipynb #c2bf05ba
 def _scheduled(value): return isinstance(value, tuple) and (len(value) == 4 or any(map(_scheduled, value)))
 
 
@@ -684,7 +685,7 @@ def _check_schedules(config):
     "Raises `ConfigError` where a number is scheduled in two ways"
     g, o, t = config.guidance, config.optim, config.data.train
     for name, value, other, off, on in (
-            ('guidance_scale', config.guidance_scale, 'guidance.scale_end', 'null', g.scale_end is not None),
+            ('guidance_scale', config.guidance_scale, 'guidance.scale_decay', '1', g.scale_decay != 1),
             ('guidance.t_range', g.t_range, 'guidance.t_range_end', 'null', g.t_range_end is not None),
             ('guidance.t_range', g.t_range, 'guidance.timesteps', 'random', g.timesteps != 'random'),
             ('optim.lr', o.lr, 'optim.lr_decay', '1', o.lr_decay != 1),
@@ -703,11 +704,11 @@ def _check_together(config):
     for check in (_check_parts, _check_losses, _check_schedules): check(config)
     check_latents(config, config.guidance.name.startswith('DeepFloyd/'))
 
-# %% ../nbs/00_config.ipynb #1d6b5784
+# %% ../nbs/00_config.ipynb #3b36992d
 _field = dict(bound=1, density_bias=0, encoder_type='hashgrid', encoder_max_level=None, n_levels=16, n_features_per_level=2, log2_hashmap_size=19, base_resolution=16,
     desired_resolution=2048, interpolation='smoothstep', hidden_dims=64, normal_type='central_finite_difference', normal_eps=.01)
 _volume = dict(name='torchngp_raymarching', grid_resolution=128, update_interval=16, grid_decay=.95, density_thresh=10, near_plane=.2, max_steps=1024, dt_gamma=0)
-_diffusion = dict(name='stable-diffusion-v1-5/stable-diffusion-v1-5', t_range=[.02, .98], t_range_end=None, weighting='sds', precision='16')
+_diffusion = dict(name='stable-diffusion-v1-5/stable-diffusion-v1-5', t_range=[.02, .98], t_range_end=None, scale_decay=1, perp_neg=0, weighting='sds', precision='16')
 _optim = dict(lr=5e-3, eps=1e-8, weight_decay=2e-5, lr_decay=1)
 _losses = dict(lambda_sds=1, lambda_opacity=0, lambda_entropy=1e-3, lambda_orientation=1e-2, lambda_2d_normal_smooth=0, lambda_3d_normal_smooth=0, lambda_mesh_normal=0, lambda_mesh_laplacian=0)
 _around = dict(width=800, height=800, default_radius=3.2, default_polar=90, default_fovy=20)

@@ -148,7 +148,7 @@ def look_at_step(step, config, generator):
     shading = 'textureless' if coin < config.textureless_ratio else 'phong' if coin > 1 - config.material.phong_ratio else 'lambertian'
     return Look(shading, ambient, False)
 
-# %% ../nbs/15_trainer.ipynb #135df595
+# %% ../nbs/15_trainer.ipynb #c9e3fef9
 def t_range_at(step, config):
     "Part of the noise levels to draw from at a step"
     start, u = [value_at(end, step) for end in config.guidance.t_range], progress_at(step, config)
@@ -157,8 +157,7 @@ def t_range_at(step, config):
 
 def guidance_scale_at(step, config):
     "Classifier-free guidance scale at a step: strong words make the shape, weaker ones leave the colours natural"
-    start, end = value_at(config.guidance_scale, step), config.guidance.scale_end
-    return start if end is None else start + (end - start)*progress_at(step, config)
+    return value_at(config.guidance_scale, step)*(1 + (config.guidance.scale_decay - 1)*progress_at(step, config))
 
 # %% ../nbs/15_trainer.ipynb #c8bca509
 def annealed_timestep(step, config, n_levels):
@@ -274,7 +273,7 @@ class Trainer:
         limit_levels(self.renderer, self.config, self.step_count)
         self.renderer.update(self.step_count, self.generator)
 
-# %% ../nbs/15_trainer.ipynb #bfd02b8b
+# %% ../nbs/15_trainer.ipynb #7975665c
 def _render(self, cameras, look, light):
     smooth = (self.config.loss.lambda_2d_normal_smooth, self.config.loss.lambda_3d_normal_smooth)
     return self.renderer(cameras, *size_at(self.step_count, self.config), shading=look.shading, light=light, ambient=look.ambient, perturb=True,
@@ -287,9 +286,10 @@ def _distill(self, cameras, look, out):
     weights = view_weights(cameras.azimuth, cameras.polar, angle_overhead=c.data.train.angle_overhead, angle_front=c.data.train.angle_front,
         nearest=c.view_prompts == 'nearest')
     image = torch.cat([out.image, out.opacity], 1) if look.as_latent else out.image
+    other, share = self.prompts.other(weights) if g.perp_neg else (None, 0.)
     return sds(self.guidance, image, self.prompts.embeddings(weights), guidance_scale=guidance_scale_at(step, c),
         t=annealed_timestep(step, c, len(self.guidance.alphas_cumprod)), t_range=t_range_at(step, c), kind=g.kind, weighting=g.weighting,
-        rescale=g.rescale, clamp_x0=g.clamp_x0, as_latent=look.as_latent, generator=self.generator)
+        rescale=g.rescale, clamp_x0=g.clamp_x0, other=other, other_weight=g.perp_neg*share, as_latent=look.as_latent, generator=self.generator)
 
 
 def _regularise(self, out):

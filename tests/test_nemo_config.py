@@ -291,7 +291,7 @@ def test_which_keys_are_scheduled():
     assert {key for key in KEYS if key.startswith('loss.')} <= set(SCHEDULED)
 
 
-FREE = ('guidance.scale_end=null', 'guidance.t_range_end=null', 'optim.lr_decay=1')    # what schedules of an older kind must be
+FREE = ('guidance.scale_decay=1', 'guidance.t_range_end=null', 'optim.lr_decay=1')    # what schedules of an older kind must be
 
 
 @pytest.mark.parametrize('key', SCHEDULED)
@@ -364,7 +364,7 @@ VALUES = [    # overrides of preset dreamfusion, and what the line says
     (['optim.eps=[0, 1e-8, 1e-6, 90]'], 'optim.eps', 'a number from 0 to 1,'),
     (['data.train.width=[0, 32.5, 64, 90]'], 'data.train.width', 'nearest right value: [0, 32, 64, 90]'),
     (['guidance.t_range=[[0, 0.02, 0.9, 10], 0.5]'], 'guidance.t_range', 'a pair [low, high]'),
-    (['guidance_scale=[0, 100, 50, 500]', 'guidance.scale_end=10'], 'guidance_scale is a schedule', 'guidance.scale_end must be null'),
+    (['guidance_scale=[0, 100, 50, 500]', 'guidance.scale_decay=.1'], 'guidance_scale is a schedule', 'guidance.scale_decay must be 1'),
     (['guidance.t_range=[0.02, [0, 0.98, 0.5, 90]]', 'guidance.t_range_end=[0.02, 0.5]'], 'guidance.t_range_end must be null'),
     (['guidance.t_range=[0.02, [0, 0.98, 0.5, 90]]', 'guidance.timesteps=annealed'], 'guidance.timesteps must be random'),
     (['optim.lr=[0, 0.1, 0.01, 90]', 'optim.lr_decay=0.3'], 'optim.lr_decay must be 1'),
