@@ -148,7 +148,7 @@ def sheet(width, height): return image_grid([Image.new('RGB', (width, height))]*
 
 def test_folder(result):
     assert sorted(os.listdir(result.folder)) == FILES
-    assert os.listdir(result.folder/'checkpoints') == ['step-000012']
+    assert sorted(os.listdir(result.folder/'checkpoints')) == ['step-000008', 'step-000012']
     assert sorted(os.listdir(result.folder/'checkpoints/step-000012')) == ['model.safetensors', 'optimizer.safetensors', 'state.json']
     assert load_config(result.folder) == result.config
     assert Image.open(result.folder/'preview.png').size == sheet(16, 16)
