@@ -127,7 +127,7 @@ class Nerf(Group):
     n_features_per_level: int = number(2, 1, 8)
     log2_hashmap_size: int = number(15, 4, 24)  # a level holds at most 2^this entries
     base_resolution: int = number(8, 2, 512)    # vertices an axis on the coarsest level
-    desired_resolution: int = number(96, 2, 16384)  # and on the finest
+    desired_resolution: int = number(48, 2, 16384)  # and on the finest; what is finer than the latents see is grain
     interpolation: str = choice('smoothstep', 'smoothstep', 'linear')
     hidden_dims: int = number(32, 1, 1024)      # width of the two networks, encoding to density and encoding to albedo
     n_hidden_layers: int = number(1, 1, 8)      # their depth
@@ -170,7 +170,8 @@ class Guidance(Group):
     timesteps: str = choice('random', 'random', 'annealed')  # drawn at each step; or one path down from t_range to t_range_end (HiFA, Zhu & Zhuang 2023)
     t_range: tuple[float, float] = span((.4, .98), 0, 1)  # timesteps, as a part of all, at the start
     t_range_end: tuple[float, float] | None = span((.02, .4), 0, 1)  # and at the end, linear between; null: as at the start
-    scale_end: float | None = number(None, 0, 1000)  # guidance_scale at the end, linear between; null: as at the start
+    scale_decay: float = number(.2, 0, 10)      # guidance_scale goes linearly to this part of itself; 1: it stays
+    perp_neg: float = number(1, 0, 10)          # how much a view is kept from looking like the others (Perp-Neg, Armandpour et al. 2023); 0: not at all, and a third less work
     rescale: float = number(0, 0, 1)            # how far strong guidance is brought back to the spread of the plain prediction
     clamp_x0: float | None = number(None, .1, 100)  # the predicted clean latents are clamped to ± this (after Imagen, Saharia et al. 2022); null: they are not
     weighting: str = choice('uniform', 'sds', 'uniform', 'fantasia3d')  # w(t) of the SDS gradient
@@ -186,8 +187,8 @@ class Optim(Group):
     eps: float = number(1e-8, 0, 1)
     weight_decay: float = number(0, 0, 1)
     max_grad_norm: float | None = number(None, 0, 1e9)  # gradients are scaled down to this norm; null: never
-    lr_decay: float = number(.1, 0, 1)          # the learning rate is multiplied by this ...
-    lr_decay_start: float = number(.5, 0, 1)    # ... after this part of all steps
+    lr_decay: float = number(.3, 0, 1)          # the learning rate is multiplied by this ...
+    lr_decay_start: float = number(.6, 0, 1)    # ... after this part of all steps
 
 
 @dataclass
@@ -417,7 +418,7 @@ nerf:
   normal_eps: 0.01
 background: {type: static, color: [0, 0, 1]}
 renderer: {max_steps: 1024, grid_resolution: 128, grid_decay: 0.95, density_thresh: 10}
-guidance: {name: stabilityai/stable-diffusion-2-1-base, t_range: [0.02, 0.98], t_range_end: null, weighting: sds, precision: 16}
+guidance: {name: stabilityai/stable-diffusion-2-1-base, t_range: [0.02, 0.98], t_range_end: null, perp_neg: 0, scale_decay: 1, weighting: sds, precision: 16}
 optim: {name: adan, lr: 5e-3, betas: [0.98, 0.92, 0.99], weight_decay: 2e-5, max_grad_norm: 5, lr_decay: 1}
 loss: {lambda_entropy: 1e-3, lambda_orientation: 1e-2}
 data:

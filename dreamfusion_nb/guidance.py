@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WEIGHTINGS', 'SCORES', 'WEIGHTS', 'OLD_NAMES', 'KNOWN_NAMES', 'inject_gradient', 'sample_timesteps', 'add_noise',
-           'classifier_free', 'predicted_x0', 'clamped_prediction', 'SDSOutput', 'sds', 'ViewPrompts', 'pick_files',
-           'find_pipeline', 'Pipeline', 'ddim_sample', 'LatentDiffusion']
+           'classifier_free', 'perpendicular', 'away_from', 'predicted_x0', 'clamped_prediction', 'SDSOutput', 'sds',
+           'ViewPrompts', 'pick_files', 'find_pipeline', 'Pipeline', 'ddim_sample', 'LatentDiffusion']
 
 # %% ../nbs/09_guidance.ipynb #5221acda
 import json
@@ -77,6 +77,25 @@ def classifier_free(uncond,      # prediction without text [B, ...]
     shrunk = guided*cond.std(spread, keepdim=True)/guided.std(spread, keepdim=True)
     return rescale*shrunk + (1 - rescale)*guided
 
+# %% ../nbs/09_guidance.ipynb #2cd4fb36
+def perpendicular(x,   # vectors, one an item [B, ...]
+                  to   # same shape
+                 ):    # [B, ...]
+    "The part of each item of `x` that is perpendicular to the same item of `to`"
+    axes = tuple(range(1, x.ndim))
+    along = (x*to).sum(axes, keepdim=True)/to.square().sum(axes, keepdim=True).clamp(min=1e-12)
+    return x - along*to
+
+
+def away_from(uncond,  # prediction without text [B, ...]
+              cond,    # with the text
+              other,   # with what it shall not be
+              weight   # how much of that, number or [B]
+             ):        # [B, ...]
+    "The prediction with the text, less what only the other text adds: Perp-Neg (Armandpour et al. 2023)"
+    weight = torch.as_tensor(weight, device=cond.device).view(-1, *[1]*(cond.ndim - 1))
+    return cond - weight*perpendicular(other - uncond, cond - uncond)
+
 # %% ../nbs/09_guidance.ipynb #7e2fa960
 def predicted_x0(noisy,       # latents at a noise level [B, ...]
                  noise_pred,  # the noise predicted in them
@@ -117,7 +136,7 @@ class SDSOutput:
     t: torch.Tensor           # noise levels [B]
     x0: torch.Tensor          # the clean latents that the guess implies: what the model "sees" in the noise
 
-# %% ../nbs/09_guidance.ipynb #8729faa6
+# %% ../nbs/09_guidance.ipynb #78aab0bc
 def sds(guidance,             # any object with the guidance protocol
         image,                # [B, 3, H, W] in [0, 1] with a graph (with `as_latent`: [B, C, H, W])
         embeddings,           # [2B, tokens, width], the unconditional rows first; for nfsd also [3B]: no text, negative prompt, prompt
@@ -130,6 +149,8 @@ def sds(guidance,             # any object with the guidance protocol
         weighting="sds",      # w(t): a name in `WEIGHTINGS`
         rescale=0.,           # CFG rescale (Lin et al. 2023)
         clamp_x0=None,        # the predicted clean latents are clamped to ± this (Saharia et al. 2022); None: they are not
+        other=None,           # embeddings of what the pictures shall not be [B, tokens, width]; None: nothing
+        other_weight=1.,      # how much they shall not, number or [B] (Perp-Neg, Armandpour et al. 2023)
         as_latent=False,      # the image is the latent: resized and mapped to [-1, 1], not encoded
         generator=None        # draws the encoder's sample, then t, then the noise
        ) -> SDSOutput:
@@ -137,14 +158,14 @@ def sds(guidance,             # any object with the guidance protocol
     The arithmetic is float32 whatever the model's precision. Non-finite gradients become zero. Raises `ValueError`."""
     latents = _as_latents(image, guidance.latent_shape) if as_latent else guidance.encode_image(image, generator)
     alphas = guidance.alphas_cumprod.to(latents.device)
-    _check_options(len(latents), len(embeddings), kind, weighting, clamp_x0)
+    _check_options(len(latents), len(embeddings), kind, weighting, clamp_x0, other)
     with torch.no_grad():
         if t is None: t = sample_timesteps(len(latents), len(alphas), t_range, generator, latents.device)
         t = _check_timesteps(t, len(latents), len(alphas)).to(latents.device)
         if noise is None: noise = _randn(latents.shape, generator, latents.device)
         alpha, low = (v.view(-1, *[1]*(latents.ndim - 1)) for v in (alphas[t], t < .2*len(alphas)))
         noisy = add_noise(latents, noise, alpha)
-        uncond, negative, cond = _predictions(guidance, noisy, t, embeddings)
+        uncond, negative, cond = _predictions(guidance, noisy, t, embeddings, other, other_weight)
         guided = classifier_free(uncond, cond, guidance_scale, rescale)
         if clamp_x0 is not None: guided = clamped_prediction(guided, noisy, alpha, clamp_x0)
         score = SCORES[kind](guided, noise, uncond, negative, low)
@@ -152,21 +173,26 @@ def sds(guidance,             # any object with the guidance protocol
         x0 = predicted_x0(noisy, guided, alpha)
     return SDSOutput(inject_gradient(latents, grad), grad, latents.detach(), noisy, noise, guided, t, x0)
 
-# %% ../nbs/09_guidance.ipynb #ea3e7060
-def _predictions(guidance, noisy, t, embeddings):
-    "Noise predicted without text, with the negative prompt, with the prompt; of two sets of embeddings the first stands for both"
+# %% ../nbs/09_guidance.ipynb #f2214285
+def _predictions(guidance, noisy, t, embeddings, other, other_weight):
+    "Noise predicted without text, with the negative prompt, with the prompt and away from the other; of two sets of embeddings the first stands for both"
+    embeddings = embeddings if other is None else torch.cat([embeddings, other])
     n = len(embeddings)//len(noisy)
-    found = guidance.predict_noise(torch.cat([noisy]*n), torch.cat([t]*n), embeddings).float().chunk(n)
-    return found if n == 3 else (found[0], *found)
+    found = list(guidance.predict_noise(torch.cat([noisy]*n), torch.cat([t]*n), embeddings).float().chunk(n))
+    if other is not None:
+        last = found.pop()
+        found[-1] = away_from(found[0], found[-1], last, other_weight)
+    return found if len(found) == 3 else (found[0], *found)
 
 
-def _check_options(n, n_embeddings, kind, weighting, clamp_x0):
+def _check_options(n, n_embeddings, kind, weighting, clamp_x0, other):
     if kind not in SCORES: raise ValueError(f'unknown kind {kind!r}{did_you_mean(kind, SCORES)}')
     if n_embeddings != 2*n and (kind != 'nfsd' or n_embeddings != 3*n):
         more = f' (or {3*n}, with a negative prompt apart)' if kind == 'nfsd' else ''
         raise ValueError(f'{n} images need {2*n} embeddings{more}, unconditional ones first, not {n_embeddings}')
     if weighting not in WEIGHTINGS: raise ValueError(f'unknown weighting {weighting!r}{did_you_mean(weighting, WEIGHTINGS)}')
     if clamp_x0 is not None and not clamp_x0 > 0: raise ValueError(f'clamp_x0 is None or a bound above 0, not {clamp_x0}')
+    if other is not None and len(other) != n: raise ValueError(f'{n} images need {n} embeddings of what they shall not be, not {len(other)}')
 
 # %% ../nbs/09_guidance.ipynb #35907bc5
 def _as_latents(image, latent_shape):
@@ -182,7 +208,7 @@ def _check_timesteps(t, n, n_levels):
         raise ValueError(f't holds one integer from 0 to {n_levels - 1} for each of {n} images, not {t.tolist()}')
     return t
 
-# %% ../nbs/09_guidance.ipynb #ec063cdd
+# %% ../nbs/09_guidance.ipynb #6d2df1fa
 class ViewPrompts:
     """A prompt in four views, encoded once. `texts` lists front, side, back, overhead in the order of `cameras.view_weights`.
     Raises `ConfigError` for an empty prompt."""
@@ -210,6 +236,12 @@ class ViewPrompts:
         if self.guidance is None: raise ValueError('call encode(guidance) before embeddings(weights)')
         cond = torch.einsum('bv,vtw->btw', weights.to(self.cond), self.cond)
         return torch.cat([self.uncond.repeat_interleave(len(cond), 0), cond])
+
+    def other(self, weights  # of front, side, back, overhead [B, 4]
+             ):              # ([B, tokens, width], how much they count [B])
+        "Embeddings of what cameras do not see, for `sds`: instead of the front the back and the other way round, both instead of the side, nothing instead of overhead"
+        opposite = torch.tensor([[0., 0, 1, 0], [.5, 0, .5, 0], [1, 0, 0, 0], [.5, 0, .5, 0]]).to(weights)
+        return torch.einsum('bv,vtw->btw', (weights @ opposite).to(self.cond), self.cond), 1 - weights[:, 3]
 
 # %% ../nbs/09_guidance.ipynb #6bb77f11
 WEIGHTS = {'unet': 'diffusion_pytorch_model', 'vae': 'diffusion_pytorch_model', 'text_encoder': 'model'}

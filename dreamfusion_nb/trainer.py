@@ -118,8 +118,7 @@ def t_range_at(step, config):
 
 def guidance_scale_at(step, config):
     "Classifier-free guidance scale at a step: strong words make the shape, weaker ones leave the colours natural"
-    start, end = config.guidance_scale, config.guidance.scale_end
-    return start if end is None else start + (end - start)*step/config.iters
+    return config.guidance_scale*(1 + (config.guidance.scale_decay - 1)*step/config.iters)
 
 # %% ../nbs/15_trainer.ipynb #c8bca509
 def annealed_timestep(step, config, n_levels):
@@ -225,9 +224,10 @@ def _distill(self, cameras, look, out):
     c, g, step = self.config, self.config.guidance, self.step_count
     weights = view_weights(cameras.azimuth, cameras.polar, angle_overhead=c.data.train.angle_overhead)
     image = torch.cat([out.image, out.opacity], 1) if look.as_latent else out.image
+    other, share = self.prompts.other(weights) if g.perp_neg else (None, 0.)
     return sds(self.guidance, image, self.prompts.embeddings(weights), guidance_scale=guidance_scale_at(step, c),
         t=annealed_timestep(step, c, len(self.guidance.alphas_cumprod)), t_range=t_range_at(step, c), kind=g.kind, weighting=g.weighting,
-        rescale=g.rescale, clamp_x0=g.clamp_x0, as_latent=look.as_latent, generator=self.generator)
+        rescale=g.rescale, clamp_x0=g.clamp_x0, other=other, other_weight=g.perp_neg*share, as_latent=look.as_latent, generator=self.generator)
 
 
 def _regularise(self, out):
