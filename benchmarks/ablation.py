@@ -43,7 +43,7 @@ VARIANTS = {
     'no orientation': ('', ('loss.lambda_orientation=0',)),
     # optimisation
     'steps 500': ('', ('iters=500',)),
-    'steps 2000': ('', ('iters=2000',)),
+    'steps 1500': ('', ('iters=1500',)),
     '2 views, half the steps': ('two cameras a step at the same cost', ('data.train.batch_size=2', 'iters=500')),
     'lr 0.005': ('', ('optim.lr=0.005',)),
     'lr 0.02': ('', ('optim.lr=0.02',)),

@@ -117,7 +117,7 @@ class Group:
 
 def group(kind): return field(default_factory=kind)
 
-# %% ../nbs/00_config.ipynb #bd56206c
+# %% ../nbs/00_config.ipynb #c16194f8
 @dataclass
 class Nerf(Group):
     "Density and albedo in space"
@@ -161,7 +161,7 @@ class Renderer(Group):
     grid_decay: float = number(.8, 0, 1)        # a cell keeps the larger of decay*old and new density
     density_thresh: float = number(1, 0, 1e4)   # a cell is skipped below min(mean density, this)
 
-# %% ../nbs/00_config.ipynb #03001bdb
+# %% ../nbs/00_config.ipynb #a1211e93
 @dataclass
 class Guidance(Group):
     "The diffusion model and the noise it is asked about"
@@ -392,7 +392,7 @@ def _check_together(config):
     if train.start_size is not None and train.start_size > short:
         raise ConfigError(f'data.train.start_size must be at most the shorter side, {short}, of data.train.width and height, not {train.start_size}')
 
-# %% ../nbs/00_config.ipynb #f4f3e56c
+# %% ../nbs/00_config.ipynb #b4180b72
 PRESETS = {'toybox': '{}', 'quality': """
 iters: 2000
 data: {val: {width: 512, height: 512}, test: {size: 60, width: 384, height: 384}}

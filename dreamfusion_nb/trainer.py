@@ -108,7 +108,7 @@ def look_at_step(step, config, generator):
     ambient = config.min_ambient_ratio + (1 - config.min_ambient_ratio)*ambient
     return Look('textureless' if coin < config.textureless_ratio else 'lambertian', ambient, False)
 
-# %% ../nbs/15_trainer.ipynb #135df595
+# %% ../nbs/15_trainer.ipynb #32a8351a
 def t_range_at(step, config):
     "Part of the noise levels to draw from at a step"
     start, end = config.guidance.t_range, config.guidance.t_range_end or config.guidance.t_range
@@ -214,7 +214,7 @@ class Trainer:
         o = self.config.optim
         return o.lr*(o.lr_decay if self.step_count >= o.lr_decay_start*self.config.iters else 1.)
 
-# %% ../nbs/15_trainer.ipynb #bfd02b8b
+# %% ../nbs/15_trainer.ipynb #660a8d4b
 def _render(self, cameras, look, light):
     return self.renderer(cameras, *size_at(self.step_count, self.config), shading=look.shading, light=light, ambient=look.ambient, perturb=True, generator=self.generator)
 
