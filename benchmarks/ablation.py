@@ -20,9 +20,11 @@ from dreamfusion_nb.show import image_grid
 VARIANTS = {
     'default': ('', ()),
     # guidance
-    'scale 5': ('weaker words', ('guidance_scale=5',)),
-    'scale 20': ('stronger words', ('guidance_scale=20',)),
-    'scale 40': ('much stronger words', ('guidance_scale=40',)),
+    'no Perp-Neg': ('views only named, not kept apart', ('guidance.perp_neg=0',)),
+    'Perp-Neg 2': ('', ('guidance.perp_neg=2',)),
+    'scale 10 to the end': ('words stay strong', ('guidance.scale_decay=1',)),
+    'scale 4 throughout': ('words are weak from the start', ('guidance_scale=4',)),
+    'scale 20': ('twice as strong at the start', ('guidance_scale=20',)),
     'w = 1 - a': ("DreamFusion's own weighting", ('guidance.weighting=sds',)),
     'all noise levels': ('no schedule of t', ('guidance.t_range=[.02,.98]', 'guidance.t_range_end=null')),
     'low noise at once': ('detail may come first', ('guidance.t_range=[.02,.98]',)),
@@ -30,7 +32,7 @@ VARIANTS = {
     'annealed t': ('HiFA, one path down', ('guidance.timesteps=annealed',)),
     'CSD': ('classifier score distillation', ('guidance.kind=csd',)),
     'NFSD': ('noise-free score distillation', ('guidance.kind=nfsd',)),
-    'rescale 0.5': ('CFG rescale', ('guidance.rescale=0.5',)),
+    'rescale 0.7': ('CFG rescale', ('guidance.rescale=0.7',)),
     'clamp x0': ('clamped clean latents', ('guidance.clamp_x0=2.5',)),
     # light
     'albedo only': ('no light at all', ('albedo_iter_ratio=1',)),
@@ -41,12 +43,14 @@ VARIANTS = {
     'no orientation': ('', ('loss.lambda_orientation=0',)),
     # optimisation
     'steps 500': ('', ('iters=500',)),
-    'steps 2000': ('', ('iters=2000',)),
+    'steps 1500': ('', ('iters=1500',)),
     '2 views, half the steps': ('two cameras a step at the same cost', ('data.train.batch_size=2', 'iters=500')),
     'lr 0.005': ('', ('optim.lr=0.005',)),
     'lr 0.02': ('', ('optim.lr=0.02',)),
     'no lr decay': ('', ('optim.lr_decay=1',)),
+    'lr 0.1 from half': ('slower earlier', ('optim.lr_decay=.1', 'optim.lr_decay_start=.5')),
     'fine normals': ('', ('nerf.normal_eps=.01',)),
+    'fine grid': ('twice the detail that the latents see', ('nerf.desired_resolution=96',)),
     'from 32 pixels': ('pictures grow over half the run', ('data.train.start_size=32',)),
     'background fixed': ('always white', ('background.random_ratio=0',)),
 }
@@ -69,13 +73,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--only', nargs='*', choices=list(VARIANTS), metavar='NAME', help=', '.join(VARIANTS))
     parser.add_argument('--prompts', default='seen12')
-    parser.add_argument('--count', type=int, help='only so many of the prompts')
+    parser.add_argument('--count', type=int, help='only so many of the prompts, spread evenly')
     parser.add_argument('--seeds', type=int, nargs='*', default=[0])
     parser.add_argument('--jobs', type=int, default=2)
     parser.add_argument('--work', default='outputs/ablation')
     parser.add_argument('--out', help='result file (default: below --work)')
     o = parser.parse_args()
-    prompts = prompt_set(o.prompts)[:o.count]
+    every = prompt_set(o.prompts)
+    count = min(o.count or len(every), len(every))
+    prompts = [every[i*len(every)//count] for i in range(count)]
     out = Path(o.out or Path(o.work)/'ablation.json')
     found = json.loads(out.read_text()) if out.exists() else dict(prompts=prompts, variants={})
     if found['prompts'] != prompts: parser.error(f'{out} holds scores of other prompts')

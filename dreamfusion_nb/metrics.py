@@ -10,7 +10,7 @@ __all__ = ['BACKDROP', 'PROMPT_SETS', 'FOG', 'COLUMNS', 'check_mesh', 'placement
            'open_examiner', 'run_prompt', 'read_views', 'summarise', 'as_table', 'origin', 'benchmark', 'contact_sheet',
            'main']
 
-# %% ../nbs/17_metrics.ipynb #541e1784
+# %% ../nbs/17_metrics.ipynb #7c1dd4d3
 import argparse
 import json
 import math
@@ -263,7 +263,7 @@ def r_precision(images,    # one tensor [V, 3, H, W] of views in [0, 1] for each
     share = sum(i == own for own, row in enumerate(best) for i in row)/sum(map(len, best))
     return Retrieval(share, each, [[captions[i] for i in row] for row in best])
 
-# %% ../nbs/17_metrics.ipynb #5e98b6db
+# %% ../nbs/17_metrics.ipynb #562f28ba
 def _heldout24(): return toybox.held_out_pairs()[::2][:24]
 
 
@@ -366,7 +366,7 @@ def read_views(folder):
     size = sheet.shape[1]//2
     return tuple(torch.stack(row.split(size, 2)) for row in sheet.split(size, 1))
 
-# %% ../nbs/17_metrics.ipynb #d7ef03ca
+# %% ../nbs/17_metrics.ipynb #d007ce71
 FOG = .6  # objects that are less solid than this are clouds
 
 
@@ -403,7 +403,7 @@ def as_table(rows, color, geometry, summary):
     table.append(['**all**', *(f'**{_cell(last[k])}**' if _cell(last[k]) else '' for k in COLUMNS)])
     return '\n'.join('| ' + ' | '.join(row) + ' |' for row in table) + '\n'
 
-# %% ../nbs/17_metrics.ipynb #17280b53
+# %% ../nbs/17_metrics.ipynb #b9e7b542
 def origin():
     "Where figures come from: version, commit (with + if files were changed since), device, date"
     import platform
@@ -432,7 +432,7 @@ def _claimed(out, settings):
     except Timeout: raise ConfigError(f'out: a benchmark is at work in {out}; wait for it, or choose another folder') from None
     with lock: yield
 
-# %% ../nbs/17_metrics.ipynb #5e029047
+# %% ../nbs/17_metrics.ipynb #2cd1bdbd
 def benchmark(prompts,          # texts that differ
               out,              # folder; an interrupted benchmark in it is continued
               preset='toybox',  # or a configuration file

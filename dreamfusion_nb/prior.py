@@ -301,7 +301,7 @@ def train_unet(work, vae, pictures, steps=20_000, batch=48, lr=1e-3, decay=.5, s
     modules = run.averaged()
     return modules['text'], modules['unet']
 
-# %% ../nbs/11_prior.ipynb #d43949c7
+# %% ../nbs/11_prior.ipynb #0062eddf
 def write_prior(work, vae, scale, text_encoder, unet, start=None, out=PRIOR_DIR):
     "Write the trained parts as a diffusers Stable Diffusion folder in half precision, no file above 15 MB, with the curves of the training (and of that of `start`)"
     vae.register_to_config(scaling_factor=scale, _name_or_path='')  # no folder of this machine goes into the file

@@ -12,7 +12,7 @@ __all__ = ['FORMAT', 'CURVES', 'PAPER', 'RESULT_FILES', 'make_hash_grid', 'make_
            'orbit_of', 'sheet_of', 'save_picture', 'Result', 'load', 'slug', 'check_prompt', 'is_finished', 'is_longer',
            'lengthened', 'claim_folder', 'train', 'check_call', 'aside', 'set_aside', 'log', 'perform', 'finish']
 
-# %% ../nbs/15_trainer.ipynb #e6acc5ab
+# %% ../nbs/15_trainer.ipynb #d9bc3671
 import html
 import json
 import math
@@ -44,7 +44,7 @@ from .raymarch import RenderOutput, VolumeRenderer, depth_map, normal_map
 from .shading import Material, sample_light
 from .show import image_grid, to_pil
 
-# %% ../nbs/15_trainer.ipynb #d6d3ea58
+# %% ../nbs/15_trainer.ipynb #4c85865a
 def make_hash_grid(levels, generator):    # the keys of `nerf` or of `background.encoder_cfg`
     scale = math.exp2(math.log2(levels.desired_resolution/levels.base_resolution)/max(levels.n_levels - 1, 1))
     return HashGrid(levels.n_levels, levels.n_features_per_level, levels.log2_hashmap_size, levels.base_resolution, scale, levels.interpolation, generator=generator)
@@ -117,7 +117,7 @@ def make_optimizer(optim, params, faster=()):    # `faster`: parameters whose le
             return super().step(*args, **kwargs)
     return DecayFirst(groups, **options | dict(weight_decay=0.))
 
-# %% ../nbs/15_trainer.ipynb #7e346e4f
+# %% ../nbs/15_trainer.ipynb #c8098f0e
 def limit_levels(renderer, config, step):
     "Switch the hash grid's levels on that `nerf.encoder_max_level` allows at a step"
     encoding = renderer.field.encoding
@@ -159,7 +159,7 @@ def guidance_scale_at(step, config):
     "Classifier-free guidance scale at a step: strong words make the shape, weaker ones leave the colours natural"
     return value_at(config.guidance_scale, step)*(1 + (config.guidance.scale_decay - 1)*progress_at(step, config))
 
-# %% ../nbs/15_trainer.ipynb #c8bca509
+# %% ../nbs/15_trainer.ipynb #eaedd897
 def annealed_timestep(step, config, n_levels):
     "The noise level of a step (HiFA, Zhu & Zhuang 2023), 0…n_levels-1; None where levels are drawn"
     g = config.guidance
@@ -167,7 +167,7 @@ def annealed_timestep(step, config, n_levels):
     high, low = g.t_range[1], (g.t_range_end or g.t_range)[0]
     return min(round((high - (high - low)*math.sqrt(progress_at(step, config)))*n_levels), n_levels - 1)
 
-# %% ../nbs/15_trainer.ipynb #e36b0966
+# %% ../nbs/15_trainer.ipynb #c800185e
 def size_at(step, config):
     "(height, width) of a step's pictures: from `start_size` linearly to full size in half the run, by multiples of 8 (coarse to fine, as in ProlificDreamer, Wang et al. 2023)"
     d, progress = config.data.train, min(1., 2*progress_at(step, config))
@@ -219,7 +219,7 @@ def pick_device(device=None):
         raise ConfigError(f'device {str(device)!r} is not available here; there is: cpu' + ', cuda'*torch.cuda.is_available()) from None
     return chosen
 
-# %% ../nbs/15_trainer.ipynb #e5f3fdac
+# %% ../nbs/15_trainer.ipynb #d070c373
 class Trainer:
     "Text to a field: builds the parts of `config` and optimises them, a step at a time"
 
@@ -313,7 +313,7 @@ def _regularise(self, out):
 
 Trainer.render, Trainer.distill, Trainer.regularise = _render, _distill, _regularise
 
-# %% ../nbs/15_trainer.ipynb #75572c03
+# %% ../nbs/15_trainer.ipynb #1acfef5e
 def _step(self) -> StepRecord:
     "One iteration"
     c = self.config
@@ -337,7 +337,7 @@ def _step(self) -> StepRecord:
 
 Trainer.step = _step
 
-# %% ../nbs/15_trainer.ipynb #9ff90a2e
+# %% ../nbs/15_trainer.ipynb #d50e0da2
 FORMAT = 1    # of what a checkpoint folder holds; a later one may be unreadable here
 
 
@@ -417,7 +417,7 @@ def result_of(path):
     if not found or folder != path and found[-1] != path: raise ConfigError(f'{path} holds no result: a folder that train() wrote has config.yaml and checkpoints/')
     return folder, found
 
-# %% ../nbs/15_trainer.ipynb #ac95c637
+# %% ../nbs/15_trainer.ipynb #f1bf3ad9
 def _save(self):
     "Write a checkpoint and the history into the folder; `checkpoint.save_top_k` says how many of the newest are kept"
     if self.folder is None: raise ConfigError('this trainer has no folder: Trainer(config, folder=...)')
@@ -512,7 +512,7 @@ def _restore(self, path):
     self.history = read_history(self.folder, self.step_count)
     return self
 
-# %% ../nbs/15_trainer.ipynb #a7251c60
+# %% ../nbs/15_trainer.ipynb #c79a641a
 def _resume(cls, folder, guidance=None, device=None):
     "The trainer of a run, as it was at its newest checkpoint"
     found = checkpoints(folder)
@@ -604,7 +604,7 @@ def _img(image, fmt='JPEG'):
     image.save(buffer, fmt)
     return f'<img src="data:image/{fmt.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
-# %% ../nbs/15_trainer.ipynb #299c1008
+# %% ../nbs/15_trainer.ipynb #d9982348
 def _fit(self, n=None, callbacks=()):
     "Do `n` more steps (None: all that are left); if there is a folder, checkpoints and validations go there as the configuration says. Returns the last record"
     record, end = None, self.config.iters if n is None else self.step_count + n
@@ -643,7 +643,7 @@ def _validate(self):
 
 Trainer.fit, Trainer.glance, Trainer.validate = _fit, _glance, _validate
 
-# %% ../nbs/15_trainer.ipynb #b5f3295a
+# %% ../nbs/15_trainer.ipynb #cd64a679
 def orbit_of(views, device=None):
     "Cameras once around, as `data.val` or `data.test` describes them"
     return orbit(views.size, elevation=90 - views.default_polar, radius=views.default_radius, fovy=views.default_fovy, device=device)
@@ -752,7 +752,7 @@ def load(folder, device=None):
         raise ConfigError(f'checkpoint {found[-1]} is damaged or does not belong to its config.yaml: {" ".join(str(error).split())[:150]}') from None
     return Result(config, renderer.to(device), folder, read_history(folder, state['step']))
 
-# %% ../nbs/15_trainer.ipynb #5c4c9b67
+# %% ../nbs/15_trainer.ipynb #8b13872d
 def slug(prompt):
     "A prompt as the name of a folder"
     return re.sub(r'[^a-z0-9]+', '-', prompt.lower()).strip('-')[:60] or 'result'
@@ -810,7 +810,7 @@ def claim_folder(folder, config, resume='auto', overwrite=False):
     if resume is False: raise ConfigError(f'out: {folder} holds an unfinished run and resume is False: {ways}')
     return bool(checkpoints(folder))
 
-# %% ../nbs/15_trainer.ipynb #fc315f8e
+# %% ../nbs/15_trainer.ipynb #e51103c7
 def train(prompt,               # what to make
           *,
           preset='toybox',      # 'toybox', 'quality', 'dreamfusion'
@@ -855,7 +855,7 @@ def train(prompt,               # what to make
     finally:
         for display in shown: display.close(done=result is not None)
 
-# %% ../nbs/15_trainer.ipynb #84165bc5
+# %% ../nbs/15_trainer.ipynb #a9dc57f1
 def check_call(prompt, preset, config, guidance, resume, overwrite, callbacks, phases=None):
     "Raise `ConfigError` for arguments of `train` that are wrong in themselves"
     if not isinstance(prompt, str): raise ConfigError(f'prompt must be a text that is not empty, not {prompt!r}')
@@ -891,7 +891,7 @@ def set_aside(folder):
 def log(folder, line):
     with writing(folder), open(folder/'log.txt', 'a', encoding='utf-8') as f: f.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")} {line}\n')
 
-# %% ../nbs/15_trainer.ipynb #11869f6b
+# %% ../nbs/15_trainer.ipynb #812cfe5b
 def perform(config, folder, device=None, overwrite=False):
     "What `mode` says, with the result in `folder` (or `resume_from_checkpoint`): 'validate', 'test' or 'export-mesh'. Returns the `Result`; raises `ConfigError`"
     result, val, test = load(config.resume_from_checkpoint or folder, device), config.data.val, config.data.test
