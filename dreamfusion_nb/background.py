@@ -66,7 +66,7 @@ class RandomBackground(nn.Module):
         base = self.base_color.to(directions).expand_as(directions)
         return _sometimes_one_color(base, self.random_ratio, n_images, generator) if self.training else base
 
-# %% ../nbs/04_background.ipynb #37151d7e
+# %% ../nbs/04_background.ipynb #8970e7bb
 class LearnedBackground(nn.Module):
     "A sky on an infinitely large sphere: sigmoid(MLP(encoding(direction))), the same in training and in `eval()`."
     def __init__(self,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .config import PRESETS, ConfigError, did_you_mean, load_config, preset
 
-# %% ../nbs/19_cli.ipynb #80eaa1ae
+# %% ../nbs/19_cli.ipynb #b8a1c390
 class _Parser(argparse.ArgumentParser):
     "An `ArgumentParser` whose complaints are `ConfigError`"
     def error(self, message): raise ConfigError(f'{message}; dreamfusion --help shows how it is used')
@@ -39,7 +39,7 @@ def _parser():
     parser.add_argument('--overwrite', action='store_true', help='replace what the folder holds')
     return parser
 
-# %% ../nbs/19_cli.ipynb #2fc94730
+# %% ../nbs/19_cli.ipynb #b3061eab
 def _read_arguments(argv):
     "The parsed words and the checked `Config` they ask for. Raises `ConfigError`"
     parser = _parser()
@@ -63,7 +63,7 @@ def _again(argv):
     "The command that goes on with an interrupted run"
     return shlex.join(['dreamfusion', *(word for word in argv if word != '--overwrite')])
 
-# %% ../nbs/19_cli.ipynb #cec345df
+# %% ../nbs/19_cli.ipynb #b5e1fd56
 def _run(args, config, seen):
     "Trains and lists what was written; `seen` keeps the trainer's newest step. torch comes in here"
     from dreamfusion_nb.export import EmptyMeshError

@@ -376,7 +376,7 @@ def not_compared(spec):
     spec.compare = False
     return spec
 
-# %% ../nbs/00_config.ipynb #db665eab
+# %% ../nbs/00_config.ipynb #63e81d53
 @dataclass
 class Config(_Root):
     "All that a run depends on. Two runs with equal configurations on one machine give equal bytes"

@@ -437,7 +437,7 @@ def _behind(background, directions, n_images, generator):
     color = torch.as_tensor(background, dtype=directions.dtype, device=directions.device)
     return color.expand(n_images, 3).repeat_interleave(len(directions)//n_images, 0)
 
-# %% ../nbs/06_raymarch.ipynb #6adf14ba
+# %% ../nbs/06_raymarch.ipynb #cc5e5617
 def _trace(renderer, shading, normals, perturb, generator, origins, directions, light, ambient):
     "What rays see (normals are channels 3, 4, 5), and the samples that made it"
     s = _samples(renderer, origins, directions, perturb, generator)
@@ -449,7 +449,7 @@ def _trace(renderer, shading, normals, perturb, generator, origins, directions, 
     c = composite(density, color, s.t, s.dt, s.ray_index, len(origins), renderer.backend, renderer.stop)
     return c, dict(weights=c.weights, **vars(s), directions=directions[s.ray_index], density=density, normals=normal)
 
-# %% ../nbs/06_raymarch.ipynb #e035bb55
+# %% ../nbs/06_raymarch.ipynb #7fdba732
 class VolumeRenderer(nn.Module):
     """Pictures of a field, by marching rays through an occupancy grid. The step is 2*sqrt(3)*bound/max_steps; it may grow, by `dt_gamma`, to a cell's diagonal.
 
@@ -488,7 +488,7 @@ class VolumeRenderer(nn.Module):
         "To be called before every training step: refreshes the grid at steps 0, 16, 32, …"
         if step % self.update_interval == 0: self.grid.update(self.field.density, generator)
 
-# %% ../nbs/06_raymarch.ipynb #aba237ed
+# %% ../nbs/06_raymarch.ipynb #1c63e7bc
 def _forward(self,
             cameras,             # B of them
             height,              # rows
