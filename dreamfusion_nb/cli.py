@@ -63,7 +63,7 @@ def _again(argv):
     "The command that goes on with an interrupted run"
     return shlex.join(['dreamfusion', *(word for word in argv if word != '--overwrite')])
 
-# %% ../nbs/19_cli.ipynb #b5e1fd56
+# %% ../nbs/19_cli.ipynb #c3ccc4b3
 def _run(args, config, seen):
     "Trains and lists what was written; `seen` keeps the trainer's newest step. torch comes in here"
     from dreamfusion_nb.export import EmptyMeshError
@@ -93,3 +93,6 @@ def main(argv=None):  # words of the command line; None: those of this process
         print(f'\ndreamfusion: interrupted after step {seen["step"]}; to go on: {_again(argv)}', file=sys.stderr)
         return 130
     return 0
+
+
+if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())  # run as a program, not as a page

@@ -6,11 +6,12 @@
 __all__ = ['FORMAT', 'CURVES', 'PAPER', 'RESULT_FILES', 'make_hash_grid', 'make_encoding', 'make_field', 'make_background',
            'make_renderer', 'fastest_dtype', 'make_guidance', 'make_optimizer', 'limit_levels', 'Look', 'progress_at',
            'look_at_step', 't_range_at', 'guidance_scale_at', 'annealed_timestep', 'size_at', 'StepRecord',
-           'pick_device', 'Trainer', 'write_checkpoint', 'discard', 'keep_newest', 'sweep', 'writing',
-           'read_checkpoint', 'checkpoints', 'result_of', 'check_moments', 'read_history', 'check_state', 'warm_start',
-           'may_lack_moments', 'write_text', 'in_notebook', 'sparkline', 'curves', 'LiveCell', 'ProgressBar',
-           'orbit_of', 'sheet_of', 'save_picture', 'Result', 'load', 'slug', 'check_prompt', 'is_finished', 'is_longer',
-           'lengthened', 'claim_folder', 'train', 'check_call', 'aside', 'set_aside', 'log', 'perform', 'finish']
+           'pick_device', 'encode_prompts', 'optimizer_of', 'draw_cameras', 'Trainer', 'write_checkpoint', 'discard',
+           'keep_newest', 'sweep', 'writing', 'read_checkpoint', 'checkpoints', 'result_of', 'check_moments',
+           'read_history', 'check_state', 'warm_start', 'may_lack_moments', 'write_text', 'in_notebook', 'sparkline',
+           'curves', 'LiveCell', 'ProgressBar', 'orbit_of', 'sheet_of', 'save_picture', 'Result', 'load', 'slug',
+           'check_prompt', 'is_finished', 'is_longer', 'lengthened', 'claim_folder', 'open_folder', 'train',
+           'check_call', 'aside', 'set_aside', 'log', 'perform', 'finish']
 
 # %% ../nbs/15_trainer.ipynb #d9bc3671
 import html
@@ -219,7 +220,32 @@ def pick_device(device=None):
         raise ConfigError(f'device {str(device)!r} is not available here; there is: cpu' + ', cuda'*torch.cuda.is_available()) from None
     return chosen
 
-# %% ../nbs/15_trainer.ipynb #d070c373
+# %% ../nbs/15_trainer.ipynb #74ba4657
+def encode_prompts(config, guidance):
+    "The `ViewPrompts` that `config` asks for"
+    prompt = toybox.parse(config.prompt).prompt if config.guidance.name == 'toybox' else config.prompt
+    # where there is no negative prompt, it is the empty text, and asking once is enough
+    apart = config.guidance.kind == 'nfsd' and config.negative_prompt != ''
+    return ViewPrompts(prompt, negative_prompt=config.negative_prompt, apart=apart, front=config.front_prompt, side=config.side_prompt,
+        back=config.back_prompt, overhead=config.overhead_prompt).encode(guidance)
+
+
+def optimizer_of(optim, renderer):
+    "The optimiser of all parameters, those of the encoding with a rate of their own if `encoder_lr_scale` asks for it"
+    tables = [] if optim.encoder_lr_scale == 1 else list(renderer.field.encoding.parameters())
+    return make_optimizer(optim, [q for q in renderer.parameters() if not any(q is table for table in tables)], tables)
+
+
+def draw_cameras(d, extra, generator, device):
+    "Cameras of a step as `data.train` describes them; `extra` is the step that a progressive view has reached"
+    ranges = dict(radius_range=d.radius_range, theta_range=d.theta_range, phi_range=d.phi_range, fovy_range=d.fovy_range)
+    if d.progressive_view:
+        ranges = progressive_ranges(extra, start_step=d.progressive_view_start_step, end_step=d.progressive_view_end_step,
+            default_radius=d.default_radius, default_polar=d.default_polar, default_azimuth=d.default_azimuth, default_fovy=d.default_fovy, **ranges)
+    shaken = dict(jitter_center=d.jitter_center, jitter_target=d.jitter_target, jitter_up=d.jitter_up) if d.jitter else {}
+    return sample_cameras(d.batch_size, **ranges, **shaken, uniform_sphere_rate=d.uniform_sphere_rate, stratified=True, generator=generator, device=device)
+
+# %% ../nbs/15_trainer.ipynb #292e792b
 class Trainer:
     "Text to a field: builds the parts of `config` and optimises them, a step at a time"
 
@@ -235,28 +261,13 @@ class Trainer:
         # drawn on the CPU, so that a run on another device sees the same cameras and noise
         self.generator = torch.Generator().manual_seed(config.seed)
         self.renderer = make_renderer(config, self.generator).to(self.device).train()
-        prompt = toybox.parse(config.prompt).prompt if config.guidance.name == 'toybox' else config.prompt
-        # where there is no negative prompt, it is the empty text, and asking once is enough
-        apart = config.guidance.kind == 'nfsd' and config.negative_prompt != ''
-        self.prompts = ViewPrompts(prompt, negative_prompt=config.negative_prompt, apart=apart, front=config.front_prompt, side=config.side_prompt,
-            back=config.back_prompt, overhead=config.overhead_prompt).encode(self.guidance)
-        tables = [] if config.optim.encoder_lr_scale == 1 else list(self.field.encoding.parameters())
-        others = [q for q in self.renderer.parameters() if not any(q is table for table in tables)]
-        self.optimizer = make_optimizer(config.optim, others, tables)
+        self.prompts, self.optimizer = encode_prompts(config, self.guidance), optimizer_of(config.optim, self.renderer)
         self.step_count, self.history = 0, []
         self.warm = warm_start(self.renderer, config.resume_from_checkpoint) if config.resume_from_checkpoint else []    # what it began with, in lines
 
     field = property(lambda self: self.renderer.field)
 
-    def cameras(self):
-        d = self.config.data.train
-        ranges = dict(radius_range=d.radius_range, theta_range=d.theta_range, phi_range=d.phi_range, fovy_range=d.fovy_range)
-        if d.progressive_view:
-            ranges = progressive_ranges(self.last_extra, start_step=d.progressive_view_start_step, end_step=d.progressive_view_end_step,
-                default_radius=d.default_radius, default_polar=d.default_polar, default_azimuth=d.default_azimuth, default_fovy=d.default_fovy, **ranges)
-        shaken = dict(jitter_center=d.jitter_center, jitter_target=d.jitter_target, jitter_up=d.jitter_up) if d.jitter else {}
-        return sample_cameras(d.batch_size, **ranges, **shaken, uniform_sphere_rate=d.uniform_sphere_rate, stratified=True,
-            generator=self.generator, device=self.device)
+    def cameras(self): return draw_cameras(self.config.data.train, self.last_extra, self.generator, self.device)
 
     def learning_rate(self):
         o = self.config.optim
@@ -374,7 +385,7 @@ def discard(folder):
     os.replace(folder, rubbish)
     shutil.rmtree(rubbish)
 
-# %% ../nbs/15_trainer.ipynb #13ac050d
+# %% ../nbs/15_trainer.ipynb #50a7baa7
 def keep_newest(folder, n):
     "Discard checkpoints but the newest `n`; -1 keeps all, and the very newest always stays"
     for old in checkpoints(folder)[:-max(n, 1)] if n >= 0 else []: discard(old)
@@ -394,7 +405,7 @@ def writing(folder):
     except (OSError, SafetensorError) as error:
         raise ConfigError(f'out: {folder} cannot be written: {getattr(error, "strerror", None) or " ".join(str(error).split())[:100]}') from None
 
-
+# %% ../nbs/15_trainer.ipynb #d0f38407
 def read_checkpoint(folder):
     "(tensors of each file, state) of a checkpoint folder. Raises `ConfigError` for a damaged one"
     try:
@@ -450,7 +461,7 @@ def check_moments(optim, params, state):
             shape = p.shape if like.ndim else like.shape
             if not torch.is_tensor(v) or v.shape != shape or v.dtype != like.dtype or not v.isfinite().all(): raise ValueError(f'{k} of parameter {i} has a wrong shape or value')
 
-# %% ../nbs/15_trainer.ipynb #0ec820bd
+# %% ../nbs/15_trainer.ipynb #edd0c0a7
 def read_history(folder, steps):
     "The first `steps` lines of a folder's history. Raises `ConfigError` if it is damaged"
     path = Path(folder)/'history.jsonl'
@@ -467,7 +478,7 @@ def check_state(path, model, state, config):
     for name, v in model.items():
         if v.is_floating_point() and not v.isfinite().all(): raise ValueError(f'{name} holds values that are not finite')
 
-
+# %% ../nbs/15_trainer.ipynb #68139115
 def warm_start(renderer, path):
     "Begin with the weights of another result, as far as they fit: lines that say what was taken and what not, and why. Raises `ConfigError` if nothing fits"
     _, found = result_of(path)
@@ -487,7 +498,7 @@ def warm_start(renderer, path):
     if wrong: warnings.warn(f'resume_from_checkpoint: {len(taken)} tensors taken from {found[-1]}, not taken: ' + ', '.join(f'{n} ({r})' for n, r in sorted(wrong.items())), stacklevel=4)
     return lines
 
-
+# %% ../nbs/15_trainer.ipynb #f384f9e9
 def may_lack_moments(config):
     "Before its first gradient a network has no moments: albedo in the latent phase, a gloss or a sky that no step has used yet"
     return bool(config.latent_iter_ratio or config.material.phong_ratio or config.background.mix_ratio)
@@ -643,7 +654,7 @@ def _validate(self):
 
 Trainer.fit, Trainer.glance, Trainer.validate = _fit, _glance, _validate
 
-# %% ../nbs/15_trainer.ipynb #cd64a679
+# %% ../nbs/15_trainer.ipynb #79c72d9f
 def orbit_of(views, device=None):
     "Cameras once around, as `data.val` or `data.test` describes them"
     return orbit(views.size, elevation=90 - views.default_polar, radius=views.default_radius, fovy=views.default_fovy, device=device)
@@ -659,7 +670,7 @@ def save_picture(picture, path):
     picture.save(tmp)
     os.replace(tmp, path)
 
-
+# %% ../nbs/15_trainer.ipynb #bda9dede
 class Result:
     "A finished field: renders, exports, shows itself"
 
@@ -668,14 +679,13 @@ class Result:
 
     field = property(lambda self: self.renderer.field)
     device = property(lambda self: next(self.renderer.parameters()).device)
-
     def __repr__(self): return f'Result({self.config.prompt!r}, folder={str(self.folder)!r})'
 
     @torch.no_grad()
     def views(self, cameras, height, width=None, shading='albedo', background=PAPER):
         "Pictures [B, 3, height, width] of any cameras, one after the other for bounded memory; lit modes have their lamp at the camera"
-        cameras = cameras.to(self.device)
-        return torch.cat([self.renderer(c, height, width or height, shading=shading, ambient=.4, background=background).image for c in cameras]).clamp(0, 1)
+        seen = [self.renderer(c, height, width or height, shading=shading, ambient=.4, background=background).image for c in cameras.to(self.device)]
+        return torch.cat(seen).clamp(0, 1)
 
     @torch.no_grad()
     def maps(self, cameras, height, width=None, background=PAPER):
@@ -697,10 +707,9 @@ class Result:
         "Six views in one picture"
         return six_view(lambda cameras: self.views(cameras, height, width))
 
-    def video(self, path, cameras=60, height=256, width=None):
-        "Write what cameras see, one after the other, as .mp4; a number of them goes once around"
-        cameras = orbit(cameras) if isinstance(cameras, int) else cameras
-        write_video((self.views(camera, height, width)[0] for camera in cameras), path)
+    def video(self, path, n=60, height=256, width=None, *, cameras=None):
+        "Write a turntable of `n` views as .mp4, or what `cameras` see, one after the other"
+        write_video((self.views(camera, height, width)[0] for camera in (orbit(n) if cameras is None else cameras)), path)
         return Path(path)
 
 # %% ../nbs/15_trainer.ipynb #02db6424
@@ -752,7 +761,7 @@ def load(folder, device=None):
         raise ConfigError(f'checkpoint {found[-1]} is damaged or does not belong to its config.yaml: {" ".join(str(error).split())[:150]}') from None
     return Result(config, renderer.to(device), folder, read_history(folder, state['step']))
 
-# %% ../nbs/15_trainer.ipynb #8b13872d
+# %% ../nbs/15_trainer.ipynb #2aae1c65
 def slug(prompt):
     "A prompt as the name of a folder"
     return re.sub(r'[^a-z0-9]+', '-', prompt.lower()).strip('-')[:60] or 'result'
@@ -791,7 +800,7 @@ def lengthened(config, folder, phases):
             "schedules stay where they were, the end of the last phase goes on) or phases='rescale' (they stretch to the new length)")
     return config.replace(dict(phase_iters=(held.phase_iters or held.iters) if phases == 'keep' else None))
 
-
+# %% ../nbs/15_trainer.ipynb #568c82c8
 def claim_folder(folder, config, resume='auto', overwrite=False):
     "Whether the run in `folder` is to be resumed (True) or begins (False). Raises `ConfigError` if something stands in the way"
     try: parent = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
@@ -810,7 +819,19 @@ def claim_folder(folder, config, resume='auto', overwrite=False):
     if resume is False: raise ConfigError(f'out: {folder} holds an unfinished run and resume is False: {ways}')
     return bool(checkpoints(folder))
 
-# %% ../nbs/15_trainer.ipynb #e51103c7
+# %% ../nbs/15_trainer.ipynb #c94b031c
+def open_folder(trainer, how, overwrite):
+    "Make a trainer's folder ready and write down how the run began; `overwrite` puts aside what is there"
+    folder, config = trainer.folder, trainer.config
+    with writing(folder):
+        if overwrite: set_aside(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder/'config.yaml', config.to_yaml())
+        sweep(folder, config.checkpoint.save_top_k)
+    for line in trainer.warm: log(folder, line)
+    log(folder, f'{how} at step {trainer.step_count} of {config.iters}, device {trainer.device}, torch {torch.__version__}')
+
+# %% ../nbs/15_trainer.ipynb #1a76b9b4
 def train(prompt,               # what to make
           *,
           preset='toybox',      # 'toybox', 'quality', 'dreamfusion'
@@ -840,13 +861,7 @@ def train(prompt,               # what to make
     if model is None: model = make_guidance(settings, device)
     trainer = Trainer.resume(folder, model, device) if going_on else Trainer(settings, model, device, folder)
     trainer.config = settings
-    with writing(folder):
-        if overwrite: set_aside(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder/'config.yaml', settings.to_yaml())
-        sweep(folder, settings.checkpoint.save_top_k)
-    for line in trainer.warm: log(folder, line)
-    log(folder, f'{"resumed" if going_on else "started"} at step {trainer.step_count} of {settings.iters}, device {device}, torch {torch.__version__}')
+    open_folder(trainer, 'resumed' if going_on else 'started', overwrite)
     shown, result = [LiveCell() if in_notebook() else ProgressBar()] if progress else [], None
     try:
         trainer.fit(callbacks=[*callbacks, *shown])
@@ -891,7 +906,7 @@ def set_aside(folder):
 def log(folder, line):
     with writing(folder), open(folder/'log.txt', 'a', encoding='utf-8') as f: f.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")} {line}\n')
 
-# %% ../nbs/15_trainer.ipynb #812cfe5b
+# %% ../nbs/15_trainer.ipynb #c29fa0bc
 def perform(config, folder, device=None, overwrite=False):
     "What `mode` says, with the result in `folder` (or `resume_from_checkpoint`): 'validate', 'test' or 'export-mesh'. Returns the `Result`; raises `ConfigError`"
     result, val, test = load(config.resume_from_checkpoint or folder, device), config.data.val, config.data.test
@@ -923,7 +938,7 @@ def finish(result):
     written = ['preview.png', *['turntable.mp4']*result.config.export_video, 'model.glb']
     with writing(result.folder):
         save_picture(result.preview(val.height, val.width), result.folder/'preview.png')
-        if result.config.export_video: result.video(result.folder/'turntable.mp4', orbit_of(test), test.height, test.width)
+        if result.config.export_video: result.video(result.folder/'turntable.mp4', height=test.height, width=test.width, cameras=orbit_of(test))
         write_mesh(mesh, result.folder/'model.glb')
         log(result.folder, f'wrote {", ".join(written)}')
         if old.exists(): shutil.rmtree(old)
