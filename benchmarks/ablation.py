@@ -27,6 +27,7 @@ VARIANTS = {
     'scale 20': ('twice as strong at the start', ('guidance_scale=20',)),
     'w = 1 - a': ("DreamFusion's own weighting", ('guidance.weighting=sds',)),
     'noise from .4': ('lower noise at the start', ('guidance.t_range=[.4,.98]',)),
+    'noise from .6': ('higher noise at the start', ('guidance.t_range=[.6,.98]',)),
     'all noise levels': ('no schedule of t', ('guidance.t_range=[.02,.98]', 'guidance.t_range_end=null')),
     'low noise at once': ('detail may come first', ('guidance.t_range=[.02,.98]',)),
     'high noise to the end': ('', ('guidance.t_range_end=[.02,.58]',)),

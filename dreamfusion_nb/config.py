@@ -239,14 +239,14 @@ class Renderer(Group):
     density_thresh: float = number(1, 0, 1e4)   # a cell is skipped below min(mean density, this)
     quartet_file: str | None = text(None, empty=False)  # mesh: tetrahedra in an npz file; null: our own
 
-# %% ../nbs/00_config.ipynb #7343ff95
+# %% ../nbs/00_config.ipynb #028fd3f5
 @dataclass
 class Guidance(Group):
     "The diffusion model and the noise it is asked about"
     name: str = text('toybox', empty=False)     # 'toybox', or a Stable Diffusion folder or hub name
     kind: str = choice('sds', 'sds', 'csd', 'nfsd')  # score distillation; classifier score (Yu et al. 2023); noise-free (Katzir et al. 2023)
     timesteps: str = choice('random', 'random', 'annealed')  # drawn at each step; or one path down from t_range to t_range_end (HiFA, Zhu & Zhuang 2023)
-    t_range: tuple[float, float] = span((.6, .98), 0, 1, scheduled=True)  # timesteps, as a part of all, at the start: below .6 an early grey cloud keeps its chance colour
+    t_range: tuple[float, float] = span((.5, .98), 0, 1, scheduled=True)  # timesteps, as a part of all, at the start; from .4, an early grey cloud may keep a chance colour
     t_range_end: tuple[float, float] | None = span((.02, .4), 0, 1)  # and at the end, linear between; null: as at the start
     scale_decay: float = number(.2, 0, 10)      # guidance_scale goes linearly to this part of itself; 1: it stays
     perp_neg: float = number(1, 0, 10)          # how much a view is kept from looking like the others (Perp-Neg, Armandpour et al. 2023); 0: not at all, and a third less work
