@@ -239,15 +239,17 @@ class Renderer(Group):
     density_thresh: float = number(1, 0, 1e4)   # a cell is skipped below min(mean density, this)
     quartet_file: str | None = text(None, empty=False)  # mesh: tetrahedra in an npz file; null: our own
 
-# %% ../nbs/00_config.ipynb #028fd3f5
+# %% ../nbs/00_config.ipynb #cf448c5f
 @dataclass
 class Guidance(Group):
     "The diffusion model and the noise it is asked about"
     name: str = text('toybox', empty=False)     # 'toybox', or a Stable Diffusion folder or hub name
     kind: str = choice('sds', 'sds', 'csd', 'nfsd')  # score distillation; classifier score (Yu et al. 2023); noise-free (Katzir et al. 2023)
     timesteps: str = choice('random', 'random', 'annealed')  # drawn at each step; or one path down from t_range to t_range_end (HiFA, Zhu & Zhuang 2023)
-    t_range: tuple[float, float] = span((.5, .98), 0, 1, scheduled=True)  # timesteps, as a part of all, at the start; from .4, an early grey cloud may keep a chance colour
+    t_range: tuple[float, float] = span((.4, .98), 0, 1, scheduled=True)  # timesteps, as a part of all, at the start
     t_range_end: tuple[float, float] | None = span((.02, .4), 0, 1)  # and at the end, linear between; null: as at the start
+    t_range_first: tuple[float, float] | None = span((.6, .98), 0, 1)  # in the first part of the run these instead: words choose colours only where the picture does not yet show one; null: no such part
+    first_ratio: float = number(.08, 0, 1)      # how long that part is
     scale_decay: float = number(.2, 0, 10)      # guidance_scale goes linearly to this part of itself; 1: it stays
     perp_neg: float = number(1, 0, 10)          # how much a view is kept from looking like the others (Perp-Neg, Armandpour et al. 2023); 0: not at all, and a third less work
     rescale: float = number(0, 0, 1)            # how far strong guidance is brought back to the spread of the plain prediction
@@ -677,7 +679,7 @@ def check_latents(config, pixels):  # pixels: whether the diffusion model works 
     if pixels and config.latent_iter_ratio:
         raise ConfigError(f'latent_iter_ratio must be 0, not {config.latent_iter_ratio:g}: {config.guidance.name} works on pixels and has no latents')
 
-# %% ../nbs/00_config.ipynb #c2bf05ba
+# %% ../nbs/00_config.ipynb #b44dcf2d
 def _scheduled(value): return isinstance(value, tuple) and (len(value) == 4 or any(map(_scheduled, value)))
 
 
@@ -687,6 +689,7 @@ def _check_schedules(config):
     for name, value, other, off, on in (
             ('guidance_scale', config.guidance_scale, 'guidance.scale_decay', '1', g.scale_decay != 1),
             ('guidance.t_range', g.t_range, 'guidance.t_range_end', 'null', g.t_range_end is not None),
+            ('guidance.t_range', g.t_range, 'guidance.t_range_first', 'null', g.t_range_first is not None),
             ('guidance.t_range', g.t_range, 'guidance.timesteps', 'random', g.timesteps != 'random'),
             ('optim.lr', o.lr, 'optim.lr_decay', '1', o.lr_decay != 1),
             ('data.train.width', t.width, 'data.train.start_size', 'null', t.start_size is not None),
@@ -704,11 +707,11 @@ def _check_together(config):
     for check in (_check_parts, _check_losses, _check_schedules): check(config)
     check_latents(config, config.guidance.name.startswith('DeepFloyd/'))
 
-# %% ../nbs/00_config.ipynb #3b36992d
+# %% ../nbs/00_config.ipynb #0ac3d163
 _field = dict(bound=1, density_bias=0, encoder_type='hashgrid', encoder_max_level=None, n_levels=16, n_features_per_level=2, log2_hashmap_size=19, base_resolution=16,
     desired_resolution=2048, interpolation='smoothstep', hidden_dims=64, normal_type='central_finite_difference', normal_eps=.01)
 _volume = dict(name='torchngp_raymarching', grid_resolution=128, update_interval=16, grid_decay=.95, density_thresh=10, near_plane=.2, max_steps=1024, dt_gamma=0)
-_diffusion = dict(name='stable-diffusion-v1-5/stable-diffusion-v1-5', t_range=[.02, .98], t_range_end=None, scale_decay=1, perp_neg=0, weighting='sds', precision='16')
+_diffusion = dict(name='stable-diffusion-v1-5/stable-diffusion-v1-5', t_range=[.02, .98], t_range_end=None, t_range_first=None, scale_decay=1, perp_neg=0, weighting='sds', precision='16')
 _optim = dict(lr=5e-3, eps=1e-8, weight_decay=2e-5, lr_decay=1)
 _losses = dict(lambda_sds=1, lambda_opacity=0, lambda_entropy=1e-3, lambda_orientation=1e-2, lambda_2d_normal_smooth=0, lambda_3d_normal_smooth=0, lambda_mesh_normal=0, lambda_mesh_laplacian=0)
 _around = dict(width=800, height=800, default_radius=3.2, default_polar=90, default_fovy=20)

@@ -149,11 +149,13 @@ def look_at_step(step, config, generator):
     shading = 'textureless' if coin < config.textureless_ratio else 'phong' if coin > 1 - config.material.phong_ratio else 'lambertian'
     return Look(shading, ambient, False)
 
-# %% ../nbs/15_trainer.ipynb #c9e3fef9
+# %% ../nbs/15_trainer.ipynb #10e21b70
 def t_range_at(step, config):
     "Part of the noise levels to draw from at a step"
-    start, u = [value_at(end, step) for end in config.guidance.t_range], progress_at(step, config)
-    return tuple(a + (b - a)*u for a, b in zip(start, config.guidance.t_range_end or start))
+    g, u = config.guidance, progress_at(step, config)
+    if g.t_range_first and u < g.first_ratio: return g.t_range_first
+    start = [value_at(end, step) for end in g.t_range]
+    return tuple(a + (b - a)*u for a, b in zip(start, g.t_range_end or start))
 
 
 def guidance_scale_at(step, config):

@@ -291,7 +291,7 @@ def test_which_keys_are_scheduled():
     assert {key for key in KEYS if key.startswith('loss.')} <= set(SCHEDULED)
 
 
-FREE = ('guidance.scale_decay=1', 'guidance.t_range_end=null', 'optim.lr_decay=1')    # what schedules of an older kind must be
+FREE = ('guidance.scale_decay=1', 'guidance.t_range_end=null', 'guidance.t_range_first=null', 'optim.lr_decay=1')    # what schedules of an older kind must be
 
 
 @pytest.mark.parametrize('key', SCHEDULED)

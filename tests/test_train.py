@@ -334,7 +334,7 @@ def test_kinds_of_score(model):
         record, (uncond, cond) = asked(model, **options | {'guidance.kind': 'csd'})
         assert torch.allclose(record.grad, 7*(cond - uncond), atol=1e-4)
         for t_range in ((.02, .19), (.21, .98)):
-            record, (uncond, *apart, cond) = asked(model, **options | {'guidance.kind': 'nfsd', 'guidance.t_range': t_range, 'guidance.t_range_end': None})
+            record, (uncond, *apart, cond) = asked(model, **options | {'guidance.kind': 'nfsd', 'guidance.t_range': t_range, 'guidance.t_range_end': None, 'guidance.t_range_first': None})
             assert len(apart) == (negative != '')
             domain = uncond if t_range[1] < .2 else uncond - (apart[0] if apart else uncond)
             assert torch.allclose(record.grad, 7*(cond - uncond) + domain, atol=1e-4)
