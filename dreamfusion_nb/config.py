@@ -239,7 +239,7 @@ class Renderer(Group):
     density_thresh: float = number(1, 0, 1e4)   # a cell is skipped below min(mean density, this)
     quartet_file: str | None = text(None, empty=False)  # mesh: tetrahedra in an npz file; null: our own
 
-# %% ../nbs/00_config.ipynb #cf448c5f
+# %% ../nbs/00_config.ipynb #dcc7e571
 @dataclass
 class Guidance(Group):
     "The diffusion model and the noise it is asked about"
@@ -249,7 +249,7 @@ class Guidance(Group):
     t_range: tuple[float, float] = span((.4, .98), 0, 1, scheduled=True)  # timesteps, as a part of all, at the start
     t_range_end: tuple[float, float] | None = span((.02, .4), 0, 1)  # and at the end, linear between; null: as at the start
     t_range_first: tuple[float, float] | None = span((.6, .98), 0, 1)  # in the first part of the run these instead: words choose colours only where the picture does not yet show one; null: no such part
-    first_ratio: float = number(.08, 0, 1)      # how long that part is
+    t_range_first_ratio: float = number(.08, 0, 1)  # how long that part is
     scale_decay: float = number(.2, 0, 10)      # guidance_scale goes linearly to this part of itself; 1: it stays
     perp_neg: float = number(1, 0, 10)          # how much a view is kept from looking like the others (Perp-Neg, Armandpour et al. 2023); 0: not at all, and a third less work
     rescale: float = number(0, 0, 1)            # how far strong guidance is brought back to the spread of the plain prediction

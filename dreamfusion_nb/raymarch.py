@@ -24,7 +24,7 @@ def _uniform(*shape, generator=None, device=None):
     "Uniform numbers in [0,1) drawn on the generator's own device, then moved"
     return torch.rand(*shape, generator=generator, device=generator.device if generator else device).to(device)
 
-# %% ../nbs/06_raymarch.ipynb #e074f373
+# %% ../nbs/06_raymarch.ipynb #bc761f20
 class OccupancyGrid(nn.Module):
     """Which cells of the box ±bound hold anything (Instant-NGP's density grid).
 
@@ -60,13 +60,7 @@ class OccupancyGrid(nn.Module):
         shares = [occupied.float().mean().item() for _, _, occupied in self.cascades]
         return sum(shares)/len(shares)
 
-    def mark_all(self):
-        "Forgets everything: all cells occupied, as at the start"
-        for _, density, occupied in self.cascades:
-            density.zero_()
-            occupied.fill_(True)
-
-# %% ../nbs/06_raymarch.ipynb #1f9bd3a8
+# %% ../nbs/06_raymarch.ipynb #7ccc7e85
 @torch.no_grad()
 def _update(self, density, generator=None, chunk=65536):
     "Asks `density(points [N,3]) -> [N]` at a random point of every cell, `chunk` points at a time, and marks the cells anew"
@@ -93,7 +87,14 @@ def _contains(self, x):
     return found
 
 
-OccupancyGrid.update, OccupancyGrid.contains = _update, _contains
+def _mark_all(self):
+    "Forgets everything: all cells occupied, as at the start"
+    for _, density, occupied in self.cascades:
+        density.zero_()
+        occupied.fill_(True)
+
+
+OccupancyGrid.update, OccupancyGrid.contains, OccupancyGrid.mark_all = _update, _contains, _mark_all
 
 # %% ../nbs/06_raymarch.ipynb #65709b01
 @dataclass

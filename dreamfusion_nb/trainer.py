@@ -149,11 +149,11 @@ def look_at_step(step, config, generator):
     shading = 'textureless' if coin < config.textureless_ratio else 'phong' if coin > 1 - config.material.phong_ratio else 'lambertian'
     return Look(shading, ambient, False)
 
-# %% ../nbs/15_trainer.ipynb #10e21b70
+# %% ../nbs/15_trainer.ipynb #b5b718d4
 def t_range_at(step, config):
     "Part of the noise levels to draw from at a step"
     g, u = config.guidance, progress_at(step, config)
-    if g.t_range_first and u < g.first_ratio: return g.t_range_first
+    if g.t_range_first and u < g.t_range_first_ratio: return g.t_range_first
     start = [value_at(end, step) for end in g.t_range]
     return tuple(a + (b - a)*u for a, b in zip(start, g.t_range_end or start))
 
@@ -247,7 +247,7 @@ def draw_cameras(d, extra, generator, device):
     shaken = dict(jitter_center=d.jitter_center, jitter_target=d.jitter_target, jitter_up=d.jitter_up) if d.jitter else {}
     return sample_cameras(d.batch_size, **ranges, **shaken, uniform_sphere_rate=d.uniform_sphere_rate, stratified=True, generator=generator, device=device)
 
-# %% ../nbs/15_trainer.ipynb #292e792b
+# %% ../nbs/15_trainer.ipynb #86212df8
 class Trainer:
     "Text to a field: builds the parts of `config` and optimises them, a step at a time"
 
@@ -265,7 +265,7 @@ class Trainer:
         self.renderer = make_renderer(config, self.generator).to(self.device).train()
         self.prompts, self.optimizer = encode_prompts(config, self.guidance), optimizer_of(config.optim, self.renderer)
         self.step_count, self.history = 0, []
-        self.warm = warm_start(self.renderer, config.resume_from_checkpoint) if config.resume_from_checkpoint else []    # what it began with, in lines
+        self.warm_start_report = warm_start(self.renderer, config.resume_from_checkpoint) if config.resume_from_checkpoint else []    # what it began with, in lines
 
     field = property(lambda self: self.renderer.field)
 
@@ -672,7 +672,7 @@ def save_picture(picture, path):
     picture.save(tmp)
     os.replace(tmp, path)
 
-# %% ../nbs/15_trainer.ipynb #bda9dede
+# %% ../nbs/15_trainer.ipynb #e0c4352a
 class Result:
     "A finished field: renders, exports, shows itself"
 
@@ -709,12 +709,13 @@ class Result:
         "Six views in one picture"
         return six_view(lambda cameras: self.views(cameras, height, width))
 
-    def video(self, path, n=60, height=256, width=None, *, cameras=None):
-        "Write a turntable of `n` views as .mp4, or what `cameras` see, one after the other"
-        write_video((self.views(camera, height, width)[0] for camera in (orbit(n) if cameras is None else cameras)), path)
-        return Path(path)
+# %% ../nbs/15_trainer.ipynb #d42122f1
+def _video(self, path, n=60, height=256, width=None, *, cameras=None):
+    "Write a turntable of `n` views as .mp4, or what `cameras` see, one after the other"
+    write_video((self.views(camera, height, width)[0] for camera in (orbit(n) if cameras is None else cameras)), path)
+    return Path(path)
 
-# %% ../nbs/15_trainer.ipynb #02db6424
+
 def _mesh(self, resolution=128, threshold='auto'):
     "The surface as a `trimesh.Trimesh` with vertex colours. Raises `EmptyMeshError` if there is none"
     return extract_mesh(self.field, resolution=resolution, threshold=threshold, grid=self.renderer.grid)
@@ -745,8 +746,8 @@ def _picture(self):
     self.preview(128).save(buffer, 'PNG')
     return buffer.getvalue()
 
-# %% ../nbs/15_trainer.ipynb #14aa8c23
-Result.mesh, Result.export, Result.show, Result._repr_png_ = _mesh, _export, _show, _picture
+# %% ../nbs/15_trainer.ipynb #e806389f
+Result.video, Result.mesh, Result.export, Result.show, Result._repr_png_ = _video, _mesh, _export, _show, _picture
 
 # %% ../nbs/15_trainer.ipynb #66ff9087
 def load(folder, device=None):
@@ -821,7 +822,7 @@ def claim_folder(folder, config, resume='auto', overwrite=False):
     if resume is False: raise ConfigError(f'out: {folder} holds an unfinished run and resume is False: {ways}')
     return bool(checkpoints(folder))
 
-# %% ../nbs/15_trainer.ipynb #c94b031c
+# %% ../nbs/15_trainer.ipynb #be4acb7a
 def open_folder(trainer, how, overwrite):
     "Make a trainer's folder ready and write down how the run began; `overwrite` puts aside what is there"
     folder, config = trainer.folder, trainer.config
@@ -830,7 +831,7 @@ def open_folder(trainer, how, overwrite):
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder/'config.yaml', config.to_yaml())
         sweep(folder, config.checkpoint.save_top_k)
-    for line in trainer.warm: log(folder, line)
+    for line in trainer.warm_start_report: log(folder, line)
     log(folder, f'{how} at step {trainer.step_count} of {config.iters}, device {trainer.device}, torch {torch.__version__}')
 
 # %% ../nbs/15_trainer.ipynb #1a76b9b4

@@ -138,7 +138,7 @@ def test_warm_start(finished, model, tmp_path):
     own = warm.renderer.state_dict()
     for name, v in finished.field.state_dict().items(): assert torch.equal(v, own[f'field.{name}']), name
     assert warm.step_count == 0 and warm.renderer.grid.occupied.all(), 'a grid that does not fit starts full'
-    assert any('took field.encoding.params' in line for line in warm.warm)
+    assert any('took field.encoding.params' in line for line in warm.warm_start_report)
 
 
 def test_warm_start_is_logged_and_needed_once(finished, model, tmp_path):
