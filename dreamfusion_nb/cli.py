@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['main']
 
-# %% ../nbs/19_cli.ipynb #b85489f5
+# %% ../nbs/19_cli.ipynb #52412ee8
 import argparse
 import shlex
 import sys
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 from .config import PRESETS, ConfigError, did_you_mean, load_config, preset
@@ -63,20 +64,26 @@ def _again(argv):
     "The command that goes on with an interrupted run"
     return shlex.join(['dreamfusion', *(word for word in argv if word != '--overwrite')])
 
-# %% ../nbs/19_cli.ipynb #c3ccc4b3
+# %% ../nbs/19_cli.ipynb #c4ec006f
 def _run(args, config, seen):
     "Trains and lists what was written; `seen` keeps the trainer's newest step. torch comes in here"
     from dreamfusion_nb.export import EmptyMeshError
     from dreamfusion_nb.trainer import train
     def remember(trainer, record): seen.update(step=trainer.step_count)
+    try: result = train(args.prompt, config=config, device=args.device, out=args.out, resume=args.resume or 'auto', phases=args.phases,
+                         overwrite=args.overwrite, callbacks=[remember])
+    except EmptyMeshError as error: raise ConfigError(str(error)) from error
+    print(*_written(result.folder), sep='\n')
+
+
+@contextmanager
+def _plain_warnings():
+    "Our own warnings without the place where they were raised, others not at all"
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         warnings.filterwarnings('always', module='dreamfusion_nb')
         warnings.showwarning = lambda message, *place: print(f'dreamfusion: {message}', file=sys.stderr)
-        try: result = train(args.prompt, config=config, device=args.device, out=args.out, resume=args.resume or 'auto', phases=args.phases,
-                             overwrite=args.overwrite, callbacks=[remember])
-        except EmptyMeshError as error: raise ConfigError(str(error)) from error
-    print(*_written(result.folder), sep='\n')
+        yield
 
 
 def main(argv=None):  # words of the command line; None: those of this process
@@ -84,8 +91,9 @@ def main(argv=None):  # words of the command line; None: those of this process
     argv = sys.argv[1:] if argv is None else list(argv)
     seen = dict(step=0)
     try:
-        args, config = _read_arguments(argv)
-        _run(args, config, seen)
+        with _plain_warnings():
+            args, config = _read_arguments(argv)
+            _run(args, config, seen)
     except ConfigError as error:
         print(f'dreamfusion: {error}', file=sys.stderr)
         return 2

@@ -9,18 +9,20 @@ __all__ = ['FORMAT', 'CURVES', 'PAPER', 'RESULT_FILES', 'make_hash_grid', 'make_
            'pick_device', 'encode_prompts', 'optimizer_of', 'draw_cameras', 'Trainer', 'write_checkpoint', 'discard',
            'keep_newest', 'sweep', 'writing', 'read_checkpoint', 'checkpoints', 'result_of', 'check_moments',
            'read_history', 'check_state', 'warm_start', 'may_lack_moments', 'write_text', 'in_notebook', 'sparkline',
-           'curves', 'LiveCell', 'ProgressBar', 'orbit_of', 'sheet_of', 'save_picture', 'Result', 'load', 'slug',
-           'check_prompt', 'is_finished', 'is_longer', 'lengthened', 'claim_folder', 'open_folder', 'train',
+           'curves', 'LiveCell', 'ProgressBar', 'whole_steps', 'orbit_of', 'sheet_of', 'save_picture', 'Result', 'load',
+           'slug', 'check_prompt', 'is_finished', 'is_longer', 'lengthened', 'claim_folder', 'open_folder', 'train',
            'check_call', 'aside', 'set_aside', 'log', 'perform', 'finish']
 
-# %% ../nbs/15_trainer.ipynb #d9bc3671
+# %% ../nbs/15_trainer.ipynb #96463999
 import html
 import json
 import math
 import os
 import re
 import shutil
+import signal
 import sys
+import threading
 import time
 import warnings
 from contextlib import contextmanager
@@ -617,16 +619,36 @@ def _img(image, fmt='JPEG'):
     image.save(buffer, fmt)
     return f'<img src="data:image/{fmt.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
-# %% ../nbs/15_trainer.ipynb #d9982348
+# %% ../nbs/15_trainer.ipynb #9d8a6527
+@contextmanager
+def whole_steps():
+    "Within it the first Ctrl-C waits: it only fills the list that this yields, and the loop looks there between two steps. The second one stops at once"
+    asked = []
+    def wait(*_):
+        if asked: raise KeyboardInterrupt
+        asked.append(True)
+        os.write(2, b'\nstopping after this step; once more to stop at once\n')   # print could meet itself, half done
+    # only the main thread gets signals; and a handler that somebody else has set stays
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours: signal.signal(signal.SIGINT, wait)
+    try: yield asked
+    finally:
+        if ours: signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# %% ../nbs/15_trainer.ipynb #7337266d
 def _fit(self, n=None, callbacks=()):
     "Do `n` more steps (None: all that are left); if there is a folder, checkpoints and validations go there as the configuration says. Returns the last record"
     record, end = None, self.config.iters if n is None else self.step_count + n
     saves, looks = self.config.checkpoint.every_n_train_steps, self.config.data.val.val_check_interval
-    while self.step_count < end:
-        record = self.step()
-        if self.folder and (self.step_count == self.config.iters or saves and self.step_count % saves == 0): self.save()
-        if self.folder and looks and self.step_count % looks == 0: self.validate()
-        for callback in callbacks: callback(self, record)
+    with whole_steps() as interrupted:
+        while self.step_count < end and not interrupted:
+            record = self.step()
+            if self.folder and (self.step_count == self.config.iters or saves and self.step_count % saves == 0): self.save()
+            if self.folder and looks and self.step_count % looks == 0: self.validate()
+            for callback in callbacks: callback(self, record)
+    if interrupted:
+        if self.folder: self.save()
+        raise KeyboardInterrupt
     return record
 
 

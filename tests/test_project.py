@@ -95,12 +95,18 @@ def test_notebook_is_clean(path):
 def test_notebook_is_small(path):
     assert path.stat().st_size <= 400_000
     for cell in cells(path, 'code'):
-        lines = [line for line in cell['source'] if not line.startswith('#|')]
-        assert len(lines) <= 40, f'cell {cell["id"]} has {len(lines)} lines'
+        assert len(cell['source']) <= 40, f'cell {cell["id"]} has {len(cell["source"])} lines'
         for output in cell['outputs']:
             pictures = [base64.b64decode(''.join(data)) for kind, data in output.get('data', {}).items() if kind in ('image/png', 'image/jpeg')]
             # IPython keeps a PIL picture twice, as PNG and JPEG
             assert not pictures or min(map(len, pictures)) <= 60_000, f'a picture of {min(map(len, pictures))} bytes in {cell["id"]}'
+
+
+@each_notebook
+def test_notebook_has_a_picture(path):
+    kinds = {kind for cell in cells(path, 'code') for output in cell['outputs'] for kind in output.get('data', {})}
+    markdown = ''.join(''.join(cell['source']) for cell in cells(path, 'markdown'))
+    assert kinds & {'image/png', 'image/jpeg', 'application/vnd.plotly.v1+json'} or re.search(r'!\[|<img ', markdown)
 
 
 def test_notebooks_are_small_together(): assert sum(path.stat().st_size for path in NOTEBOOKS) <= 6_000_000

@@ -24,8 +24,9 @@ from scipy.spatial import cKDTree
 
 import dreamfusion_nb
 from dreamfusion_nb import ConfigError, Trainer, cli, load, load_config, train, trainer
-from dreamfusion_nb.cameras import orbit
+from dreamfusion_nb.cameras import orbit, view_weights
 from dreamfusion_nb.export import srgb_to_linear
+from dreamfusion_nb.guidance import away_from
 from dreamfusion_nb.prior import shipped_judge
 from dreamfusion_nb.show import image_grid
 
@@ -265,6 +266,48 @@ def test_interrupted_in_a_callback(whole, crashes, model, tmp_path):
     assert without_log(tmp_path/'result') == without_log(whole[0])
 
 
+@pytest.fixture
+def ctrl_c():
+    "Presses Ctrl-C; tests that run in the background are deaf to it unless told otherwise"
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize('folder', [True, False])
+def test_ctrl_c_waits_for_the_step(folder, ctrl_c, model, tmp_path):
+    config = load_config('toybox', CHEAP | {'iters': 10})
+    trainer, straight = Trainer(config, model, folder=tmp_path if folder else None), Trainer(config, model)
+    hook = trainer.renderer.register_forward_pre_hook(lambda *_: ctrl_c() if trainer.step_count == 3 else None)
+    with pytest.raises(KeyboardInterrupt): trainer.fit()
+    assert trainer.step_count == 4
+    assert sorted(os.listdir(tmp_path)) == (['checkpoints', 'config.yaml', 'history.jsonl'] if folder else [])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    hook.remove()
+    if folder: trainer = Trainer.resume(tmp_path, model)
+    trainer.fit()
+    straight.fit()
+    assert trainer.history == straight.history
+
+
+def test_second_ctrl_c_does_not_wait(ctrl_c, model, tmp_path):
+    trainer = Trainer(load_config('toybox', CHEAP | {'iters': 10}), model, folder=tmp_path)
+    def press_twice(*_): ctrl_c(); ctrl_c()
+    trainer.renderer.register_forward_pre_hook(press_twice)
+    with pytest.raises(KeyboardInterrupt): trainer.fit()
+    assert trainer.step_count == 0 and os.listdir(tmp_path) == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_of_somebody_else_stays(ctrl_c, model):
+    pressed = []
+    signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+    trainer = Trainer(load_config('toybox', CHEAP | {'iters': 2}), model)
+    trainer.renderer.register_forward_pre_hook(lambda *_: ctrl_c())
+    trainer.fit()
+    assert trainer.step_count == 2 == len(pressed)
+
+
 @pytest.mark.parametrize('preset, more', [('toybox', {}), ('quality', {}), ('dreamfusion', {'latent_iter_ratio': .4, 'optim.name': 'adan', 'guidance.precision': '32'}),
     ('toybox', {'nerf.encoder_type': 'frequency', 'background.type': 'static', 'nerf.density_activation': 'softplus', 'nerf.blob_radius': .5, 'data.train.batch_size': 3,
                 'loss.lambda_opacity': 1e-3, 'nerf.normal_type': 'central_finite_difference', 'optim.max_grad_norm': 1., 'guidance.t_range_end': None})])
@@ -331,6 +374,11 @@ def test_kinds_of_score(model):
         options = {'negative_prompt': negative, 'guidance_scale': 7., 'guidance.weighting': 'uniform', 'guidance.perp_neg': 0}
         record, (uncond, cond) = asked(model, **options)
         assert torch.allclose(record.grad, uncond + 7*(cond - uncond) - record.sds.noise, atol=1e-4)
+        weights = view_weights(record.cameras.azimuth, record.cameras.polar)
+        record, (uncond, cond, other) = asked(model, **options | {'guidance.perp_neg': 1})
+        away = away_from(uncond, cond, other, 1 - weights[:, 3])
+        assert (away - cond).abs().max() > 1e-3
+        assert torch.allclose(record.grad, uncond + 7*(away - uncond) - record.sds.noise, atol=1e-4)
         record, (uncond, cond) = asked(model, **options | {'guidance.kind': 'csd'})
         assert torch.allclose(record.grad, 7*(cond - uncond), atol=1e-4)
         for t_range in ((.02, .19), (.21, .98)):
@@ -380,7 +428,7 @@ def test_command_interrupted(pipeline, tmp_path):
     step, again = re.search(r'interrupted after step (\d+); to go on: dreamfusion (.*)', err).groups()
     assert 10 <= int(step) < 1000 and str(tmp_path/'result') in again
     assert not {'preview.png', 'model.glb'} & set(os.listdir(tmp_path/'result'))
-    assert 10 <= Trainer.resume(tmp_path/'result').step_count <= int(step)
+    assert Trainer.resume(tmp_path/'result').step_count == int(step)
 
 
 def test_unknown_words_are_named(model, tmp_path, monkeypatch, capfd):
