@@ -6,9 +6,11 @@
 __all__ = ['opacity', 'entropy', 'orientation', 'normal_smooth_2d', 'normal_picture', 'jitter', 'normal_smooth_3d', 'mesh_normal',
            'mesh_laplacian']
 
-# %% ../nbs/12_losses.ipynb #fbd9991f
+# %% ../nbs/12_losses.ipynb #0ec581e7
 import torch
 import torch.nn.functional as F
+
+from .rasterize import mesh_edges
 
 # %% ../nbs/12_losses.ipynb #32d96fab
 def opacity(opacity,          # opacity of rays, in 0..1, any shape
@@ -68,18 +70,10 @@ def normal_smooth_3d(normals,          # unit normals at points [M, 3]
     "Mean absolute difference of normals a small step apart, over points and axes (NeMo's 3d_normal_smooth, after stable-dreamfusion)."
     return (normals - nearby).abs().sum()/max(1, normals.numel())
 
-# %% ../nbs/12_losses.ipynb #fdde6cd6
-def _edges(faces,       # vertex numbers of triangles [F, 3]
-           n_vertices,  # V
-          ):            # (key [3F]: one number an edge, forward [3F]: run through from the lower to the higher vertex)
-    "The edges 01, 12, 20 of every face, in the order of the faces"
-    start, end = faces.reshape(-1), faces.roll(-1, 1).reshape(-1)
-    return torch.minimum(start, end)*n_vertices + torch.maximum(start, end), start < end
-
-
+# %% ../nbs/12_losses.ipynb #9a8b9f84
 def _neighbours(faces, n_vertices):
     "Pairs of faces that share an edge with nobody else [P, 2], and whether both are wound alike [P]"
-    key, forward = _edges(faces.long(), n_vertices)
+    key, forward = mesh_edges(faces.long(), n_vertices)
     _, edge, count = key.unique(return_inverse=True, return_counts=True)
     order = edge.argsort(stable=True)
     pair = order[count[edge[order]] == 2].view(-1, 2)
@@ -100,12 +94,12 @@ def mesh_normal(vertices,          # [V, 3]
     cosine = F.normalize(cross, dim=-1)[pair].prod(1).sum(-1)
     return (1 - torch.where(alike, cosine, -cosine)).sum()/max(1, len(pair))
 
-# %% ../nbs/12_losses.ipynb #00c23cff
+# %% ../nbs/12_losses.ipynb #87fd48bd
 def mesh_laplacian(vertices,          # [V, 3]
                    faces,             # vertex numbers of triangles [F, 3]
                   ) -> torch.Tensor:  # scalar, a length
     "Uniform Laplacian L = D - A, not normalised by the degree: mean over vertices of |Lv| (NeMo's mesh_laplacian)."
-    edge = _edges(faces.long(), len(vertices))[0].unique()
+    edge = mesh_edges(faces.long(), len(vertices))[0].unique()
     i, j = edge//len(vertices), edge % len(vertices)
     apart = vertices[i] - vertices[j]
     return torch.zeros_like(vertices).index_add(0, i, apart).index_add(0, j, -apart).norm(dim=-1).sum()/max(1, len(vertices))
