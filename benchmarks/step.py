@@ -6,6 +6,12 @@ A real trainer does `--steps` steps first, so that the field and its occupancy a
 occupancy grid to the next, without and with a clock in every part. The clock is exclusive: a part's time leaves out the parts inside it, so that the column adds up to the
 step; only `visible`, the first pass that finds the samples worth asking, and `grid update` hold all that they call. `wall` is time that passed, `cpu` the processor
 time of all threads together. Times beside other jobs mean little, the walls least of all.
+
+Preset dreamfusion takes hours to form an object on a CPU. Its networks form one in minutes under the settings of preset toybox; then its own steps are measured:
+
+    dreamfusion "a hamburger" --out formed --seed 2023 iters=500 update_extra_interval=4 data.train.width=32 data.train.height=32 renderer.max_steps=128 nerf.bound=1 \\
+        nerf.n_levels=16 nerf.log2_hashmap_size=19 nerf.base_resolution=16 nerf.desired_resolution=2048 nerf.hidden_dims=64 nerf.n_hidden_layers=2 nerf.blob_density=5 nerf.density_bias=0
+    python benchmarks/step.py --preset dreamfusion --steps 16 --rounds 32 resume_from_checkpoint=formed
 """
 import argparse
 import ctypes
@@ -15,9 +21,11 @@ import os
 import platform
 import resource
 import statistics
+import tempfile
 import time
 from collections import defaultdict
 from contextlib import contextmanager
+from pathlib import Path
 
 WAITS = {k: os.environ[k] for k in ('OMP_NUM_THREADS', 'NUMBA_NUM_THREADS', 'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT', 'NUMBA_THREADING_LAYER') if k in os.environ}
 
@@ -158,6 +166,17 @@ def hashgrid_ratio(points=131072, rounds=5):
             *(f'  {b}: {wall:.3f} s (cpu {cpu:.3f} s)' for b, (wall, cpu) in median.items()), f'  torch/numba: {ratios[0]:.1f} (cpu {ratios[1]:.1f})']
 
 
+def validation(trainer, step):
+    "What pictures during a run cost, as a part of the steps between two of them"
+    every = trainer.config.data.val.val_check_interval
+    with tempfile.TemporaryDirectory() as folder:
+        trainer.folder, began = Path(folder), time.perf_counter()
+        trainer.validate()
+        seconds = time.perf_counter() - began
+    trainer.folder = None
+    return f'a validation: {seconds:.2f} s' + (f'; every {every} steps that is {seconds/(every*step):.1%} of the run' if every else '')
+
+
 def memory(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024/1e9
 
 
@@ -211,7 +230,7 @@ def main():
     trainer.config = trainer.config.replace(dict(latent_iter_ratio=0, albedo_iter_ratio=0))
     steps, plain = measure(trainer, a.rounds)
     more = [f'preset {a.preset}, {trainer.config.data.train.width}x{trainer.config.data.train.height}, after {a.steps} steps; occupied cells {trainer.renderer.grid.occupancy:.1%}',
-            *table(steps, plain, trainer.config.renderer.update_interval), f'memory: {memory():.2f} GB at most', *hashgrid_ratio()]
+            *table(steps, plain, trainer.config.renderer.update_interval), validation(trainer, statistics.median(p['wall'] for p in plain)), f'memory: {memory():.2f} GB at most', *hashgrid_ratio()]
     print(*more, sep='\n')
     if a.out:
         with open(a.out, 'w') as f: json.dump(dict(lines=lines + more, parts=[dict(step) for step in steps], steps=plain), f, indent=1)
