@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STOP', 'OccupancyGrid', 'Samples', 'clip_rays', 'Pieces', 'cut', 'march', 'Composite', 'composite', 'visible',
-           'RenderOutput', 'VolumeRenderer', 'depth_map', 'normal_map']
+           'RenderOutput', 'backdrop', 'VolumeRenderer', 'depth_map', 'normal_map']
 
 # %% ../nbs/06_raymarch.ipynb #64480c91
 import math
@@ -399,7 +399,7 @@ def visible(density,        # function of points [N,3] -> densities [N]
     weights = composite(sigma, samples.positions[:, :0], samples.t, samples.dt, ray, n_rays, backend, stop).weights
     return (weights > min_weight).nonzero()[:, 0]
 
-# %% ../nbs/06_raymarch.ipynb #20350714
+# %% ../nbs/06_raymarch.ipynb #25a715e3
 @dataclass
 class RenderOutput:
     "Pictures of B cameras, and the M samples behind them (None if rendered without gradient: pictures then come in chunks)"
@@ -415,8 +415,10 @@ class RenderOutput:
     directions: torch.Tensor | None = None   # unit direction of its ray, away from the eye [M,3]
     density: torch.Tensor | None = None      # [M]
     normals: torch.Tensor | None = None      # unit normal at the sample [M,3]; None if no normals were needed
+    vertices: torch.Tensor | None = None     # of the surface, if it is one [V,3]
+    faces: torch.Tensor | None = None        # its triangles [F,3]
 
-# %% ../nbs/06_raymarch.ipynb #939b8ebb
+# %% ../nbs/06_raymarch.ipynb #034a27d3
 def _samples(renderer, origins, directions, perturb, generator):
     "The samples worth asking in full, at least one"
     r, n = renderer, len(origins)
@@ -432,7 +434,7 @@ def _ask(field, x, normals, chunk):
     parts = [field.density_albedo_normal(x) if normals else (*field(x), None) for x in x.split(chunk)]
     return [None if v[0] is None else v[0] if len(v) == 1 else torch.cat(v) for v in zip(*parts)]
 
-def _behind(background, directions, n_images, generator):
+def backdrop(background, directions, n_images, generator):
     "The background [N,3]: what a module says, or one colour for all or each of the pictures"
     if callable(background): return background(directions, n_images=n_images, generator=generator)
     color = torch.as_tensor(background, dtype=directions.dtype, device=directions.device)
@@ -489,7 +491,7 @@ class VolumeRenderer(nn.Module):
         "To be called before every training step: refreshes the grid at steps 0, 16, 32, …"
         if step % self.update_interval == 0: self.grid.update(self.field.density, generator)
 
-# %% ../nbs/06_raymarch.ipynb #1c63e7bc
+# %% ../nbs/06_raymarch.ipynb #f01f2b01
 def _forward(self,
             cameras,             # B of them
             height,              # rows
@@ -515,7 +517,7 @@ def _forward(self,
         parts.append((c.image, c.opacity, c.depth))
         if torch.is_grad_enabled(): samples = found   # a picture in chunks may have any number: they go
     seen, opacity, depth = (torch.cat(v) for v in zip(*parts))
-    behind = _behind(self.background if background is None else background, directions, n, generator)
+    behind = backdrop(self.background if background is None else background, directions, n, generator)
     maps = [seen[:, :3] + (1 - opacity[:, None])*behind, opacity, depth, *([seen[:, 3:]] if normals else [])]
     maps = [v.view(n, height, width, -1).permute(0, 3, 1, 2) for v in maps]
     return RenderOutput(*maps, **samples)

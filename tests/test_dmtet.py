@@ -1,0 +1,247 @@
+"Tetrahedra and their surface: volumes, gradients, what is kept, and light by hand"
+import math
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from torch import nn
+
+from dreamfusion_nb.background import StaticBackground
+from dreamfusion_nb.cameras import orbit, rays
+from dreamfusion_nb.dmtet import (
+    CASES,
+    EDGES,
+    EmptyMeshError,
+    MeshRenderer,
+    density_level,
+    distance_to_mesh,
+    inside_lattice,
+    marching_tets,
+    tet_grid,
+    vertex_normals,
+)
+from dreamfusion_nb.losses import mesh_laplacian, mesh_normal
+
+
+def gen(seed=0): return torch.Generator().manual_seed(seed)
+
+
+class Paint(nn.Module):
+    bound = 1.
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(3, 3)
+    def albedo(self, x): return self.net(x).sigmoid()
+
+
+def renderer(resolution=16, **options):
+    torch.manual_seed(0)
+    made = MeshRenderer(Paint(), StaticBackground((1., 1, 1)), resolution=resolution, **options)
+    made.init_from_sphere(.5)
+    return made
+
+
+# The grid and its surface
+
+@pytest.mark.parametrize('resolution, usual', [(32, 6_641), (64, 36_562), (128, 277_000)])
+def test_as_many_vertices_as_the_usual_files(resolution, usual):
+    vertices, tets = tet_grid(resolution)
+    assert abs(len(vertices)/usual - 1) < .12 and tets.max() == len(vertices) - 1 and len(tets.unique()) == len(vertices)
+
+
+def share_inside(sdf):
+    "Part of a tetrahedron in which the linear function of its corner values is positive, by counting points"
+    weight = torch.distributions.Dirichlet(torch.ones(4)).sample((200_000,))
+    return (weight@sdf > 0).double().mean().item()
+
+
+@pytest.mark.parametrize('case', range(1, 15))
+def test_each_case_cuts_off_the_right_volume(case):
+    "Cut part and rest against counting points; the surface of one case closes with the sides of the tetrahedron"
+    torch.manual_seed(case)
+    corners = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1.]], dtype=torch.float64)
+    sdf = torch.where(torch.tensor([case >> i & 1 for i in range(4)]).bool(), 1., -1.)*(.2 + torch.rand(4))
+    vertices, faces = marching_tets(corners, sdf.double(), torch.arange(4)[None])
+    inside = [i for i in range(4) if case >> i & 1]
+    points = np.concatenate([corners[inside].numpy(), vertices.numpy()])
+    assert trimesh.convex.convex_hull(points).volume*6 == pytest.approx(share_inside(sdf.float()), abs=.006)
+    assert len(vertices) == sum((a in inside) != (b in inside) for a, b in EDGES) and len(faces) == len(CASES[case])
+    # outside is where the normals point
+    out = corners[[i for i in range(4) if i not in inside]].mean(0) - corners[inside].mean(0)
+    a, b, c = vertices[faces].unbind(1)
+    assert (torch.linalg.cross(b - a, c - a)@out > 0).all()
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_any_signs_make_a_closed_surface(seed):
+    vertices, tets = tet_grid(12)
+    sdf = torch.where(vertices.abs().amax(1) == 1, -1., torch.randn(len(vertices), generator=gen(seed)))
+    v, f = marching_tets(vertices, sdf, tets)
+    mesh = trimesh.Trimesh(v.numpy(), f.numpy(), process=False)
+    assert mesh.is_winding_consistent and mesh.is_watertight and mesh.volume > 0 and len(f.unique()) == len(v)
+
+
+def test_gradients_of_the_surface():
+    vertices, tets = tet_grid(8)
+    vertices = vertices.double()
+    sdf = torch.randn(len(vertices), generator=gen(), dtype=torch.float64)
+    pull = torch.randn(5000, 3, generator=gen(1), dtype=torch.float64)
+    def value(v, s):
+        found, faces = marching_tets(v, s, tets)
+        return (found*pull[:len(found)]).sum() + found[faces].square().sum()
+    v, s = vertices.clone().requires_grad_(), sdf.clone().requires_grad_()
+    by_v, by_s = torch.autograd.grad(value(v, s), (v, s))
+    for i in range(0, len(vertices), 7):
+        step = torch.zeros_like(sdf)
+        step[i] = 1e-6
+        assert by_s[i].item() == pytest.approx((value(vertices, sdf + step) - value(vertices, sdf - step)).item()/2e-6, rel=1e-4, abs=1e-5)
+        move = step[:, None]*torch.tensor([0., 1, 0])
+        assert by_v[i, 1].item() == pytest.approx((value(vertices + move, sdf) - value(vertices - move, sdf)).item()/2e-6, rel=1e-4, abs=1e-5)
+
+
+def test_nothing_to_cut():
+    vertices, tets = tet_grid(4)
+    for sign in (-1., 1., 0.):
+        v, f = marching_tets(vertices, torch.full((len(vertices),), sign), tets)
+        assert v.shape == (0, 3) and f.shape == (0, 3)
+
+
+# Beginnings
+
+@pytest.mark.parametrize('mesh', [trimesh.creation.icosphere(3, .6), trimesh.creation.box((.8, .5, .9)), trimesh.creation.torus(.5, .2), trimesh.creation.capsule(.5, .3)],
+    ids=['ball', 'box', 'torus', 'capsule'])
+@pytest.mark.parametrize('turned', [False, True])
+def test_begins_with_a_mesh(mesh, turned):
+    "Symmetric meshes lie exactly on the lattice's lines, turned ones do not"
+    if turned: mesh = mesh.copy().apply_transform(trimesh.transformations.rotation_matrix(.7, (1, 2, 3)))
+    made = renderer(64)
+    made.init_from_mesh(mesh)
+    found = made.mesh()
+    assert found.is_watertight and found.euler_number == mesh.euler_number and found.volume == pytest.approx(mesh.volume, rel=.03)
+    far = distance_to_mesh(np.asarray(found.vertices), mesh, .2)
+    assert far.mean() < .03*made.spacing and far.max() < .5*made.spacing
+
+
+def test_inside_of_a_lattice_by_trimesh_voxels():
+    "Against a count of crossings along another axis"
+    mesh = trimesh.creation.torus(.5, .2).apply_transform(trimesh.transformations.rotation_matrix(.9, (1, 1, 0)))
+    ours = inside_lattice(mesh, -.8, .05, 33)
+    other = mesh.copy()
+    other.vertices = other.vertices[:, [1, 2, 0]]
+    assert (ours == inside_lattice(other, -.8, .05, 33).transpose(2, 0, 1)).all() and 2000 < ours.sum() < 5000
+    assert ours.sum()*.05**3 == pytest.approx(mesh.volume, rel=.02)
+
+
+def test_density_level_always_crosses():
+    for values in ([0., 0, 5], [0, 20, 3000.], [1, 1.1], [1e-9, 2e-3], [4., 4, 4, 4.001], [0, 1e9]):
+        density = torch.tensor(values)
+        assert density.min() < density_level(density) < density.max()
+    with pytest.raises(EmptyMeshError, match='min 0, mean 0, max 0'): density_level(torch.zeros(5))
+    with pytest.raises(EmptyMeshError, match='min 3, mean 3, max 3'): density_level(torch.full((5,), 3.))
+
+
+def test_begins_with_a_cloud():
+    made = renderer(32)
+    made.init_from_density(lambda x: 40*torch.exp(-(x - torch.tensor([.1, 0, -.1])).square().sum(1)/.08), threshold=10)
+    radius = math.sqrt(.08*math.log(4))
+    found = made.mesh()
+    assert np.linalg.norm(found.vertices - [.1, 0, -.1], axis=1) == pytest.approx(radius, abs=.01) and found.is_watertight
+    # a cloud that reaches the border is cut off there
+    made.init_from_density(lambda x: 5 + x[:, 0], threshold=4.5)
+    assert made.mesh().is_watertight
+
+
+def test_a_checkpoint_holds_the_shape():
+    "NeMo's is made anew when it is loaded"
+    a, b = renderer(), MeshRenderer(Paint(), StaticBackground((1., 1, 1)), resolution=16)
+    a.sdf.data += .3*torch.randn(a.sdf.shape, generator=gen())
+    a.deform.data += torch.randn(a.deform.shape, generator=gen(1))
+    with pytest.raises(EmptyMeshError, match='no shape yet'): b.geometry()
+    b.load_state_dict(a.state_dict())
+    for x, y in zip(a.geometry(), b.geometry()): assert torch.equal(x, y)
+    assert 'tets' not in a.state_dict() and b.initialised and b.scale == a.scale
+
+
+# Pictures
+
+def test_light_on_a_ball_by_hand():
+    "Albedo times ambient + (1 - ambient) times the cosine, with the normal of a ball, in every pixel inside the outline"
+    made = renderer(64)
+    camera, light = orbit(2, elevation=20, fovy=30., azimuth_start=10), torch.nn.functional.normalize(torch.tensor([[1., 2, 1], [-1, .5, .2]]), dim=1)
+    out = made(camera, 48, 48, shading='lambertian', light=light, ambient=.25)
+    origin, direction = (v.view(2, 48, 48, 3) for v in rays(camera, 48, 48))
+    b = (origin*direction).sum(-1)
+    inner = b*b - (origin.square().sum(-1) - .25)
+    t = -b - inner.clamp(min=0).sqrt()
+    point = origin + t[..., None]*direction
+    normal = point/.5
+    cosine = (normal*light[:, None, None]).sum(-1).clamp(min=0)
+    wanted = made.field.albedo(point)*(.25 + .75*cosine)[..., None]
+    well = inner > .04
+    assert well.sum() > 400
+    assert (out.image.permute(0, 2, 3, 1) - wanted)[well].abs().max() < .03
+    assert (out.depth[:, 0] - t)[well].abs().max() < .01
+    assert (out.normal.permute(0, 2, 3, 1) - normal)[well].abs().max() < .08
+    empty = inner < -.04
+    assert (out.image.permute(0, 2, 3, 1)[empty] == 1).all() and not out.opacity[:, 0][empty].any() and (out.opacity[:, 0][well] == 1).all()
+
+
+def test_shadings_and_backgrounds():
+    made, cameras = renderer(), orbit(3)
+    pictures = {s: made(cameras, 20, 24, shading=s, ambient=.3).image for s in ('albedo', 'textureless', 'lambertian', 'normal')}
+    for a in pictures.values(): assert a.shape == (3, 3, 20, 24) and 0 <= a.min() and a.max() <= 1
+    assert torch.allclose(pictures['textureless'][:, 0], pictures['textureless'][:, 2])
+    colors = torch.tensor([[1., 0, 0], [0, 1, 0], [0, 0, 1]])
+    assert torch.equal(made(cameras, 20, 24, background=colors).image[:, :, 0, 0], colors)
+
+
+def test_gradients_of_pictures():
+    "Numbers of the grid by finite differences of a weighted sum of the picture, light and outlines; the texture gets its own and does not pull"
+    made, camera = renderer(8).double(), orbit(1, elevation=25, fovy=25.)
+    for name in ('c2w', 'fovy', 'azimuth', 'polar', 'radius'): setattr(camera, name, getattr(camera, name).double())
+    weight = torch.randn(3, 32, 32, generator=gen(), dtype=torch.float64)
+    def value(shading='textureless'): return (made(camera, 32, 32, shading=shading, light=torch.tensor([0., .6, .8]), ambient=.2).image[0]*weight).sum()
+    value('lambertian').backward()
+    assert made.field.net.weight.grad.abs().max() > .01
+    made.zero_grad()
+    value().backward()
+    for parameter in (made.sdf, made.deform):
+        grad, close = parameter.grad.flatten(), []
+        assert (grad != 0).sum() > 20
+        for i in grad.abs().topk(30).indices:
+            flat, old = parameter.data.view(-1), parameter.data.view(-1)[i].item()
+            ends = []
+            for step in (1e-6, -1e-6):
+                flat[i] = old + step
+                with torch.no_grad(): ends.append(value().item())
+            flat[i] = old
+            close.append(abs((ends[0] - ends[1])/2e-6 - grad[i].item()) < 1e-3*max(1, abs(grad[i].item())))
+        assert np.mean(close) > .85    # a step may change which triangle a pixel sees
+
+
+def test_mesh_losses_reach_the_grid():
+    made = renderer()
+    made.sdf.data += .2*torch.randn(made.sdf.shape, generator=gen())
+    out = made(orbit(1), 16, 16)
+    for loss in (mesh_normal, mesh_laplacian):
+        slope, = torch.autograd.grad(loss(out.vertices, out.faces), made.sdf, retain_graph=True)
+        assert slope.abs().max() > 0 and slope.isfinite().all()
+
+
+@pytest.mark.parametrize('weighting', ['angle', 'area'])
+def test_vertex_normals(weighting):
+    ball = trimesh.creation.icosphere(3)
+    v, f = torch.tensor(ball.vertices), torch.tensor(ball.faces)
+    assert (vertex_normals(v, f, weighting) - v).abs().max() < .015
+    flat = torch.cat([v, v[:1], v[:1]]).requires_grad_()    # and a triangle without area
+    normal = vertex_normals(flat, torch.cat([f, torch.tensor([[0, len(v), len(v) + 1]])]), weighting)
+    slope, = torch.autograd.grad(normal[:len(v)].square().sum() + normal.sum(), flat)
+    assert slope.isfinite().all() and not normal[len(v):].any()
+    with pytest.raises(ValueError, match='angle'): vertex_normals(v, f, 'none')
+
+
+def test_one_lit_picture_is_the_same_twice():
+    made = renderer(32)
+    a, b = (made(orbit(2), 40, 40, shading='lambertian', ambient=.1) for _ in range(2))
+    assert torch.equal(a.image, b.image)
