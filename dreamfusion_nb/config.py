@@ -7,7 +7,7 @@ __all__ = ['KEYS', 'SCHEDULED', 'NEMO_BEGINNINGS', 'NEMO_NAMES', 'FOREIGN', 'OUR
            'OPTIONS', 'PRESETS', 'CLASSES', 'ConfigError', 'did_you_mean', 'number', 'choice', 'span', 'text', 'flag',
            'value_at', 'checked', 'Group', 'group', 'Net', 'Nerf', 'BackgroundNet', 'BackgroundGrid', 'Background',
            'Material', 'Renderer', 'Guidance', 'Optim', 'Loss', 'Train', 'Preview', 'Video', 'Data', 'Checkpoint',
-           'not_compared', 'Config', 'resolve', 'check_latents', 'preset', 'unsupported', 'load_config']
+           'not_compared', 'Config', 'resolve', 'check_latents', 'preset', 'load_config']
 
 # %% ../nbs/00_config.ipynb #858ef0a2
 import copy
@@ -219,7 +219,7 @@ class Background(Group):
     encoder_cfg: BackgroundGrid = group(BackgroundGrid)
     net_cfg: BackgroundNet = group(BackgroundNet)
 
-# %% ../nbs/00_config.ipynb #0db28dfd
+# %% ../nbs/00_config.ipynb #47c1a9fa
 @dataclass
 class Material(Group):
     "How light falls on a surface"
@@ -237,7 +237,8 @@ class Renderer(Group):
     update_interval: int = number(16, 1, 10000) # steps from one refresh of the grid to the next
     grid_decay: float = number(.8, 0, 1)        # a cell keeps the larger of decay*old and new density
     density_thresh: float = number(1, 0, 1e4)   # a cell is skipped below min(mean density, this)
-    quartet_file: str | None = text(None, empty=False)  # mesh: tetrahedra in an npz file; null: our own
+    lock_geometry: bool = flag(False)      # mesh: the shape stays as it is
+    lock_texture: bool = flag(False)       # mesh: the colours stay as they are
 
 # %% ../nbs/00_config.ipynb #dcc7e571
 @dataclass
@@ -378,7 +379,7 @@ def not_compared(spec):
     spec.compare = False
     return spec
 
-# %% ../nbs/00_config.ipynb #63e81d53
+# %% ../nbs/00_config.ipynb #e1227232
 @dataclass
 class Config(_Root):
     "All that a run depends on. Two runs with equal configurations on one machine give equal bytes"
@@ -403,7 +404,7 @@ class Config(_Root):
     mode: str = not_compared(choice('fit', 'fit', 'validate', 'test', 'export-mesh'))
     mesh_fname: str | None = not_compared(text(None, empty=False))  # null: model.glb in the result folder
     mesh_resolution: int = not_compared(number(128, 8, 1024))
-    preset: str = choice('toybox', 'toybox', 'quality', 'dreamfusion', 'dreamfusion-dmtet')  # where the defaults came from
+    preset: str = choice('toybox', 'toybox', 'quality', 'toybox-dmtet', 'dreamfusion', 'dreamfusion-dmtet')  # where the defaults came from
     nerf: Nerf = group(Nerf)
     background: Background = group(Background)
     material: Material = group(Material)
@@ -469,7 +470,7 @@ def resolve(key  # dotted name of a key, an end of it, or NeMo's name: 'nerf.bou
     meant = [name for name in KEYS if [last[name]] == close]
     raise ConfigError(f'unknown key {key!r}' + (f'; did you mean {" or ".join(meant)}?' if meant else ''))
 
-# %% ../nbs/00_config.ipynb #bee92d90
+# %% ../nbs/00_config.ipynb #b9512681
 FOREIGN = [    # (NeMo's key without `model.`, values that change nothing, what to say of others)
     ('nerf.num_input_dims', (3,), 'space has 3 dimensions'),
     ('*net_num_output_dims', (1, 3), 'density is 1 number, a colour 3'),
@@ -484,6 +485,7 @@ FOREIGN = [    # (NeMo's key without `model.`, values that change nothing, what 
     ('background.encoder_type', ('frequency',), 'background.type chooses: torchngp has frequencies, tcnn a hash grid'),
     ('renderer.bound', lambda value, config: value == config.nerf.bound, 'nerf.bound holds for the renderer too'),
     ('renderer.grid_levels', (), 'the levels of the occupancy grid follow from nerf.bound'),
+    ('renderer.quartet_file', (), 'the grid of tetrahedra is made here, from renderer.grid_resolution'),
     ('renderer.alpha_thre', (), 'renderer.density_thresh says what is too thin to see'),
     ('guidance.checkpoint', (), 'files of NeMo cannot be read; guidance.name is the same model in the format of diffusers'),
     ('guidance.plan_dir', (), 'TensorRT engines are not run; guidance.name is the same model in the format of diffusers'),
@@ -733,7 +735,7 @@ OPTIONS = {
     'data': {'data': dict(train=dict(batch_size=1, width=64, height=64, radius_range=[3, 3.5], theta_range=[45, 105], phi_range=[-180, 180], fovy_range=[10, 30]),
                           val=_around | dict(size=5, val_check_interval=100), test=_around | dict(size=100))}}
 
-# %% ../nbs/00_config.ipynb #1b46bb7c
+# %% ../nbs/00_config.ipynb #05e0c276
 _page = """
 guidance_scale: 100
 seed: 2023
@@ -751,28 +753,27 @@ data: {val: {width: 512, height: 512}, test: {size: 60, width: 384, height: 384}
 defaults: [nerf: torchngp, background: static, material: basic_shading, renderer: torchngp_raymarching, guidance: sd_huggingface, optim: adan, loss: dreamfusion, data: data]
 iters: 10000
 latent_iter_ratio: 0.2
-""" + _page, 'dreamfusion-dmtet': """
+""" + _page, 'toybox-dmtet': """
+iters: 400
+albedo_iter_ratio: 0
+renderer: {name: nvdiffrast, grid_resolution: 64}
+data: {train: {width: 128, height: 128}}
+guidance: {t_range: [.02, .5], t_range_end: null, t_range_first: null}
+loss: {lambda_entropy: 0, lambda_orientation: 0, lambda_mesh_normal: .5, lambda_mesh_laplacian: .5}
+""", 'dreamfusion-dmtet': """
 defaults: [nerf: torchngp, background: torchngp, material: basic_shading, renderer: nvdiffrast, guidance: sd_huggingface, optim: adan, loss: dmtet, data: data]
 iters: 5000
 latent_iter_ratio: 0.0
 data: {train: {width: 512, height: 512}}
 """ + _page}
 
-# %% ../nbs/00_config.ipynb #6bb9f60d
-def preset(name  # 'toybox', 'quality', 'dreamfusion' or 'dreamfusion-dmtet'
+# %% ../nbs/00_config.ipynb #ff5d86ad
+def preset(name  # 'toybox', 'quality', 'toybox-dmtet', 'dreamfusion' or 'dreamfusion-dmtet'
           ):     # `Config`
     "A configuration by name. Raises `ConfigError` for an unknown one"
     if not isinstance(name, str) or name not in PRESETS:
         raise ConfigError(f'unknown preset {reprlib.repr(name)}: there are {", ".join(PRESETS)}{did_you_mean(name, PRESETS)}')
     return Config(preset=name).replace(_compose(_read_yaml(PRESETS[name], f'preset {name}'), _built_in, f'preset {name}'))
-
-# %% ../nbs/00_config.ipynb #7d1ea87a
-def unsupported(config  # `Config`
-               ):       # what it asks for that this version cannot do, one line; '' if nothing
-    "What a configuration may say that cannot be run yet"
-    if config.renderer.name == 'nvdiffrast':
-        return 'renderer.name nvdiffrast: the mesh stage (preset dreamfusion-dmtet) cannot be run by this version; renderer.name=torchngp_raymarching with preset dreamfusion can'
-    return ''
 
 # %% ../nbs/00_config.ipynb #e0d5c570
 def _merged(below, above):
