@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .config import PRESETS, ConfigError, did_you_mean, load_config, preset
 
-# %% ../nbs/19_cli.ipynb #b8a1c390
+# %% ../nbs/19_cli.ipynb #78e6603e
 class _Parser(argparse.ArgumentParser):
     "An `ArgumentParser` whose complaints are `ConfigError`"
     def error(self, message): raise ConfigError(f'{message}; dreamfusion --help shows how it is used')
@@ -37,6 +37,7 @@ def _parser():
     parser.add_argument('--guidance', metavar='NAME', help='toybox, or a Stable Diffusion folder or hub name')
     parser.add_argument('--resume', action='store_true', help='go on with an unfinished run, or make it longer by --iters; refuse to start a new one')
     parser.add_argument('--phases', metavar='P', help='of a run that is made longer: keep its schedules where they were, or rescale them to the new length')
+    parser.add_argument('--refine', action='store_true', help='then go on as a mesh, in a folder of its own; a finished result is not made again')
     parser.add_argument('--overwrite', action='store_true', help='replace what the folder holds')
     return parser
 
@@ -64,16 +65,19 @@ def _again(argv):
     "The command that goes on with an interrupted run"
     return shlex.join(['dreamfusion', *(word for word in argv if word != '--overwrite')])
 
-# %% ../nbs/19_cli.ipynb #c4ec006f
+# %% ../nbs/19_cli.ipynb #a55548a2
 def _run(args, config, seen):
     "Trains and lists what was written; `seen` keeps the trainer's newest step. torch comes in here"
     from dreamfusion_nb.export import EmptyMeshError
-    from dreamfusion_nb.trainer import train
+    from dreamfusion_nb.trainer import is_finished, load, slug, train
     def remember(trainer, record): seen.update(step=trainer.step_count)
-    try: result = train(args.prompt, config=config, device=args.device, out=args.out, resume=args.resume or 'auto', phases=args.phases,
-                         overwrite=args.overwrite, callbacks=[remember])
+    folder, common = Path(args.out) if args.out else Path('outputs')/slug(config.prompt), dict(device=args.device, overwrite=args.overwrite, callbacks=[remember])
+    try:
+        there = args.refine and not args.overwrite and is_finished(folder) and load_config(folder/'config.yaml') == config
+        result = load(folder, args.device) if there else train(args.prompt, config=config, out=args.out, resume=args.resume or 'auto', phases=args.phases, **common)
+        if not there: print(*_written(result.folder), sep='\n')
+        if args.refine: print(*_written(result.refine(**common).folder), sep='\n')
     except EmptyMeshError as error: raise ConfigError(str(error)) from error
-    print(*_written(result.folder), sep='\n')
 
 
 @contextmanager

@@ -48,7 +48,7 @@ from .raymarch import RenderOutput, VolumeRenderer, depth_map, normal_map
 from .shading import Material, sample_light
 from .show import image_grid, to_pil
 
-# %% ../nbs/15_trainer.ipynb #e4ec5b60
+# %% ../nbs/15_trainer.ipynb #70ead00b
 def make_hash_grid(levels, generator):    # the keys of `nerf` or of `background.encoder_cfg`
     scale = math.exp2(math.log2(levels.desired_resolution/levels.base_resolution)/max(levels.n_levels - 1, 1))
     return HashGrid(levels.n_levels, levels.n_features_per_level, levels.log2_hashmap_size, levels.base_resolution, scale, levels.interpolation, generator=generator)
@@ -85,7 +85,9 @@ def make_renderer(config, generator):
     material = Material() if config.material.phong_ratio else None
     if r.name == 'nvdiffrast':
         made = MeshRenderer(field, background, resolution=r.grid_resolution, bound=config.nerf.bound, material=material, near=max(r.near_plane, .01))
-        for name, p in made.named_parameters(): p.requires_grad_(not (r.lock_geometry if name in ('sdf', 'deform') else r.lock_texture))
+        for name, p in made.named_parameters():
+            # a surface asks its field for no density
+            p.requires_grad_(not ('density_net' in name or (r.lock_geometry if name in ('sdf', 'deform') else r.lock_texture)))
         return made
     return VolumeRenderer(field, background, bound=config.nerf.bound, material=material, grid_resolution=r.grid_resolution, grid_decay=r.grid_decay,
         density_thresh=r.density_thresh, update_interval=r.update_interval, max_steps=r.max_steps, near=r.near_plane, dt_gamma=r.dt_gamma)
@@ -337,7 +339,7 @@ def _regularise(self, out):
 
 Trainer.render, Trainer.distill, Trainer.regularise = _render, _distill, _regularise
 
-# %% ../nbs/15_trainer.ipynb #1acfef5e
+# %% ../nbs/15_trainer.ipynb #49c2b1ac
 def _step(self) -> StepRecord:
     "One iteration"
     c = self.config
@@ -350,7 +352,8 @@ def _step(self) -> StepRecord:
     lr = self.learning_rate()
     for group in self.optimizer.param_groups: group['lr'] = lr*group['lr_scale']
     self.optimizer.zero_grad()
-    sum(parts.values()).backward()
+    total = sum(parts.values())
+    if total.requires_grad: total.backward()    # a locked shape in white light has nothing to learn
     if c.optim.max_grad_norm: torch.nn.utils.clip_grad_norm_(self.renderer.parameters(), c.optim.max_grad_norm)
     self.optimizer.step()
     record = StepRecord(self.step_count, cameras, look, light, out, opinion, {k: v.item() for k, v in parts.items()}, lr)
@@ -968,10 +971,13 @@ def set_aside(folder):
 def log(folder, line):
     with writing(folder), open(folder/'log.txt', 'a', encoding='utf-8') as f: f.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")} {line}\n')
 
-# %% ../nbs/15_trainer.ipynb #c29fa0bc
+# %% ../nbs/15_trainer.ipynb #695f7f81
 def perform(config, folder, device=None, overwrite=False):
     "What `mode` says, with the result in `folder` (or `resume_from_checkpoint`): 'validate', 'test' or 'export-mesh'. Returns the `Result`; raises `ConfigError`"
-    result, val, test = load(config.resume_from_checkpoint or folder, device), config.data.val, config.data.test
+    source = config.resume_from_checkpoint
+    # a mesh stage keeps the name of the cloud that it began with: that is not what is meant
+    if checkpoints(folder) and load_config(folder/'config.yaml').resume_from_checkpoint == source: source = None
+    result, val, test = load(source or folder, device), config.data.val, config.data.test
     mesh_file = Path(config.mesh_fname) if config.mesh_fname else folder/'model.glb'
     names = {'validate': ['validation.png'], 'test': ['test-rgb.mp4', 'test-depth.mp4', 'test-normal.mp4'], 'export-mesh': []}[config.mode]
     targets = [folder/name for name in names] or [mesh_file]

@@ -21,7 +21,6 @@ from dreamfusion_nb.config import (
     load_config,
     preset,
     resolve,
-    unsupported,
     value_at,
 )
 
@@ -144,8 +143,7 @@ def test_page_is_preset_dreamfusion(tree):
 def test_page_is_preset_dmtet(tree):
     config, _ = load(tree(), 'model=dreamfusion-dmtet')
     # NeMo's file leaves the steps at 10000; its comment, and the preset, say 5000
-    assert set(differences(config, preset('dreamfusion-dmtet'))) == NETS | {'mesh_fname', 'iters', 'renderer.quartet_file'}
-    assert config.renderer.quartet_file == '/results/tets/128_tets.npz'
+    assert set(differences(config, preset('dreamfusion-dmtet'))) == NETS | {'mesh_fname', 'iters'}
     assert (config.preset, config.background.type, config.loss.lambda_mesh_laplacian) == ('dreamfusion-dmtet', 'torchngp', .5)
 
 
@@ -154,7 +152,7 @@ def test_every_key_of_a_page(name, tree):
     "Each key that stands in NeMo's files is a key here with that default, or is named with a reason, or could not be otherwise"
     config, told = load(tree(), f'model={name}')
     ignored = {key for key, _ in config.not_honoured}
-    assert {key for key in ignored if key.startswith('model.')} == {'model.data.train_dataset.internal_batch_size'}
+    assert {key for key in ignored if key.startswith('model.')} == {'model.data.train_dataset.internal_batch_size'} | ({'model.renderer.quartet_file'} if 'dmtet' in name else set())
     assert {key.split('.')[0] for key in ignored} == {'model', 'trainer', 'exp_manager', 'benchmark_callback'}
     assert len(told) == 1 and all(key in told[0] for key in ignored)
     assert all(reason for _, reason in config.not_honoured)
@@ -167,7 +165,7 @@ def test_options(group, option, tree):
     more = [f'model={base.preset}'] if option in ('nvdiffrast', 'dmtet') else []
     config, _ = load(tree(), *more, f'model/{group}={option}')
     ours = base.replace(f'model/{group}={option}')
-    assert {k for k in differences(config, ours) if k.startswith(group)} <= NETS | {'renderer.quartet_file'}
+    assert {k for k in differences(config, ours) if k.startswith(group)} <= NETS
     assert same_networks(config) == same_networks(ours)
 
 
@@ -315,12 +313,6 @@ def test_value_at():
     assert all(isinstance(value_at((0, 32, 64, 7), s), int) for s in range(9))
     falling = [value_at((2, 1., .2, 8), s) for s in range(10)]
     assert falling == sorted(falling, reverse=True) and (falling[0], falling[-1]) == (1., .2)
-
-
-def test_unsupported():
-    assert unsupported(preset('toybox')) == unsupported(preset('dreamfusion')) == ''
-    line = unsupported(preset('dreamfusion-dmtet'))
-    assert 'nvdiffrast' in line and 'dreamfusion-dmtet' in line and '\n' not in line
 
 
 def test_pixels_have_no_latents():
@@ -473,4 +465,4 @@ def test_stretched_pictures_are_not_made(tree):
 def test_names():
     assert resolve('model.data.test_dataset.size') == 'data.test.size'
     assert resolve('n_levels') == 'nerf.n_levels'    # not the background's, which lies deeper
-    assert set(PRESETS) == {'toybox', 'quality', 'dreamfusion', 'dreamfusion-dmtet'}
+    assert set(PRESETS) == {'toybox', 'quality', 'toybox-dmtet', 'dreamfusion', 'dreamfusion-dmtet'}

@@ -1,0 +1,154 @@
+"The mesh stage through the public doors: refine, resume, locks, presets, the command"
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import CHEAP
+
+from dreamfusion_nb import ConfigError, Trainer, cli, load, load_config, train
+from dreamfusion_nb.config import preset
+from dreamfusion_nb.dmtet import MeshRenderer
+
+MESH = {k: v for k, v in CHEAP.items() if not k.startswith('nerf.')} | {'iters': 10}
+
+
+@pytest.fixture(scope='module')
+def cloud(model, tmp_path_factory):
+    return train('a hamburger', guidance=model, out=tmp_path_factory.mktemp('cloud')/'burger', progress=False, **CHEAP)
+
+
+@pytest.fixture(scope='module')
+def refined(cloud, model): return cloud.refine(guidance=model, progress=False, **MESH)
+
+
+def mesh_config(cloud, **options):
+    nerf = {k: v for k, v in cloud.config.flat().items() if k.startswith('nerf.')}
+    return load_config('toybox-dmtet', nerf | dict(prompt='a hamburger', resume_from_checkpoint=str(cloud.folder)) | MESH | options)
+
+
+def test_refine(cloud, refined):
+    assert refined.folder == cloud.folder.with_name('burger-refined') and len(refined.history) == 10
+    assert {'model.glb', 'preview.png', 'turntable.mp4', 'config.yaml'} <= set(os.listdir(refined.folder))
+    assert refined.config.preset == 'toybox-dmtet' and refined.config.prompt == cloud.config.prompt and refined.config.seed == cloud.config.seed
+    assert {k: v for k, v in refined.config.flat().items() if k.startswith('nerf.')} == {k: v for k, v in cloud.config.flat().items() if k.startswith('nerf.')}
+    mesh = refined.mesh()
+    assert mesh.is_watertight and mesh.body_count == 1 and mesh.volume > 0
+    assert {'mesh_normal', 'mesh_laplacian'} <= set(refined.history[-1]) and refined.history[-1]['mesh_laplacian'] > 0
+    said = (refined.folder/'log.txt').read_text()
+    assert f'began with the surface of {cloud.folder}' in said and 'took field.encoding.params' in said
+
+
+def test_it_begins_with_the_shape_and_colours_of_the_cloud(cloud, model):
+    trainer = Trainer(mesh_config(cloud), model)
+    before, after = cloud.mesh(), trainer.renderer.mesh()
+    assert after.volume == pytest.approx(before.volume, rel=.1) and np.abs(after.bounds - before.bounds).max() < 2*trainer.renderer.spacing
+    for name, value in cloud.renderer.field.state_dict().items(): assert torch.equal(value, trainer.field.state_dict()[name])
+
+
+def test_read_back(refined):
+    again = load(refined.folder)
+    assert isinstance(again.renderer, MeshRenderer) and again.render(30, size=48).tobytes() == refined.render(30, size=48).tobytes()
+    assert (np.asarray(again.mesh().vertices) == np.asarray(refined.mesh().vertices)).all()
+
+
+@pytest.mark.parametrize('options', [{}, {'optim.name': 'adan', 'optim.betas': None, 'optim.max_grad_norm': 5., 'background.type': 'torchngp', 'loss.lambda_2d_normal_smooth': 1.}])
+def test_resumes(options, cloud, model, tmp_path):
+    config = mesh_config(cloud, **options)
+    straight, broken = Trainer(config, model), Trainer(config, model, folder=tmp_path)
+    straight.fit(10)
+    broken.fit(6)
+    broken.save()
+    mended = Trainer.resume(tmp_path, model)
+    mended.fit()
+    assert mended.history == straight.history
+    for name, value in straight.renderer.state_dict().items(): assert torch.equal(value, mended.renderer.state_dict()[name]), name
+
+
+def test_resumes_when_the_cloud_is_gone(cloud, model, tmp_path):
+    shutil.copytree(cloud.folder, tmp_path/'cloud')
+    trainer = Trainer(mesh_config(cloud, resume_from_checkpoint=str(tmp_path/'cloud')), model, folder=tmp_path/'mesh')
+    trainer.fit(3)
+    trainer.save()
+    shutil.rmtree(tmp_path/'cloud')
+    mended = Trainer.resume(tmp_path/'mesh', model)
+    assert torch.equal(mended.renderer.sdf, trainer.renderer.sdf) and mended.renderer.scale == trainer.renderer.scale
+    assert mended.step().step == 3
+
+
+@pytest.mark.parametrize('lock, still', [('lock_geometry', ('sdf', 'deform')), ('lock_texture', ('field.albedo_net.0.weight', 'field.encoding.params'))])
+def test_locks(lock, still, cloud, model):
+    trainer = Trainer(mesh_config(cloud, **{f'renderer.{lock}': True}), model)
+    before = {k: v.clone() for k, v in trainer.renderer.state_dict().items()}
+    trainer.fit(5)
+    after = trainer.renderer.state_dict()
+    for name in ('sdf', 'deform', 'field.albedo_net.0.weight', 'field.encoding.params'): assert torch.equal(before[name], after[name]) == (name in still), name
+    assert len({row['loss'] for row in trainer.history}) == 5
+
+
+def test_from_mesh_to_mesh(refined, cloud, model):
+    "The shape goes on; at another resolution it begins with the surface"
+    same = Trainer(mesh_config(cloud, resume_from_checkpoint=str(refined.folder)), model)
+    assert torch.equal(same.renderer.sdf, refined.renderer.sdf) and not any('surface of' in line for line in same.warm_start_report)
+    finer = Trainer(mesh_config(cloud, **{'resume_from_checkpoint': str(refined.folder), 'renderer.grid_resolution': 24}), model)
+    assert finer.renderer.initialised and finer.renderer.mesh().volume == pytest.approx(refined.mesh().volume, rel=.1)
+    assert any('goes with the rest of the shape' in line for line in finer.warm_start_report)
+
+
+def test_without_a_cloud_it_begins_with_a_ball(model, tmp_path):
+    result = train('a hamburger', preset='toybox-dmtet', guidance=model, out=tmp_path/'ball', progress=False, **CHEAP | dict(iters=3))
+    assert 'began with a ball' in (tmp_path/'ball'/'log.txt').read_text() and result.mesh().is_watertight
+
+
+def test_nemos_second_page(cloud, model, tmp_path):
+    "Its networks, optimiser, background, losses and schedule; smaller pictures"
+    config = preset('dreamfusion-dmtet').replace(dict(prompt='a hamburger', iters=2, **{'data.train.width': 32, 'data.train.height': 32, 'renderer.grid_resolution': 32,
+        'nerf.log2_hashmap_size': 12, 'guidance.name': 'toybox'}))
+    assert (config.loss.lambda_mesh_normal, config.loss.lambda_mesh_laplacian, config.latent_iter_ratio, config.background.type) == (.5, .5, 0, 'torchngp')
+    trainer = Trainer(config, model)
+    seen = [trainer.step() for _ in range(2)]
+    assert {'mesh_normal', 'mesh_laplacian', 'sds'} <= set(seen[0].losses) and seen[0].image.shape == (1, 3, 32, 32)
+    assert not torch.equal(trainer.renderer.background.net[0].weight, Trainer(config, model).renderer.background.net[0].weight)
+
+
+def test_run_modes(refined, tmp_path):
+    folder = tmp_path/'mesh'
+    shutil.copytree(refined.folder, folder)
+    small = {'val.size': 2, 'val.width': 16, 'val.height': 16, 'test.size': 2, 'test.width': 16, 'test.height': 16}
+    for mode, names in (('validate', ['validation.png']), ('test', ['test-rgb.mp4', 'test-depth.mp4', 'test-normal.mp4'])):
+        train('a hamburger', config=folder, out=folder, mode=mode, **small)
+        for name in names: assert (folder/name).stat().st_size > 100
+    train('a hamburger', config=folder, out=folder, mode='export-mesh', mesh_fname=str(tmp_path/'x.obj'))
+    assert (tmp_path/'x.obj').read_text().count('\nf ') == len(refined.mesh().faces)
+
+
+def test_what_goes_wrong(cloud, model, tmp_path):
+    with pytest.raises(ConfigError, match='already holds a finished result'): cloud.refine(guidance=model, progress=False, **MESH)
+    with pytest.raises(ConfigError, match='nothing of the field'): Trainer(mesh_config(cloud, **{'nerf.hidden_dims': 9, 'nerf.n_levels': 4}), model)
+    nowhere = load(cloud.folder)
+    nowhere.folder = None
+    with pytest.raises(ConfigError, match='lies in no folder'): nowhere.refine()
+    empty = tmp_path/'empty'
+    shutil.copytree(cloud.folder, empty)
+    from safetensors.torch import load_file, save_file
+    part = empty/'checkpoints'/sorted(os.listdir(empty/'checkpoints'))[-1]/'model.safetensors'
+    tensors = load_file(part)
+    for name in tensors:
+        if 'density_net' in name and name.endswith('bias'): tensors[name] -= 1e3
+    save_file(tensors, part)
+    with pytest.raises(ConfigError, match='no shape to begin with'): Trainer(mesh_config(cloud, resume_from_checkpoint=str(empty)), model)
+
+
+def test_command(pipeline, tmp_path, capfd):
+    words = ['a hamburger', '--out', str(tmp_path/'burger'), '--guidance', str(pipeline), *(f'{k}={v}' for k, v in CHEAP.items())]
+    assert cli.main(words) == 0
+    made = (tmp_path/'burger'/'model.glb').stat().st_mtime
+    assert cli.main([*words, '--refine']) == 0
+    assert (tmp_path/'burger'/'model.glb').stat().st_mtime == made
+    said = capfd.readouterr()
+    assert 'burger-refined/model.glb' in said.out
+    rows = [json.loads(line) for line in (tmp_path/'burger-refined'/'history.jsonl').read_text().splitlines()]
+    assert len(rows) == preset('toybox-dmtet').iters and 'mesh_normal' in rows[0]
+    assert cli.main([*words, '--refine']) == 2 and 'already holds a finished result' in capfd.readouterr().err
