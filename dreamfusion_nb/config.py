@@ -661,8 +661,18 @@ def _check_parts(config):
     if behind.mix_ratio and behind.type in ('static', 'random'):
         raise ConfigError(f'background.mix_ratio must be 0 for background.type {behind.type}, which is not learned; background.random_ratio is how often random draws')
 
-# %% ../nbs/00_config.ipynb #524932fc
+# %% ../nbs/00_config.ipynb #13c036f9
 VOLUME_LOSSES, MESH_LOSSES = ('opacity', 'entropy', 'orientation', '3d_normal_smooth'), ('mesh_normal', 'mesh_laplacian')
+
+
+def _check_mesh(config):
+    "Raises `ConfigError` for what only a mesh has, or has no more"
+    r = config.renderer
+    if r.name != 'nvdiffrast':
+        for name in ('lock_geometry', 'lock_texture'):
+            if getattr(r, name): raise ConfigError(f'renderer.{name} must be false for renderer.name {r.name}: it is an option of the mesh stage, renderer.name=nvdiffrast')
+    elif r.grid_resolution > 256: raise ConfigError(f'renderer.grid_resolution must be at most 256 for a grid of tetrahedra, not {r.grid_resolution}; nearest right value: 256')
+    elif r.lock_geometry and r.lock_texture: raise ConfigError('renderer.lock_geometry and renderer.lock_texture must not both be true: nothing would be left to learn')
 
 
 def _check_losses(config):
@@ -681,7 +691,7 @@ def check_latents(config, pixels):  # pixels: whether the diffusion model works 
     if pixels and config.latent_iter_ratio:
         raise ConfigError(f'latent_iter_ratio must be 0, not {config.latent_iter_ratio:g}: {config.guidance.name} works on pixels and has no latents')
 
-# %% ../nbs/00_config.ipynb #b44dcf2d
+# %% ../nbs/00_config.ipynb #9c71d269
 def _scheduled(value): return isinstance(value, tuple) and (len(value) == 4 or any(map(_scheduled, value)))
 
 
@@ -706,7 +716,7 @@ def _check_schedules(config):
 
 def _check_together(config):
     "Raises `ConfigError` where keys contradict each other"
-    for check in (_check_parts, _check_losses, _check_schedules): check(config)
+    for check in (_check_parts, _check_losses, _check_mesh, _check_schedules): check(config)
     check_latents(config, config.guidance.name.startswith('DeepFloyd/'))
 
 # %% ../nbs/00_config.ipynb #0ac3d163
@@ -735,7 +745,7 @@ OPTIONS = {
     'data': {'data': dict(train=dict(batch_size=1, width=64, height=64, radius_range=[3, 3.5], theta_range=[45, 105], phi_range=[-180, 180], fovy_range=[10, 30]),
                           val=_around | dict(size=5, val_check_interval=100), test=_around | dict(size=100))}}
 
-# %% ../nbs/00_config.ipynb #05e0c276
+# %% ../nbs/00_config.ipynb #43abfe55
 _page = """
 guidance_scale: 100
 seed: 2023
@@ -754,12 +764,12 @@ defaults: [nerf: torchngp, background: static, material: basic_shading, renderer
 iters: 10000
 latent_iter_ratio: 0.2
 """ + _page, 'toybox-dmtet': """
-iters: 400
+iters: 600
 albedo_iter_ratio: 0
 renderer: {name: nvdiffrast, grid_resolution: 64}
 data: {train: {width: 128, height: 128}}
 guidance: {t_range: [.02, .5], t_range_end: null, t_range_first: null}
-loss: {lambda_entropy: 0, lambda_orientation: 0, lambda_mesh_normal: .5, lambda_mesh_laplacian: .5}
+loss: {lambda_entropy: 0, lambda_orientation: 0, lambda_mesh_normal: 200, lambda_mesh_laplacian: 200}
 """, 'dreamfusion-dmtet': """
 defaults: [nerf: torchngp, background: torchngp, material: basic_shading, renderer: nvdiffrast, guidance: sd_huggingface, optim: adan, loss: dmtet, data: data]
 iters: 5000

@@ -13,7 +13,7 @@ __all__ = ['FORMAT', 'SHAPE', 'CURVES', 'PAPER', 'RESULT_FILES', 'make_hash_grid
            'Result', 'load', 'slug', 'check_prompt', 'is_finished', 'is_longer', 'lengthened', 'claim_folder',
            'open_folder', 'train', 'check_call', 'aside', 'set_aside', 'log', 'perform', 'finish']
 
-# %% ../nbs/15_trainer.ipynb #d7099c48
+# %% ../nbs/15_trainer.ipynb #a439110a
 import html
 import json
 import math
@@ -39,7 +39,7 @@ from .background import LearnedBackground, MixedBackground, RandomBackground, St
 from .cameras import Cameras, orbit, progressive_ranges, sample_cameras, view_weights
 from .config import ConfigError, check_latents, did_you_mean, load_config, value_at
 from .dmtet import EmptyMeshError, MeshRenderer
-from .export import drop_pieces, extract_mesh, six_view, write_mesh, write_video
+from .export import bake, decimate, drop_pieces, extract_mesh, six_view, unwrap, write_mesh, write_video
 from .field import Field
 from .guidance import LatentDiffusion, SDSOutput, ViewPrompts, sds
 from .hashgrid import FrequencyEncoding, HashGrid, SphericalHarmonicsEncoding
@@ -760,7 +760,7 @@ class Result:
         "Six views in one picture"
         return six_view(lambda cameras: self.views(cameras, height, width))
 
-# %% ../nbs/15_trainer.ipynb #cbcefaa7
+# %% ../nbs/15_trainer.ipynb #6915c534
 def _video(self, path, n=60, height=256, width=None, *, cameras=None):
     "Write a turntable of `n` views as .mp4, or what `cameras` see, one after the other"
     write_video((self.views(camera, height, width)[0] for camera in (orbit(n) if cameras is None else cameras)), path)
@@ -773,10 +773,22 @@ def _mesh(self, resolution=128, threshold='auto'):
     return extract_mesh(self.field, resolution=resolution, threshold=threshold, grid=self.renderer.grid)
 
 
-def _export(self, path, resolution=128, threshold='auto'):
-    "Write the mesh as .glb, .obj, .ply or .stl, by the ending of `path`"
-    write_mesh(self.mesh(resolution, threshold), path)
+def _export(self, path, resolution=128, threshold='auto', *, faces=None, texture=None):
+    "Write the mesh as .glb, .obj, .ply or .stl, by the ending of `path`: with at most `faces` triangles, painted at its vertices or by a texture of `texture` texels an edge"
+    mesh = self.mesh(resolution, threshold)
+    if faces is not None: mesh = decimate(mesh, faces)
+    write_mesh(mesh if texture is None else self.textured(mesh, texture), path)
     return Path(path)
+
+
+def _textured(self, mesh, size=1024):
+    "A mesh of this result with a texture instead of colours at its vertices; unchanged, with a warning, if cutting it open takes too long"
+    flat = unwrap(mesh)
+    if flat is None: warnings.warn(f'unwrapping {len(mesh.faces):,} triangles takes too long, so colours stay at the vertices; faces= makes fewer', stacklevel=3)
+    # a cloud has its colours beneath the surface, see `extract_mesh`
+    beneath = 0. if isinstance(self.renderer, MeshRenderer) else self.config.nerf.bound/64
+    def color(points, normals): return self.field.albedo((points - beneath*normals).to(self.device).clamp(-self.field.bound, self.field.bound))
+    return mesh if flat is None else bake(flat, color, size)
 
 
 def _show(self, resolution=96):
@@ -798,7 +810,7 @@ def _picture(self):
     self.preview(128).save(buffer, 'PNG')
     return buffer.getvalue()
 
-# %% ../nbs/15_trainer.ipynb #6dad6863
+# %% ../nbs/15_trainer.ipynb #02a162b8
 def _refine(self, *, preset=None, out=None, guidance=None, **options):
     "Go on as a mesh (DMTet): `train` with a preset of the mesh stage, started from this result; `options` are those of `train`. Raises `ConfigError`"
     if self.folder is None: raise ConfigError('refine: this result lies in no folder; train(..., out=...) or load(folder) gives one that does')
@@ -809,7 +821,7 @@ def _refine(self, *, preset=None, out=None, guidance=None, **options):
         guidance=guidance, out=out or self.folder.with_name(f'{self.folder.name}-refined'), **kept | dict(resume_from_checkpoint=str(self.folder)) | options)
 
 
-Result.video, Result.mesh, Result.export, Result.show, Result._repr_png_, Result.refine = _video, _mesh, _export, _show, _picture, _refine
+Result.video, Result.mesh, Result.export, Result.textured, Result.show, Result._repr_png_, Result.refine = _video, _mesh, _export, _textured, _show, _picture, _refine
 
 # %% ../nbs/15_trainer.ipynb #66ff9087
 def load(folder, device=None):
@@ -971,7 +983,7 @@ def set_aside(folder):
 def log(folder, line):
     with writing(folder), open(folder/'log.txt', 'a', encoding='utf-8') as f: f.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")} {line}\n')
 
-# %% ../nbs/15_trainer.ipynb #695f7f81
+# %% ../nbs/15_trainer.ipynb #f71222fd
 def perform(config, folder, device=None, overwrite=False):
     "What `mode` says, with the result in `folder` (or `resume_from_checkpoint`): 'validate', 'test' or 'export-mesh'. Returns the `Result`; raises `ConfigError`"
     source = config.resume_from_checkpoint
@@ -1007,7 +1019,7 @@ def finish(result):
     with writing(result.folder):
         save_picture(result.preview(val.height, val.width), result.folder/'preview.png')
         if result.config.export_video: result.video(result.folder/'turntable.mp4', height=test.height, width=test.width, cameras=orbit_of(test))
-        write_mesh(mesh, result.folder/'model.glb')
+        write_mesh(result.textured(mesh) if isinstance(result.renderer, MeshRenderer) else mesh, result.folder/'model.glb')
         log(result.folder, f'wrote {", ".join(written)}')
         if old.exists(): shutil.rmtree(old)
     return result

@@ -21,6 +21,7 @@ from dreamfusion_nb.dmtet import (
     tet_grid,
     vertex_normals,
 )
+from dreamfusion_nb.export import decimate
 from dreamfusion_nb.losses import mesh_laplacian, mesh_normal
 
 
@@ -245,3 +246,16 @@ def test_one_lit_picture_is_the_same_twice():
     made = renderer(32)
     a, b = (made(orbit(2), 40, 40, shading='lambertian', ambient=.1) for _ in range(2))
     assert torch.equal(a.image, b.image)
+
+
+def test_fewer_triangles_stay_closed():
+    "A surface with many needles, of which plain decimation makes edges with four triangles"
+    made = renderer(64)
+    made.init_from_sphere(.8)
+    made.sdf.data += .2*torch.sin(20*made.grid).sum(1)
+    mesh = made.mesh()
+    assert mesh.is_watertight and mesh.area_faces.min() < 1e-8
+    for faces in (20_000, 10_000, 3000, 500):
+        few = decimate(mesh, faces)
+        assert few.is_watertight and few.is_winding_consistent and .75*faces <= len(few.faces) <= faces and few.volume == pytest.approx(mesh.volume, rel=.05)
+        assert few.visual.vertex_colors.shape == (len(few.vertices), 4)

@@ -6,9 +6,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import trimesh
 from conftest import CHEAP
 
-from dreamfusion_nb import ConfigError, Trainer, cli, load, load_config, train
+from dreamfusion_nb import ConfigError, Trainer, cli, load, load_config, train, trainer
 from dreamfusion_nb.config import preset
 from dreamfusion_nb.dmtet import MeshRenderer
 
@@ -111,6 +112,23 @@ def test_nemos_second_page(cloud, model, tmp_path):
     seen = [trainer.step() for _ in range(2)]
     assert {'mesh_normal', 'mesh_laplacian', 'sds'} <= set(seen[0].losses) and seen[0].image.shape == (1, 3, 32, 32)
     assert not torch.equal(trainer.renderer.background.net[0].weight, Trainer(config, model).renderer.background.net[0].weight)
+
+
+def test_textures(cloud, refined, tmp_path, monkeypatch):
+    "The mesh stage writes one; a cloud does if asked, here with few triangles"
+    part, = trimesh.load_scene(refined.folder/'model.glb', process=False).geometry.values()
+    assert part.visual.material.baseColorTexture.size == (1024, 1024) and len(part.faces) == len(refined.mesh().faces)
+    cloud.export(tmp_path/'few.obj', faces=200, texture=64)
+    few = trimesh.load(tmp_path/'few.obj', process=False)
+    assert len(few.faces) <= 200 and few.visual.material.image.size == (64, 64) and sorted(os.listdir(tmp_path)) == ['few.mtl', 'few.obj', 'few.png']
+    # what the picture says on the surface is what the field says just beneath it
+    points = torch.as_tensor(few.triangles_center - few.face_normals/64*cloud.config.nerf.bound).float()
+    read = few.visual.material.to_color(few.visual.uv[few.faces].mean(1))[:, :3]/255
+    assert np.abs(read - cloud.field.albedo(points).detach().numpy()).mean() < .02
+    monkeypatch.setattr(trainer, 'unwrap', lambda mesh: None)
+    with pytest.warns(UserWarning, match='colours stay at the vertices'): cloud.export(tmp_path/'plain.glb', faces=100, texture=64)
+    with pytest.raises(ConfigError, match='at least 4 triangles'): cloud.export(tmp_path/'none.glb', faces=2)
+    assert not (tmp_path/'none.glb').exists()
 
 
 def test_run_modes(refined, tmp_path):

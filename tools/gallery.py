@@ -1,33 +1,53 @@
 """Makes the pictures of the README with the default settings and the default seed: python tools/gallery.py
 
-Each prompt runs once, as `dreamfusion PROMPT` would; nothing is chosen afterwards."""
+Each prompt runs once, as `dreamfusion PROMPT` would, and two go on as meshes, as with --refine; nothing is chosen afterwards."""
 import argparse
 import time
 from pathlib import Path
 
+import torch
 from PIL import Image
 
-from dreamfusion_nb import train
-from dreamfusion_nb.trainer import slug
+from dreamfusion_nb import load, train
+from dreamfusion_nb.cameras import orbit
+from dreamfusion_nb.show import image_grid
+from dreamfusion_nb.trainer import is_finished, slug
 
 PROMPTS = ('a hamburger', 'a snowman', 'a red car', 'a duck', 'a green teapot', 'a purple mushroom', 'a house')
+REFINED = ('a hamburger', 'a house')
 IMAGES = Path(__file__).parents[1]/'nbs/images'
+
+
+def before_and_after(results, size=192):
+    "A row for each result: cloud and mesh, each in colour and in white light"
+    camera = orbit(1, elevation=20, azimuth_start=30)
+    views = [r.views(camera, size, shading=s)[0] for pair in results for r in pair for s in ('albedo', 'textureless')]
+    return image_grid(torch.stack(views), 4)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--out', default='outputs/gallery', help='folder of the results')
     parser.add_argument('--prompts', nargs='*', default=PROMPTS)
+    parser.add_argument('--keep', action='store_true', help='what is finished there is not made again')
     options = parser.parse_args()
+    def made(folder): return options.keep and is_finished(folder)
     IMAGES.mkdir(exist_ok=True)
     for prompt in options.prompts:
         began = time.time()
         folder = Path(options.out)/slug(prompt)
-        train(prompt, out=folder, overwrite=True)
+        if not made(folder): train(prompt, out=folder, overwrite=True)
         picture = Image.open(folder/'preview.png').convert('RGB')
         picture.thumbnail((480, 480))
         picture.save(IMAGES/f'{slug(prompt)}.jpg', quality=88)
         print(f'{prompt}: {time.time() - began:.0f} s, {folder/"preview.png"}', flush=True)
+    pairs = []
+    for prompt in (p for p in REFINED if p in options.prompts):
+        began, folder = time.time(), Path(options.out)/slug(prompt)
+        cloud, finer = load(folder), folder.with_name(f'{folder.name}-refined')
+        pairs.append((cloud, load(finer) if made(finer) else cloud.refine(overwrite=True)))
+        print(f'{prompt} refined: {time.time() - began:.0f} s, {finer/"preview.png"}', flush=True)
+    if pairs: before_and_after(pairs).convert('RGB').save(IMAGES/'refined.jpg', quality=88)
 
 
 if __name__ == '__main__': main()
