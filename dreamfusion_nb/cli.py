@@ -65,7 +65,7 @@ def _again(argv):
     "The command that goes on with an interrupted run"
     return shlex.join(['dreamfusion', *(word for word in argv if word != '--overwrite')])
 
-# %% ../nbs/19_cli.ipynb #a55548a2
+# %% ../nbs/19_cli.ipynb #a9406cd4
 def _run(args, config, seen):
     "Trains and lists what was written; `seen` keeps the trainer's newest step. torch comes in here"
     from dreamfusion_nb.export import EmptyMeshError
@@ -79,7 +79,7 @@ def _run(args, config, seen):
         if args.refine: print(*_written(result.refine(**common).folder), sep='\n')
     except EmptyMeshError as error: raise ConfigError(str(error)) from error
 
-
+# %% ../nbs/19_cli.ipynb #c24b27e9
 @contextmanager
 def _plain_warnings():
     "Our own warnings without the place where they were raised, others not at all"

@@ -256,7 +256,7 @@ def _init_from_sphere(self, radius=.5):
 
 MeshRenderer.geometry, MeshRenderer.mesh, MeshRenderer._set, MeshRenderer.init_from_sphere = _geometry, _mesh, _set, _init_from_sphere
 
-# %% ../nbs/08_dmtet.ipynb #5666eeab
+# %% ../nbs/08_dmtet.ipynb #7039daf7
 def _init_from_mesh(self, mesh):  # a closed trimesh.Trimesh within ±bound
     "Begin with a mesh: the grid shrinks around it and takes its signed distances. Raises `ValueError`, `EmptyMeshError`"
     if not len(mesh.faces): raise EmptyMeshError('init_from_mesh: the mesh has no faces')
@@ -272,7 +272,7 @@ def _init_from_mesh(self, mesh):  # a closed trimesh.Trimesh within ±bound
     distance = distance_to_mesh(self.grid.cpu().double().numpy()*scale, mesh, 1.5*step)
     self._set(np.where(inside, distance, -distance), scale)
 
-
+# %% ../nbs/08_dmtet.ipynb #ff20d48b
 def density_level(density,  # at points of a grid
                   limit=10. # a surface is never cut above this
                  ):         # a level that lies between the values
@@ -303,7 +303,7 @@ def _init_from_density(self, density, threshold='auto', chunk=65536):
 
 MeshRenderer.init_from_mesh, MeshRenderer.init_from_density = _init_from_mesh, _init_from_density
 
-# %% ../nbs/08_dmtet.ipynb #c8893aa2
+# %% ../nbs/08_dmtet.ipynb #3dadfcd0
 def _forward(self,
              cameras,             # B of them
              height,              # rows
@@ -338,7 +338,7 @@ def _forward(self,
     maps = antialias(maps, rast, pos, faces, self.backend).flip(1).permute(0, 3, 1, 2)
     return RenderOutput(maps[:, :3].clamp(0, 1), maps[:, 3:4].clamp(0, 1), maps[:, 4:5], maps[:, 5:], vertices=vertices, faces=faces)
 
-
+# %% ../nbs/08_dmtet.ipynb #79f26b4a
 def _shade(self, points, normal, eye, light, ambient, shading):
     "Colours of points; the texture does not pull on the shape"
     x, m = points.detach().clamp(-self.bound, self.bound), self.material if shading == 'phong' else None

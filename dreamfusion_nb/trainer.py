@@ -48,7 +48,7 @@ from .raymarch import RenderOutput, VolumeRenderer, depth_map, normal_map
 from .shading import Material, sample_light
 from .show import image_grid, to_pil
 
-# %% ../nbs/15_trainer.ipynb #70ead00b
+# %% ../nbs/15_trainer.ipynb #76ae7a5f
 def make_hash_grid(levels, generator):    # the keys of `nerf` or of `background.encoder_cfg`
     scale = math.exp2(math.log2(levels.desired_resolution/levels.base_resolution)/max(levels.n_levels - 1, 1))
     return HashGrid(levels.n_levels, levels.n_features_per_level, levels.log2_hashmap_size, levels.base_resolution, scale, levels.interpolation, generator=generator)
@@ -78,7 +78,7 @@ def make_background(background, generator):
     sky = LearnedBackground(encoding, hidden_dims=net.num_hidden_dims, n_hidden_layers=net.num_layers - 1, bias=net.bias, generator=generator)
     return MixedBackground(sky, background.mix_ratio) if background.mix_ratio else sky
 
-
+# %% ../nbs/15_trainer.ipynb #2aa2b845
 def make_renderer(config, generator):
     "Field, background, material and renderer of a configuration, initialised from `generator`"
     r, field, background = config.renderer, make_field(config.nerf, generator), make_background(config.background, generator)
@@ -295,7 +295,7 @@ class Trainer:
         limit_levels(self.renderer, self.config, self.step_count)
         self.renderer.update(self.step_count, self.generator)
 
-# %% ../nbs/15_trainer.ipynb #6e846a74
+# %% ../nbs/15_trainer.ipynb #f8ac13e5
 def _render(self, cameras, look, light):
     smooth = (self.config.loss.lambda_2d_normal_smooth, self.config.loss.lambda_3d_normal_smooth)
     return self.renderer(cameras, *size_at(self.step_count, self.config), shading=look.shading, light=light, ambient=look.ambient, perturb=True,
@@ -313,7 +313,7 @@ def _distill(self, cameras, look, out):
         t=annealed_timestep(step, c, len(self.guidance.alphas_cumprod)), t_range=t_range_at(step, c), kind=g.kind, weighting=g.weighting,
         rescale=g.rescale, clamp_x0=g.clamp_x0, other=other, other_weight=g.perp_neg*share, as_latent=look.as_latent, generator=self.generator)
 
-
+# %% ../nbs/15_trainer.ipynb #0f313a49
 def _regularise(self, out):
     "The weighted small losses of a rendering, by name"
     c, found = self.config.loss, {}
@@ -664,7 +664,7 @@ def whole_steps():
     finally:
         if ours: signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# %% ../nbs/15_trainer.ipynb #7337266d
+# %% ../nbs/15_trainer.ipynb #96c9427c
 def _fit(self, n=None, callbacks=()):
     "Do `n` more steps (None: all that are left); if there is a folder, checkpoints and validations go there as the configuration says. Returns the last record"
     record, end = None, self.config.iters if n is None else self.step_count + n
@@ -680,7 +680,7 @@ def _fit(self, n=None, callbacks=()):
         raise KeyboardInterrupt
     return record
 
-
+# %% ../nbs/15_trainer.ipynb #b36b7afc
 PAPER = (.82, .86, .90)  # behind results: a white snowman must be seen
 
 
@@ -760,7 +760,7 @@ class Result:
         "Six views in one picture"
         return six_view(lambda cameras: self.views(cameras, height, width))
 
-# %% ../nbs/15_trainer.ipynb #6915c534
+# %% ../nbs/15_trainer.ipynb #d7fd3978
 def _video(self, path, n=60, height=256, width=None, *, cameras=None):
     "Write a turntable of `n` views as .mp4, or what `cameras` see, one after the other"
     write_video((self.views(camera, height, width)[0] for camera in (orbit(n) if cameras is None else cameras)), path)
@@ -790,7 +790,7 @@ def _textured(self, mesh, size=1024):
     def color(points, normals): return self.field.albedo((points - beneath*normals).to(self.device).clamp(-self.field.bound, self.field.bound))
     return mesh if flat is None else bake(flat, color, size)
 
-
+# %% ../nbs/15_trainer.ipynb #1e27485d
 def _show(self, resolution=96):
     "The mesh as a plotly figure that can be turned and zoomed"
     import plotly.graph_objects as go
