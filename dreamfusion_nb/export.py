@@ -150,10 +150,10 @@ def _why_empty(density, level):
         return f'the object is transparent from every side, there is no surface ({figures}); train longer, or with a stronger blob_density'
     return f'no density above the threshold {level:.3g}, there is no surface ({figures}); choose a threshold below the maximum, or "auto"'
 
-# %% ../nbs/13_export.ipynb #3b9d6320
+# %% ../nbs/13_export.ipynb #3d4327e0
 def decimate(mesh,  # trimesh.Trimesh
              faces  # at most so many triangles, at least 4
-            ):      # trimesh.Trimesh, closed if it was; vertex colours are those of the nearest old vertex
+            ):      # trimesh.Trimesh, closed if it was and one of twelve attempts is; vertex colours are those of the nearest old vertex
     "Fewer triangles for nearly the same shape (Garland & Heckbert 1997). Raises `ConfigError`"
     from scipy.spatial import cKDTree
     if faces < 4: raise ConfigError(f'faces: a closed mesh has at least 4 triangles, not {faces}')

@@ -760,7 +760,7 @@ class Result:
         "Six views in one picture"
         return six_view(lambda cameras: self.views(cameras, height, width))
 
-# %% ../nbs/15_trainer.ipynb #d7fd3978
+# %% ../nbs/15_trainer.ipynb #f7b113df
 def _video(self, path, n=60, height=256, width=None, *, cameras=None):
     "Write a turntable of `n` views as .mp4, or what `cameras` see, one after the other"
     write_video((self.views(camera, height, width)[0] for camera in (orbit(n) if cameras is None else cameras)), path)
@@ -768,8 +768,8 @@ def _video(self, path, n=60, height=256, width=None, *, cameras=None):
 
 
 def _mesh(self, resolution=128, threshold='auto'):
-    "The surface as a `trimesh.Trimesh` with vertex colours. Raises `EmptyMeshError` if there is none"
-    if isinstance(self.renderer, MeshRenderer): return drop_pieces(self.renderer.mesh(), 1.)    # its grid has a resolution of its own
+    "The surface as a `trimesh.Trimesh` with vertex colours; of a mesh stage its own, whatever the arguments. Raises `EmptyMeshError` if there is none"
+    if isinstance(self.renderer, MeshRenderer): return drop_pieces(self.renderer.mesh(), 1.)
     return extract_mesh(self.field, resolution=resolution, threshold=threshold, grid=self.renderer.grid)
 
 
@@ -785,7 +785,7 @@ def _textured(self, mesh, size=1024):
     "A mesh of this result with a texture instead of colours at its vertices; unchanged, with a warning, if cutting it open takes too long"
     flat = unwrap(mesh)
     if flat is None: warnings.warn(f'unwrapping {len(mesh.faces):,} triangles takes too long, so colours stay at the vertices; faces= makes fewer', stacklevel=3)
-    # a cloud has its colours beneath the surface, see `extract_mesh`
+    # a cloud has its colours beneath the surface, see `extract_mesh`: one step of its usual grid
     beneath = 0. if isinstance(self.renderer, MeshRenderer) else self.config.nerf.bound/64
     def color(points, normals): return self.field.albedo((points - beneath*normals).to(self.device).clamp(-self.field.bound, self.field.bound))
     return mesh if flat is None else bake(flat, color, size)

@@ -51,3 +51,18 @@ def model(pipeline):
 def snapshot(folder):
     "Every path below a folder, with the bytes of the files"
     return {path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None for path in sorted(Path(folder).rglob('*'))}
+
+
+def assert_same_with_a_break(straight, broken, model, at):
+    "A trainer that has done its steps, and one that is stopped, saved and taken up again: the same to the bit"
+    import torch
+
+    from dreamfusion_nb import Trainer
+    broken.fit(at)
+    broken.save()
+    mended = Trainer.resume(broken.folder, model)
+    assert mended.step_count == at and mended.config == broken.config
+    mended.fit()
+    assert mended.step_count == straight.step_count and mended.history == straight.history
+    for name, value in straight.renderer.state_dict().items(): assert torch.equal(value, mended.renderer.state_dict()[name]), name
+    assert torch.equal(straight.generator.get_state(), mended.generator.get_state())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from conftest import CHEAP
+from conftest import CHEAP, assert_same_with_a_break
 
 from dreamfusion_nb import ConfigError, Trainer, cli, load, load_config, train, trainer
 from dreamfusion_nb.config import preset
@@ -60,12 +60,7 @@ def test_resumes(options, cloud, model, tmp_path):
     config = mesh_config(cloud, **options)
     straight, broken = Trainer(config, model), Trainer(config, model, folder=tmp_path)
     straight.fit(10)
-    broken.fit(6)
-    broken.save()
-    mended = Trainer.resume(tmp_path, model)
-    mended.fit()
-    assert mended.history == straight.history
-    for name, value in straight.renderer.state_dict().items(): assert torch.equal(value, mended.renderer.state_dict()[name]), name
+    assert_same_with_a_break(straight, broken, model, 6)
 
 
 def test_resumes_when_the_cloud_is_gone(cloud, model, tmp_path):

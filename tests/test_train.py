@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from conftest import CHEAP, snapshot
+from conftest import CHEAP, assert_same_with_a_break, snapshot
 from PIL import Image, ImageChops
 from scipy.spatial import cKDTree
 
@@ -316,14 +316,7 @@ def test_trainer_resumes(preset, more, model, tmp_path):
     config = load_config(preset, CHEAP | {'iters': 10} | more)
     straight, broken = Trainer(config, model), Trainer(config, model, folder=tmp_path)
     straight.fit(10)
-    broken.fit(6)
-    broken.save()
-    mended = Trainer.resume(tmp_path, model)
-    assert mended.step_count == 6 and mended.config == config
-    mended.fit()
-    assert mended.step_count == 10 and mended.history == straight.history
-    for name, value in straight.renderer.state_dict().items(): assert torch.equal(value, mended.renderer.state_dict()[name]), name
-    assert torch.equal(straight.generator.get_state(), mended.generator.get_state())
+    assert_same_with_a_break(straight, broken, model, 6)
 
 
 def test_resumes_while_pictures_grow(model, tmp_path):
@@ -334,12 +327,7 @@ def test_resumes_while_pictures_grow(model, tmp_path):
     records = [straight.step() for _ in range(12)]
     assert [record.image.shape for record in records] == [(2, 3, size, size) for size in (8, 8, 16, 16, 16, 24, *[24]*6)]
     assert [record.t.tolist() for record in records] == [[round(980 - 960*math.sqrt(step/12))]*2 for step in range(12)]
-    broken.fit(3)
-    broken.save()
-    mended = Trainer.resume(tmp_path, model)
-    mended.fit()
-    assert mended.history == straight.history
-    for name, value in straight.renderer.state_dict().items(): assert torch.equal(value, mended.renderer.state_dict()[name]), name
+    assert_same_with_a_break(straight, broken, model, 3)
 
 
 @pytest.mark.parametrize('n', [2, 4])
