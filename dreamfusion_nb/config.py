@@ -7,7 +7,7 @@ __all__ = ['KEYS', 'SCHEDULED', 'NEMO_BEGINNINGS', 'NEMO_NAMES', 'FOREIGN', 'OUR
            'OPTIONS', 'PRESETS', 'CLASSES', 'ConfigError', 'did_you_mean', 'number', 'choice', 'span', 'text', 'flag',
            'value_at', 'checked', 'Group', 'group', 'Net', 'Nerf', 'BackgroundNet', 'BackgroundGrid', 'Background',
            'Material', 'Renderer', 'Guidance', 'Optim', 'Loss', 'Train', 'Preview', 'Video', 'Data', 'Checkpoint',
-           'not_compared', 'Config', 'resolve', 'check_latents', 'preset', 'load_config']
+           'not_compared', 'Config', 'resolve', 'pairs', 'check_latents', 'preset', 'load_config']
 
 # %% ../nbs/00_config.ipynb #858ef0a2
 import copy
@@ -351,7 +351,7 @@ class Checkpoint(Group):
     every_n_train_steps: int | None = number(100, 1, 1000000)  # null: at the end only
     save_top_k: int = number(2, -1, 100000)     # how many of the newest are kept; -1: all
 
-# %% ../nbs/00_config.ipynb #4fdb2643
+# %% ../nbs/00_config.ipynb #1c6bc0b2
 class _Root(Group):
     "What the whole tree can do"
     def flat(self): return {key: attrgetter(key)(self) for key in KEYS}
@@ -368,7 +368,7 @@ class _Root(Group):
         "A copy with changes, all checked. Raises `ConfigError` for the first wrong one"
         result = copy.deepcopy(self)
         for change in changes:
-            for key, value in _pairs(change): _assign(result, key, value)
+            for key, value in pairs(change): _assign(result, key, value)
         _check_together(result)
         _warn(result.not_honoured[len(self.not_honoured):])
         return result
@@ -610,7 +610,7 @@ def _plain(value):
     "Dicts and lists only: tuples become lists"
     return {key: _plain(v) for key, v in value.items()} if isinstance(value, dict) else _lists(value)
 
-# %% ../nbs/00_config.ipynb #8e91bb5a
+# %% ../nbs/00_config.ipynb #b8dd5d94
 def _value_of(written, key):
     "What a text from the command line stands for"
     spec = None if _is_foreign(key) else KEYS[resolve(key)]
@@ -620,7 +620,7 @@ def _value_of(written, key):
     except ConfigError: return written    # the check of the key will say what is wrong
 
 
-def _pairs(change, prefix=''):
+def pairs(change, prefix=''):
     "(key, value) pairs of a nested or flat mapping, or of a text `key=value`"
     if isinstance(change, str):
         key, equals, written = (part.strip() for part in change.partition('='))
@@ -628,7 +628,7 @@ def _pairs(change, prefix=''):
         change = {key: _value_of(written, key)}
     if not isinstance(change, Mapping): raise ConfigError(f'settings must be a mapping of keys to values, not {reprlib.repr(change)}')
     for key, value in change.items():
-        if isinstance(value, Mapping): yield from _pairs(value, f'{prefix}{key}.')
+        if isinstance(value, Mapping): yield from pairs(value, f'{prefix}{key}.')
         else: yield f'{prefix}{key}', value
 
 # %% ../nbs/00_config.ipynb #22207b5b
@@ -849,7 +849,7 @@ def _built_in(path, name):
     if option not in options: raise ConfigError(f'{name}: {group or "model"} must be one of {", ".join(options)}, not {option!r}{did_you_mean(option, options)}')
     return {'_target_': path.removeprefix('model/') if group else path}
 
-# %% ../nbs/00_config.ipynb #1692afe1
+# %% ../nbs/00_config.ipynb #eb0141ff
 _REFERENCE = re.compile(r'\$\{([^${}]*)\}')    # one without another inside
 
 
@@ -858,7 +858,7 @@ def _look_up(root, path, at):
     found = root
     for part in path.split('.'):
         if not isinstance(found, Mapping) or part not in found:
-            every = [key for key, _ in _pairs(root)]
+            every = [key for key, _ in pairs(root)]
             raise ConfigError(f'{at}: ${{{path}}} refers to a key that is not there (references count from the root){did_you_mean(path, every)}')
         found = found[part]
     return found
@@ -912,7 +912,7 @@ def _class_option(key, target):
         raise ConfigError(f'{key}: {target.split(".")[-1]} belongs into {home.rstrip(".") or "model"}, not into {group or "the root"}')
     return home, option
 
-# %% ../nbs/00_config.ipynb #10f5b9c8
+# %% ../nbs/00_config.ipynb #0bbbb0b9
 def _foreign(config, key, value):
     "Takes a key of NeMo's that isn't one of ours: a class, the choice of an option, or one without effect"
     rule, chosen = _rule(key), '/' in key
@@ -924,7 +924,7 @@ def _foreign(config, key, value):
     found = (key.rpartition('/')[2], value) if chosen else _class_option(key, value)
     if found is None: return _ignore(config, key, value, 'no part of ours stands for this class; the keys beside it are read without it')
     group, option = found
-    for name, setting in _pairs(OPTIONS.get(group, {}).get(option, {})): _assign(config, f'{group}.{name}', setting)
+    for name, setting in pairs(OPTIONS.get(group, {}).get(option, {})): _assign(config, f'{group}.{name}', setting)
 
 # %% ../nbs/00_config.ipynb #dae809e6
 def _read_file(path):
@@ -949,8 +949,8 @@ def _settings(source):
     if not isinstance(settings, Mapping): raise ConfigError(f'{name} must hold keys and values, not {reprlib.repr(settings)}')
     return settings, name, _built_in if is_text else _beside(Path(name).parent)
 
-# %% ../nbs/00_config.ipynb #6f6a3f54
-def _is_nemo(settings): return not {'defaults', 'model', 'trainer', 'exp_manager'}.isdisjoint(settings) or any(key.endswith('_target_') for key, _ in _pairs(settings))
+# %% ../nbs/00_config.ipynb #9ad5d6ed
+def _is_nemo(settings): return not {'defaults', 'model', 'trainer', 'exp_manager'}.isdisjoint(settings) or any(key.endswith('_target_') for key, _ in pairs(settings))
 
 
 def _put(tree, key, value, name):
@@ -974,7 +974,7 @@ def _sorted_out(overrides, groups, roots):
         else: return choices, values, overrides[i:]
     return choices, values, ()
 
-# %% ../nbs/00_config.ipynb #ec9be563
+# %% ../nbs/00_config.ipynb #56374cb0
 def _rank(key):
     "The place of a key in that order"
     if key.endswith('_target_'): return 0
@@ -997,7 +997,7 @@ def _nemo_tree(settings, name, read, overrides):
     for key, value in values.items(): _put(tree, key, value, name)
     tree = _resolved(tree, tree)
     if 'name' in tree: _put(tree, 'exp_manager.name', tree.pop('name'), name)
-    return dict(sorted(_pairs(tree), key=lambda pair: _rank(pair[0]))), rest
+    return dict(sorted(pairs(tree), key=lambda pair: _rank(pair[0]))), rest
 
 
 def _nemo_page(tree):

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['UNWRAP', 'MESH_FORMATS', 'sample_density', 'visible_range', 'smooth_density', 'auto_threshold', 'drop_pieces',
-           'extract_mesh', 'decimate', 'unwrap', 'bake', 'srgb_to_linear', 'write_mesh', 'turntable_cameras',
-           'write_video', 'six_view']
+           'Surfaces', 'extract_mesh', 'decimate', 'unwrap', 'check_texture_size', 'tangents', 'normals_of', 'bake',
+           'mesh_views', 'srgb_to_linear', 'check_mesh_path', 'write_mesh', 'turntable_cameras', 'write_video',
+           'six_view']
 
-# %% ../nbs/13_export.ipynb #9f34b3d7
+# %% ../nbs/13_export.ipynb #2deada2d
 import math
 import os
 import subprocess
@@ -19,10 +20,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .cameras import orbit
+from .cameras import orbit, projection
 from .config import ConfigError, did_you_mean
 from .dmtet import EmptyMeshError
-from .rasterize import interpolate, rasterize
+from .rasterize import antialias, interpolate, rasterize, texture
+from .shading import shade
 from .show import image_grid, to_pil
 
 # %% ../nbs/13_export.ipynb #c1d243c2
@@ -106,8 +108,43 @@ def drop_pieces(mesh,      # trimesh.Trimesh, changed in place
     mesh.remove_unreferenced_vertices()
     return mesh
 
-# %% ../nbs/13_export.ipynb #5d49c8c7
-@torch.no_grad()
+# %% ../nbs/13_export.ipynb #4c98b12b
+class Surfaces:
+    """A field's density, asked once; `mesh(threshold)` cuts it anywhere in a fraction of a second, as a slider needs. Raises `ConfigError`.
+
+    `auto` is the threshold that `auto_threshold` chose, None if nothing shows; `range` the densities (low, high) between which a threshold changes anything."""
+    @torch.no_grad()
+    def __init__(self, field, *, resolution=128, bound=None, grid=None, radius=None, smooth=.015, chunk=65536):    # as of `extract_mesh`
+        if resolution < 4: raise ConfigError(f'resolution is at least 4 points an axis, not {resolution}')
+        self.field, self.chunk, self.bound = field, chunk, getattr(field, 'bound', 1.) if bound is None else bound
+        self.device = next((p.device for p in field.parameters()), None) if hasattr(field, 'parameters') else None
+        self.spacing = 2*self.bound/(resolution - 1)
+        self.sigma, self.density = smooth/self.spacing, sample_density(field, resolution, self.bound, grid, radius, chunk, self.device)
+        self.visible = visible_range(self.spacing, self.bound)
+        self.surface = smooth_density(self.density, self.sigma, *self.visible)
+        # without an occupancy grid: what a renderer would skip by the usual rule
+        floor = 0. if grid is not None else min(self.density.mean().item(), 10.)
+        self.auto = auto_threshold(torch.where(self.density < floor, 0., self.density), self.surface, self.spacing)
+        self.range = max(self.visible[0], self.surface.min().item()), self.surface.max().item()
+
+    @torch.no_grad()
+    def mesh(self, threshold='auto', min_share=1.):
+        "The surface at a density, as of `extract_mesh`. Raises `EmptyMeshError`, `ConfigError`"
+        import trimesh
+        if not (threshold == 'auto' or isinstance(threshold, (int, float)) and threshold > 0):
+            raise ConfigError(f'threshold is "auto" or a positive density, not {threshold!r}')
+        level, (low, high) = self.auto if threshold == 'auto' else threshold, self.visible
+        surface = self.surface
+        if threshold != 'auto' and not 10*low <= threshold <= high/10:    # what lies near the level must not be cut off
+            surface = smooth_density(self.density, self.sigma, min(low, threshold/10), max(high, threshold*10))
+        if level is None or not (surface > level).any(): raise EmptyMeshError(_why_empty(self.density, level))
+        mesh = drop_pieces(trimesh.Trimesh(*_isosurface(surface, level, self.bound), process=False, metadata=dict(threshold=level)), min_share)
+        beneath = torch.as_tensor(np.array(mesh.vertices - self.spacing*mesh.vertex_normals), dtype=torch.float32, device=self.device)
+        colors = torch.cat([self.field.albedo(x) for x in beneath.clamp(-self.bound, self.bound).split(self.chunk)]).float().clamp(0, 1)
+        mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=colors.mul(255).round().byte().cpu().numpy())
+        return mesh
+
+# %% ../nbs/13_export.ipynb #2522d3e4
 def extract_mesh(field,                # `density(x [N,3]) -> [N]` and `albedo(x) -> [N,3]`
                  *,
                  resolution=128,       # grid points along an axis
@@ -120,28 +157,7 @@ def extract_mesh(field,                # `density(x [N,3]) -> [N]` and `albedo(x
                  chunk=65536           # points a call
                 ):                      # `trimesh.Trimesh`
     "Closed mesh in world coordinates (+y up, front +z), vertex colours = albedo. Raises `EmptyMeshError`, `ConfigError`."
-    import trimesh
-    if resolution < 4: raise ConfigError(f'resolution is at least 4 points an axis, not {resolution}')
-    if not (threshold == 'auto' or isinstance(threshold, (int, float)) and threshold > 0):
-        raise ConfigError(f'threshold is "auto" or a positive density, not {threshold!r}')
-    bound = getattr(field, 'bound', 1.) if bound is None else bound
-    device = next((p.device for p in field.parameters()), None) if hasattr(field, 'parameters') else None
-    density = sample_density(field, resolution, bound, grid, radius, chunk, device)
-    level = threshold
-    spacing = 2*bound/(resolution - 1)
-    low, high = visible_range(spacing, bound)
-    if threshold != 'auto': low, high = min(low, threshold/10), max(high, threshold*10)
-    surface, level = smooth_density(density, smooth/spacing, low, high), threshold
-    if threshold == 'auto':
-        # without an occupancy grid: what a renderer would skip by the usual rule
-        floor = 0. if grid is not None else min(density.mean().item(), 10.)
-        level = auto_threshold(torch.where(density < floor, 0., density), surface, spacing)
-    if level is None or not (surface > level).any(): raise EmptyMeshError(_why_empty(density, level))
-    mesh = drop_pieces(trimesh.Trimesh(*_isosurface(surface, level, bound), process=False, metadata=dict(threshold=level)), min_share)
-    beneath = torch.as_tensor(np.array(mesh.vertices - spacing*mesh.vertex_normals), dtype=torch.float32, device=device).clamp(-bound, bound)
-    colors = torch.cat([field.albedo(x) for x in beneath.split(chunk)]).float().clamp(0, 1).mul(255).round().byte().cpu()
-    mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=colors.numpy())
-    return mesh
+    return Surfaces(field, resolution=resolution, bound=bound, grid=grid, radius=radius, smooth=smooth, chunk=chunk).mesh(threshold, min_share)
 
 # %% ../nbs/13_export.ipynb #e20b5454
 def _why_empty(density, level):
@@ -167,7 +183,7 @@ def decimate(mesh,  # trimesh.Trimesh
         small.visual.vertex_colors = mesh.visual.vertex_colors[nearest]
     return small
 
-# %% ../nbs/13_export.ipynb #008a2c15
+# %% ../nbs/13_export.ipynb #87b81ba3
 UNWRAP = "import sys, numpy as np, xatlas; d = np.load(sys.argv[1]); np.savez(sys.argv[2], **dict(zip(('of', 'faces', 'uv'), xatlas.parametrize(d['vertices'], d['faces']))))"
 
 def unwrap(mesh,       # trimesh.Trimesh
@@ -185,27 +201,105 @@ def unwrap(mesh,       # trimesh.Trimesh
     return trimesh.Trimesh(mesh.vertices[of], faces.astype(np.int64), vertex_normals=mesh.vertex_normals[of], visual=visual, process=False)
 
 
-@torch.no_grad()
-def bake(mesh,       # from `unwrap`
-         color,      # called as color(points [N,3], normals [N,3]) -> [N,3] in 0..1
-         size=1024,  # texels an edge
-         chunk=65536):
-    "The mesh with a texture of what `color` says at its surface, and a matte material. Raises `ConfigError`"
-    import trimesh
+def check_texture_size(size):
+    "Raises `ConfigError` for a texture that can't be"
+    if not (isinstance(size, int) and 8 <= size <= 16384): raise ConfigError(f'texture: the size must be 8 to 16384 texels, not {size!r}')
+
+# %% ../nbs/13_export.ipynb #c275e51e
+def tangents(mesh  # trimesh.Trimesh with texture coordinates
+            ):     # [V, 4]: a unit vector along which u grows, at right angles to the normal; and s = ±1, v grows along s·cross(normal, tangent)
+    "Tangents as glTF 2.0 stores them (section 3.7.2.1), means over the triangles around each vertex"
+    uv, corners, normal = np.asarray(mesh.visual.uv)[mesh.faces], mesh.triangles, mesh.vertex_normals
+    (u1, v1), (u2, v2) = (uv[:, 1] - uv[:, 0]).T, (uv[:, 2] - uv[:, 0]).T
+    a, b, side = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0], np.sign(u1*v2 - u2*v1)[:, None]
+    along = np.zeros((2, len(normal), 3))
+    for total, per_face in zip(along, (side*(a*v2[:, None] - b*v1[:, None]), side*(b*u1[:, None] - a*u2[:, None]))):
+        for corner in mesh.faces.T: np.add.at(total, corner, per_face)
+    # where nothing says which way u grows, any direction in the surface will do
+    spare = np.cross(normal, np.eye(3)[np.abs(normal).argmin(1)])
+    tangent = along[0] - (along[0]*normal).sum(1, keepdims=True)*normal
+    tangent = np.where(np.linalg.norm(tangent, axis=1, keepdims=True) > 1e-12, tangent, spare)
+    tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
+    sign = np.where((np.cross(normal, tangent)*along[1]).sum(1, keepdims=True) < 0, -1., 1.)
+    return np.concatenate([tangent, sign], 1)
+
+
+def normals_of(mesh, count=6):
+    "function(points [N,3], normals [N,3]) -> normals of a mesh's surface nearby [N,3], for `bake`: means over the nearest vertices that look to the same side"
+    from scipy.spatial import cKDTree
+    tree, known = cKDTree(mesh.vertices), torch.as_tensor(np.array(mesh.vertex_normals)).float()
+    def ask(points, normals):
+        far, index = (torch.as_tensor(found) for found in tree.query(points.cpu().numpy(), range(1, min(count, len(known)) + 1)))
+        found = known[index]
+        weight = ((found*normals.cpu()[:, None]).sum(-1) > 0)/(far.float()**2 + 1e-12)    # a thin wall's other side doesn't count
+        total = (weight[..., None]*found).sum(1)
+        return F.normalize(torch.where(total.norm(dim=-1, keepdim=True) > 0, total, normals.cpu()), dim=-1)
+    return ask
+
+# %% ../nbs/13_export.ipynb #cb2b62ea
+def _fill(values, seen):
+    "A texture of values [N, 3] for the texels that are `seen` [size, size]; the others take that of the nearest one that is"
     from scipy.ndimage import distance_transform_edt
-    if not 8 <= size <= 16384: raise ConfigError(f'texture: the size must be 8 to 16384 texels, not {size}')
+    picture = torch.zeros(*seen.shape, 3)
+    picture[seen] = values
+    row, column = distance_transform_edt(~seen.numpy(), return_distances=False, return_indices=True)
+    return to_pil(picture[row, column].permute(2, 0, 1).flip(1))    # row 0 of the rasteriser is the lowest
+
+
+@torch.no_grad()
+def bake(mesh,         # from `unwrap`
+         color,        # called as color(points [N,3], normals [N,3]) -> [N,3] in 0..1
+         size=1024,    # texels an edge
+         normal=None,  # called likewise -> the normals wanted [N,3], for a normal texture: see `normals_of`; None: no such texture
+         chunk=65536):
+    "The mesh with a texture of what `color` says at its surface, a matte material, and a normal texture if asked for. Raises `ConfigError`"
+    import trimesh
+    check_texture_size(size)
     uv, faces = torch.as_tensor(np.array(mesh.visual.uv)).float(), torch.as_tensor(np.array(mesh.faces))
     rast = rasterize(torch.cat([2*uv - 1, torch.zeros_like(uv[:, :1]), torch.ones_like(uv[:, :1])], 1)[None], faces, (size, size))
-    carried = interpolate(torch.as_tensor(np.concatenate([mesh.vertices, mesh.vertex_normals], 1)).float(), rast, faces)[0]
+    frame = [mesh.vertices, mesh.vertex_normals]
+    if normal is not None:
+        tangent = tangents(mesh)
+        frame += [tangent[:, :3], np.cross(mesh.vertex_normals, tangent[:, :3])*tangent[:, 3:]]
+    frame = torch.as_tensor(np.concatenate(frame, 1)).float()
     seen = rast[0, ..., 3] > 0
-    picture = torch.zeros(size, size, 3)
-    picture[seen] = torch.cat([color(c[:, :3], F.normalize(c[:, 3:], dim=-1)).float().clamp(0, 1).cpu() for c in carried[seen].split(chunk)])
-    row, column = distance_transform_edt(~seen.numpy(), return_distances=False, return_indices=True)
-    image = to_pil(picture[row, column].permute(2, 0, 1).flip(1))    # row 0 of the rasteriser is the lowest
-    material = trimesh.visual.material.PBRMaterial(baseColorTexture=image, metallicFactor=0., roughnessFactor=1.)
-    made = mesh.copy()
-    made.visual = trimesh.visual.TextureVisuals(uv=mesh.visual.uv, material=material)
-    return made
+    carried = interpolate(frame, rast, faces)[0][seen]
+    points, normals = carried[:, :3], F.normalize(carried[:, 3:6], dim=-1)
+    def ask(function): return torch.cat([function(p, n).float().cpu() for p, n in zip(points.split(chunk), normals.split(chunk))])
+    textures, attributes = dict(baseColorTexture=_fill(ask(color).clamp(0, 1), seen)), {}
+    if normal is not None:
+        axes = torch.stack([*F.normalize(carried[:, 6:12].view(-1, 2, 3), dim=-1).unbind(1), normals], -1)    # columns: along u, along v, outward
+        local = (torch.linalg.pinv(axes)@ask(normal)[..., None])[..., 0]
+        local[:, 2].clamp_(min=.05)    # a texture can't turn a surface away from who sees it
+        textures['normalTexture'], attributes['tangent'] = _fill(.5 + .5*F.normalize(local, dim=-1), seen), tangent.astype(np.float32)
+    material = trimesh.visual.material.PBRMaterial(**textures, metallicFactor=0., roughnessFactor=1.)
+    # built anew, because a copy of a trimesh forgets its normals, and computed ones would show the seams
+    return trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_normals=mesh.vertex_normals, vertex_attributes=attributes, process=False,
+                           visual=trimesh.visual.TextureVisuals(uv=mesh.visual.uv, material=material))
+
+# %% ../nbs/13_export.ipynb #25aba32d
+@torch.no_grad()
+def mesh_views(mesh,                     # trimesh.Trimesh with vertex colours or a texture
+               cameras, height, width=None,
+               shading='albedo',         # or 'lambertian', 'textureless', 'normal': the lamp is at the camera
+               background=(1., 1., 1.)):
+    "Pictures [B, 3, height, width] of a mesh"
+    width, faces = width or height, torch.as_tensor(np.array(mesh.faces)).long()
+    place, normal = (torch.as_tensor(np.array(v)).float() for v in (mesh.vertices, mesh.vertex_normals))
+    textured = mesh.visual.kind == 'texture'
+    paint = torch.as_tensor(np.array(mesh.visual.uv if textured else mesh.visual.vertex_colors[:, :3]/255)).float()
+    pos = torch.cat([place, torch.ones_like(place[:, :1])], 1)@projection(cameras.to('cpu'), height, width).mT
+    rast = rasterize(pos, faces, (height, width))
+    carried = interpolate(torch.cat([place, normal, paint], 1), rast, faces)
+    if textured:
+        picture = torch.as_tensor(np.array(mesh.visual.material.baseColorTexture.convert('RGB'))).float().flip(0)[None]/255
+        paint = texture(picture, carried[..., 6:])
+    else: paint = carried[..., 6:]
+    seen = rast[..., 3] > 0
+    light = F.normalize(cameras.position.cpu()[seen.nonzero()[:, 0]] - carried[seen][:, :3], dim=-1)
+    image = torch.tensor(background).expand(*seen.shape, 3).clone()
+    image[seen] = shade(paint[seen], F.normalize(carried[seen][:, 3:6], dim=-1), light, .4, shading)
+    return antialias(image, rast, pos, faces).flip(1).permute(0, 3, 1, 2).clamp(0, 1)
 
 # %% ../nbs/13_export.ipynb #b52f517d
 def srgb_to_linear(color  # array of values in 0…1
@@ -213,8 +307,17 @@ def srgb_to_linear(color  # array of values in 0…1
     "Light of a screen colour (IEC 61966-2-1)"
     return np.where(color <= .04045, color/12.92, ((color + .055)/1.055)**2.4)
 
-# %% ../nbs/13_export.ipynb #f500eea0
+# %% ../nbs/13_export.ipynb #600ad76b
 MESH_FORMATS = ('.glb', '.obj', '.ply', '.stl')
+
+
+def check_mesh_path(path):
+    "Raises `ConfigError` for a path to which `write_mesh` can't write: better before a minute of work than after it"
+    path = _check_ending(path, MESH_FORMATS, 'mesh').absolute()
+    parent = next(p for p in path.parents if p.exists())
+    if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
+        why = 'it is a folder' if path.is_dir() else f'{parent} is a file' if not parent.is_dir() else f'{parent} cannot be written'
+        raise ConfigError(f'cannot write {str(path)!r}: {why}')
 
 
 def _matte(tree):
@@ -222,11 +325,13 @@ def _matte(tree):
     tree.setdefault('materials', [dict(pbrMetallicRoughness=dict(metallicFactor=0., roughnessFactor=1.))])
     for part in (part for mesh in tree['meshes'] for part in mesh['primitives']):
         part['material'] = 0
+        # trimesh marks attributes that it doesn't know as somebody's own
+        if '_tangent' in part['attributes']: part['attributes']['TANGENT'] = part['attributes'].pop('_tangent')
         # what a graphics card will use each buffer for: 34962 vertices, 34963 faces
         for accessor in (*part['attributes'].values(), part['indices']):
             tree['bufferViews'][tree['accessors'][accessor]['bufferView']]['target'] = 34963 if accessor == part['indices'] else 34962
 
-
+# %% ../nbs/13_export.ipynb #a55ad4cd
 def write_mesh(mesh,  # trimesh.Trimesh; vertex colours are screen colours (sRGB)
                path   # ends in .glb, .obj, .ply or .stl
               ) -> Path:
@@ -248,15 +353,18 @@ def write_mesh(mesh,  # trimesh.Trimesh; vertex colours are screen colours (sRGB
     data = mesh.export(file_type=kind, **options)
     return _replace(path, lambda temporary: temporary.write_bytes(data.encode() if isinstance(data, str) else data))
 
-# %% ../nbs/13_export.ipynb #58ca96e2
+# %% ../nbs/13_export.ipynb #7bf4e033
 def _write_textured_obj(mesh, path):
     "The .obj last: whoever sees it finds the others"
     from trimesh.exchange.obj import export_obj
     text, others = export_obj(mesh, include_normals=True, return_texture=True, mtl_name=f'{path.stem}.mtl')
     picture = next(name for name in others if name.endswith('.png'))
+    bumps, bumps_file = getattr(mesh.visual.material, 'normalTexture', None), path.with_name(f'{path.stem}-normal.png')
+    line = f'\nnorm {bumps_file.name}\n' if bumps else ''    # as the PBR extension of MTL calls it
+    if bumps: _replace(bumps_file, bumps.save)
     for name, data in others.items():
         if name == picture: _replace(path.with_suffix('.png'), lambda temporary: temporary.write_bytes(data))
-        else: _replace(path.with_suffix('.mtl'), lambda temporary: temporary.write_bytes(data.replace(picture.encode(), f'{path.stem}.png'.encode())))
+        else: _replace(path.with_suffix('.mtl'), lambda temporary: temporary.write_bytes(data.replace(picture.encode(), f'{path.stem}.png'.encode()) + line.encode()))
     return _replace(path, lambda temporary: temporary.write_text(text))
 
 # %% ../nbs/13_export.ipynb #bbf9f85f

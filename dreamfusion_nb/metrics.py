@@ -10,7 +10,7 @@ __all__ = ['BACKDROP', 'PROMPT_SETS', 'FOG', 'COLUMNS', 'check_mesh', 'placement
            'open_examiner', 'run_prompt', 'read_views', 'summarise', 'as_table', 'origin', 'benchmark', 'contact_sheet',
            'main']
 
-# %% ../nbs/17_metrics.ipynb #7c1dd4d3
+# %% ../nbs/17_metrics.ipynb #86f70703
 import argparse
 import json
 import math
@@ -32,7 +32,7 @@ from filelock import FileLock, Timeout
 import dreamfusion_nb
 from . import toybox
 from .cameras import orbit
-from .config import ConfigError, did_you_mean, load_config
+from .config import ConfigError, did_you_mean, load_config, pairs
 from .export import EmptyMeshError
 from .prior import Judge, shipped_judge, write_json
 from .show import image_grid
@@ -291,7 +291,7 @@ def prompt_set(name):
     if twice: raise ConfigError(f'prompts: {twice!r} occurs twice in {path}; R-Precision needs prompts that differ')
     return prompts
 
-# %% ../nbs/17_metrics.ipynb #273d04ab
+# %% ../nbs/17_metrics.ipynb #18b1c23e
 def solidity(opacity):
     "Mean opacity of the pixels that show anything at all (more than 0.1); 0 for an empty picture"
     shown = opacity[opacity > .1]
@@ -304,11 +304,13 @@ def scored_views(result, size=64):
     return result.views(around(), size, background=BACKDROP), result.views(around(), size, shading='textureless', background=BACKDROP)
 
 
-def against_truth(result, caption, views):
-    "F-score, Chamfer distance, IoU and PSNR of a result against the canonical toy. Raises `EmptyMeshError`"
+def against_truth(result, caption, color, geometry):
+    "F-score, Chamfer distance, IoU and PSNR, of the colours and of the shape in white light, of a result against the canonical toy. Raises `EmptyMeshError`"
     mesh, truth = result.mesh(), toybox.mesh(caption)
-    right = true_views(caption, around(), views.shape[-1], *align(mesh, truth))
-    return dict(f_score=f_score(mesh, truth), chamfer=chamfer(mesh, truth), iou=volume_iou(mesh, truth), psnr=psnr(views, right).mean().item())
+    place = align(mesh, truth)
+    seen = dict(psnr=(color, 'albedo'), shape_psnr=(geometry, 'textureless'))
+    return dict(f_score=f_score(mesh, truth), chamfer=chamfer(mesh, truth), iou=volume_iou(mesh, truth),
+        **{name: psnr(views, true_views(caption, around(), views.shape[-1], *place, shading=mode)).mean().item() for name, (views, mode) in seen.items()})
 
 
 def score(result,         # `Result`
@@ -316,25 +318,27 @@ def score(result,         # `Result`
           views=None      # `scored_views(result)`, if it is at hand
          ) -> dict:
     "All scores of one result that can be taken without other results. What needs a ground truth is None where there is none"
-    color, _ = views or scored_views(result)
+    color, geometry = views or scored_views(result)
     toy = toybox.parse(result.config.prompt) if result.config.guidance.name == 'toybox' else None
     with torch.no_grad(): opacity = torch.cat([result.renderer(c, 64, 64).opacity for c in around(4).to(result.device)])
-    found = dict(prompt=result.config.prompt, empty=False, solid=solidity(opacity), f_score=None, chamfer=None, iou=None, psnr=None)
+    found = dict(prompt=result.config.prompt, empty=False, solid=solidity(opacity), f_score=None, chamfer=None, iou=None, psnr=None, shape_psnr=None)
     if toy is not None:
-        try: found |= against_truth(result, toy.prompt, color)
+        try: found |= against_truth(result, toy.prompt, color, geometry)
         except EmptyMeshError: found |= dict(empty=True, f_score=0., iou=0.)
     seen = view_consistency(view_probabilities(color, result.config.prompt, examiner), around().azimuth)
     return found | dict(agreement=seen.agreement, fronts=seen.fronts, has_front=toy is None or toy.kind in toybox.WITH_FRONT)
 
-# %% ../nbs/17_metrics.ipynb #82319a35
+# %% ../nbs/17_metrics.ipynb #3fa3c46d
 @lru_cache(maxsize=2)
 def open_examiner(clip=None): return Clip.from_pretrained(clip) if clip else shipped_judge()
 
 
-def _make(prompt, folder, preset, overrides, progress):
+def _make(prompt, folder, preset, overrides, progress, clouds):
     "The result of one prompt, trained, resumed or read"
     if is_finished(folder): return load(folder)
-    try: return train(prompt, config=load_config(preset, *overrides), out=folder, progress=progress)
+    try:
+        if clouds: return load(Path(clouds)/folder.name).refine(preset=preset, out=folder, progress=progress, **dict(pair for o in overrides for pair in pairs(o)))
+        return train(prompt, config=load_config(preset, *overrides), out=folder, progress=progress)
     except ConfigError:
         # a run that came to its end and left no surface is a result too, an empty one; anything else is an error
         try: result = load(folder)
@@ -342,13 +346,13 @@ def _make(prompt, folder, preset, overrides, progress):
         if result is None or len(result.history) < result.config.iters: raise
         return result
 
-
-def run_prompt(prompt, folder, preset='toybox', overrides=(), clip=None, progress=False):
+# %% ../nbs/17_metrics.ipynb #07d59ba9
+def run_prompt(prompt, folder, preset='toybox', overrides=(), clip=None, clouds=None, progress=False):
     "Train and score one prompt into `folder`, views named by the CLIP in folder `clip` or by the judge; returns its scores, from the file if it was finished before"
     folder = Path(folder)
     if (folder/'score.json').exists(): return json.loads((folder/'score.json').read_text())
     began, fresh = time.time(), not folder.exists()
-    result = _make(prompt, folder, preset, overrides, progress)
+    result = _make(prompt, folder, preset, overrides, progress, clouds)
     # time is honest only if all of it was spent here
     seconds = time.time() - began if fresh else None
     views = scored_views(result)
@@ -366,7 +370,7 @@ def read_views(folder):
     size = sheet.shape[1]//2
     return tuple(torch.stack(row.split(size, 2)) for row in sheet.split(size, 1))
 
-# %% ../nbs/17_metrics.ipynb #d007ce71
+# %% ../nbs/17_metrics.ipynb #3d3931e4
 FOG = .6  # objects that are less solid than this are clouds
 
 
@@ -383,11 +387,11 @@ def summarise(rows,     # what `run_prompt` returned, for each prompt
     faced = [r for r in rows if r['has_front']]
     return dict(prompts=len(rows), r_color=color.score, r_geometry=geometry.score,
         one_front=sum(r['fronts'] == 1 for r in faced)/len(faced) if faced else None, agreement=_over(faced, 'agreement', np.mean),
-        **{k: _over(rows, k, np.median) for k in ('f_score', 'chamfer', 'iou', 'psnr', 'seconds')},
+        **{k: _over(rows, k, np.median) for k in ('f_score', 'chamfer', 'iou', 'psnr', 'shape_psnr', 'seconds')},
         empty=sum(r['empty'] for r in rows), fogged=sum(not r['empty'] and r['solid'] < FOG for r in rows))
 
 
-COLUMNS = dict(r_color='R colour', r_geometry='R geometry', fronts='fronts', agreement='views', f_score='F@0.05', chamfer='Chamfer', iou='IoU', psnr='PSNR', solid='solid', seconds='s')
+COLUMNS = dict(r_color='R colour', r_geometry='R geometry', fronts='fronts', agreement='views', f_score='F@0.05', chamfer='Chamfer', iou='IoU', psnr='PSNR', shape_psnr='PSNR shape', solid='solid', seconds='s')
 
 
 def _cell(value): return '' if value is None else f'{value:.3f}' if isinstance(value, float) and value < 1.5 else f'{value:.1f}' if isinstance(value, float) else str(value)
@@ -432,12 +436,13 @@ def _claimed(out, settings):
     except Timeout: raise ConfigError(f'out: a benchmark is at work in {out}; wait for it, or choose another folder') from None
     with lock: yield
 
-# %% ../nbs/17_metrics.ipynb #2cd1bdbd
+# %% ../nbs/17_metrics.ipynb #c2d3f7a9
 def benchmark(prompts,          # texts that differ
               out,              # folder; an interrupted benchmark in it is continued
               preset='toybox',  # or a configuration file
               overrides=(),     # 'key=value' for every prompt
               clip=None,        # folder of a CLIP that examines; None: the judge, which knows toys only
+              clouds=None,      # folder of a finished benchmark of the same prompts: its results go on as meshes (`preset` of a mesh stage)
               jobs=1            # prompts at a time, each in its own process with one thread when there are several
              ) -> dict:
     "Train and score every prompt; writes table.md, scores.json and sheet.png into `out` and returns the summary"
@@ -446,9 +451,13 @@ def benchmark(prompts,          # texts that differ
     if config.guidance.name == 'toybox':
         for p in prompts: toybox.parse(p)    # the one that can't be made is named now, not after an hour
     elif not clip: raise ConfigError('the judge knows toys only: for other prompts give a folder with a CLIP, clip= (--clip)')
-    folders = [out/f'{i:02d}-{slug(p)}' for i, p in enumerate(prompts)]
-    with _claimed(out, dict(prompts=prompts, preset=str(preset), overrides=list(overrides), clip=clip and str(clip))):
-        rows = _run_all(list(zip(prompts, folders)), (preset, overrides, clip), jobs)
+    folders, settings = [out/f'{i:02d}-{slug(p)}' for i, p in enumerate(prompts)], dict(prompts=prompts, preset=str(preset), overrides=list(overrides), clip=clip and str(clip))
+    if clouds:
+        for folder in folders:
+            if not is_finished(Path(clouds)/folder.name): raise ConfigError(f'refine: {Path(clouds)/folder.name} is no finished result; {clouds} must be the benchmark of the same prompts')
+        settings['clouds'] = str(clouds)
+    with _claimed(out, settings):
+        rows = _run_all(list(zip(prompts, folders)), (preset, overrides, clip, clouds), jobs)
         views = [read_views(f) for f in folders]
         color, geometry = (r_precision([v[i] for v in views], prompts, examiner) for i in range(2))
         summary = summarise(rows, color, geometry)
@@ -485,21 +494,23 @@ def _run_all(tasks, how, jobs):
             raise
     return [done[i] for i in range(len(tasks))]
 
-# %% ../nbs/17_metrics.ipynb #45998659
+# %% ../nbs/17_metrics.ipynb #8f62b4dd
 def main(argv=None):
     "python -m dreamfusion_nb.metrics: exit code 0 done, 2 bad input, 130 interrupted (resumable)"
     parser = argparse.ArgumentParser('python -m dreamfusion_nb.metrics', description='Trains and scores a set of prompts: a table, a contact sheet and all results in one folder.')
     parser.add_argument('overrides', nargs='*', metavar='key=value', help='any key of the configuration')
     parser.add_argument('--prompts', default='heldout24', help=f'{", ".join(PROMPT_SETS)}, or a file with one prompt a line')
-    parser.add_argument('--preset', default='toybox', help='preset or configuration file')
-    parser.add_argument('--out', help='folder (default: outputs/benchmark-PROMPTS)')
+    parser.add_argument('--preset', help='preset or configuration file (default: toybox, with --refine toybox-dmtet)')
+    parser.add_argument('--refine', metavar='FOLDER', help='a finished benchmark of the same prompts: its results go on as meshes')
+    parser.add_argument('--out', help='folder (default: outputs/benchmark-PROMPTS, with --refine FOLDER-refined)')
     parser.add_argument('--clip', metavar='FOLDER', help="any CLIP in transformers' format, for R-Precision")
     parser.add_argument('--jobs', type=int, default=1, metavar='N', help='prompts at a time')
     o = parser.parse_intermixed_args(argv)
     try:
         if o.jobs < 1: raise ConfigError(f'--jobs: at least 1, not {o.jobs}')
-        out = Path(o.out or f'outputs/benchmark-{slug(Path(o.prompts).stem)}')
-        summary = benchmark(prompt_set(o.prompts), out, o.preset, o.overrides, o.clip, o.jobs)
+        if o.refine: preset, out = o.preset or 'toybox-dmtet', Path(o.out or o.refine.rstrip('/') + '-refined')
+        else: preset, out = o.preset or 'toybox', Path(o.out or f'outputs/benchmark-{slug(Path(o.prompts).stem)}')
+        summary = benchmark(prompt_set(o.prompts), out, preset, o.overrides, o.clip, o.refine, o.jobs)
         print((out/'table.md').read_text() + f'\n{json.dumps(summary)}\n{out/"table.md"}, {out/"scores.json"}, {out/"sheet.png"}')
     except ConfigError as error:
         print(f'metrics: {error}', file=sys.stderr)

@@ -12,6 +12,8 @@ import pytest
 CHEAP = {'iters': 12, 'checkpoint.every_n_train_steps': 4, 'data.train.width': 24, 'data.train.height': 24, 'data.val.width': 16, 'data.val.height': 16, 'data.test.width': 16,
          'data.test.height': 16, 'data.test.size': 4, 'renderer.grid_resolution': 16, 'renderer.max_steps': 32, 'renderer.update_interval': 4,
          'nerf.n_levels': 3, 'nerf.log2_hashmap_size': 10, 'nerf.desired_resolution': 24, 'nerf.hidden_dims': 8}
+# and of the mesh stage after it, which takes its networks from there
+MESH = {k: v for k, v in CHEAP.items() if not k.startswith('nerf.')} | {'iters': 10}
 
 
 def write_pipeline(folder, seed=0):
@@ -46,6 +48,19 @@ def model(pipeline):
     from dreamfusion_nb.guidance import LatentDiffusion
     from dreamfusion_nb.trainer import fastest_dtype
     return LatentDiffusion.from_pretrained(pipeline, dtype=fastest_dtype(torch.device('cpu')))
+
+
+@pytest.fixture(scope='session')
+def cloud(model, tmp_path_factory):
+    "A cheap cloud's result. Not to be changed"
+    from dreamfusion_nb import train
+    return train('a hamburger', guidance=model, out=tmp_path_factory.mktemp('cloud')/'burger', progress=False, **CHEAP)
+
+
+@pytest.fixture(scope='session')
+def refined(cloud, model):
+    "The same as a mesh. Not to be changed"
+    return cloud.refine(guidance=model, progress=False, **MESH)
 
 
 def snapshot(folder):

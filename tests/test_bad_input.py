@@ -438,6 +438,11 @@ USES = {
     'mesh without an ending': (lambda result, tmp: result.export(tmp/'model'), ('without an ending', '.glb')),
     'unknown ending of a video': (lambda result, tmp: result.video(tmp/'turn.gif', n=2, height=16), ('.gif', '.mp4')),
     'mesh below a file': (lambda result, tmp: result.export(tmp/'file'/'model.glb', resolution=16), ('cannot write', 'model.glb')),
+    'mesh where nobody may write': (lambda result, tmp: result.export('/proc/model.glb', resolution=16), ('cannot write', '/proc/model.glb')),
+    'mesh in place of a folder': (lambda result, tmp: result.export(tmp/'folder.glb'), ('cannot write', 'is a folder')),
+    'too few triangles': (lambda result, tmp: result.export(tmp/'model.glb', resolution=16, faces=3), ('faces', 'at least 4', '3')),
+    'texture without texels': (lambda result, tmp: result.export(tmp/'model.glb', texture=0), ('texture', '8 to 16384', '0')),
+    'texture in words': (lambda result, tmp: result.export(tmp/'model.glb', texture='fine'), ('texture', "'fine'")),
     'threshold above all': (lambda result, tmp: result.export(tmp/'model.glb', resolution=16, threshold=1e9), ('no density above the threshold', 'max')),
     'threshold below nothing': (lambda result, tmp: result.export(tmp/'model.glb', threshold=-1), ('threshold', '-1')),
     'threshold in words': (lambda result, tmp: result.export(tmp/'model.glb', threshold='high'), ('threshold', "'high'")),
@@ -452,6 +457,7 @@ USES = {
 def test_use_of_a_result(name, earlier, tmp_path):
     use, says = USES[name]
     (tmp_path/'file').write_text('x')
+    (tmp_path/'folder.glb').mkdir()
     before = snapshot(tmp_path)
     with pytest.raises(ValueError) as caught: use(load(earlier), tmp_path)
     check(str(caught.value), says)

@@ -7,22 +7,11 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from conftest import CHEAP, assert_same_with_a_break
+from conftest import CHEAP, MESH, assert_same_with_a_break
 
 from dreamfusion_nb import ConfigError, Trainer, cli, load, load_config, train, trainer
 from dreamfusion_nb.config import preset
-from dreamfusion_nb.dmtet import MeshRenderer
-
-MESH = {k: v for k, v in CHEAP.items() if not k.startswith('nerf.')} | {'iters': 10}
-
-
-@pytest.fixture(scope='module')
-def cloud(model, tmp_path_factory):
-    return train('a hamburger', guidance=model, out=tmp_path_factory.mktemp('cloud')/'burger', progress=False, **CHEAP)
-
-
-@pytest.fixture(scope='module')
-def refined(cloud, model): return cloud.refine(guidance=model, progress=False, **MESH)
+from dreamfusion_nb.dmtet import EmptyMeshError, MeshRenderer
 
 
 def mesh_config(cloud, **options):
@@ -122,8 +111,47 @@ def test_textures(cloud, refined, tmp_path, monkeypatch):
     assert np.abs(read - cloud.field.albedo(points).detach().numpy()).mean() < .02
     monkeypatch.setattr(trainer, 'unwrap', lambda mesh: None)
     with pytest.warns(UserWarning, match='colours stay at the vertices'): cloud.export(tmp_path/'plain.glb', faces=100, texture=64)
-    with pytest.raises(ConfigError, match='at least 4 triangles'): cloud.export(tmp_path/'none.glb', faces=2)
-    assert not (tmp_path/'none.glb').exists()
+
+
+def test_normal_textures(cloud, tmp_path):
+    "Relief that decimation took away, beside the colours; asked for alone it brings them along"
+    cloud.export(tmp_path/'few.glb', faces=100, normals=True)
+    part, = trimesh.load_scene(tmp_path/'few.glb', process=False).geometry.values()
+    assert part.visual.material.normalTexture.size == part.visual.material.baseColorTexture.size == (1024, 1024) and len(part.faces) <= 100
+    cloud.export(tmp_path/'few.obj', faces=100, texture=64, normals=True)
+    assert 'norm few-normal.png' in (tmp_path/'few.mtl').read_text() and (tmp_path/'few-normal.png').exists()
+
+
+def test_dashboards_of_a_mesh_stage(cloud, refined, model):
+    "A step with all its pictures; the grid's bending as colours; no field to look into"
+    from dreamfusion_nb.dashboard import (
+        PICTURES,
+        FieldDashboard,
+        MeshDashboard,
+        StepDashboard,
+    )
+    dashboard = StepDashboard(Trainer(mesh_config(cloud), model))
+    dashboard.button['step'].click()
+    assert not dashboard.driver.error and set(dashboard.driver.frames[0].pictures) == set(PICTURES)
+    assert 'mesh normal' in [trace.name for trace in dashboard.losses.data]
+    surface = MeshDashboard(refined)
+    plain = surface.viewer.mesh_data['colors']
+    surface.bent.value = True
+    assert surface.viewer.mesh_data['colors'] != plain and 'closed' in surface.statistics.value
+    with pytest.raises(ConfigError, match='MeshDashboard shows it'): FieldDashboard(refined)
+
+
+def test_surfaces_for_a_slider(cloud, refined):
+    "The same surface as the mesh at the chosen threshold, smaller ones above it, nothing at the end of the range"
+    surfaces = cloud.surfaces(40)
+    low, high = surfaces.range
+    assert low < surfaces.auto < high
+    same, auto = surfaces.mesh(), cloud.mesh(40)
+    assert np.array_equal(same.vertices, auto.vertices) and np.array_equal(same.visual.vertex_colors, auto.visual.vertex_colors)
+    volumes = [surfaces.mesh(t).volume for t in np.geomspace(low, high, 6)[1:-1]]
+    assert volumes == sorted(volumes, reverse=True) and volumes[0] > volumes[-1]
+    with pytest.raises(EmptyMeshError, match='no density above'): surfaces.mesh(10*high)
+    with pytest.raises(ConfigError, match='mesh stage has one surface'): refined.surfaces()
 
 
 def test_run_modes(refined, tmp_path):

@@ -188,7 +188,7 @@ def test_pictures(result):
     assert not same_pictures(pictures[0], pictures[2])
     assert result._repr_png_().startswith(b'\x89PNG')
     assert 'a hamburger' in repr(result)
-    assert len(result.show(resolution=32).data) == 1
+    assert len(result.show(resolution=32).mesh.faces) > 100
 
 
 @pytest.mark.parametrize('ending', ['.glb', '.obj', '.ply', '.stl'])
@@ -468,3 +468,40 @@ def test_judge_sees_a_hamburger(hamburger):
     start.renderer.update(0, start.generator)
     def votes(renderer): return sum(caption.kind == 'hamburger' for caption in judge.read(around(renderer).image))
     assert votes(hamburger.renderer) >= 6 and votes(start.renderer) == 0
+
+
+# A hand on the wheel
+
+def test_steering_that_is_given_back_leaves_no_trace(model, tmp_path):
+    "Steered and released, a trainer does what one does that was never touched; what was steered stands in its history"
+    config = dreamfusion_nb.load_config('toybox', CHEAP, dict(prompt='a mug'))
+    plain, held = (Trainer(config, model) for _ in range(2))
+    for each in (plain, held): each.step()
+    held.steer(guidance_scale=90., view='back', shading='normal', ambient=.5, light=(20., 30.), t_range=(.3, .4), prompt='a duck')
+    held.steer(**dict.fromkeys(held.steering.active()))
+    for _ in range(2): assert plain.step().row() == held.step().row()
+    assert plain.history == held.history
+    held.steer(guidance_scale=90.)
+    assert held.step().row()['grad_norm'] != plain.step().row()['grad_norm']
+    assert held.history[-1]['steered'] == dict(guidance_scale=90.) and 'steered' not in plain.history[-1]
+
+
+@pytest.mark.parametrize('change, says', [(dict(colour='red'), 'cannot be steered'), (dict(guidance_scale='much'), 'guidance_scale'), (dict(t_range=(.9, .1)), 't_range'),
+    (dict(t_range=(.5, 2.)), 't_range'), (dict(view='top'), 'front, side, back, overhead'), (dict(shading='lambert'), 'lambertian'), (dict(shading='phong'), 'needs a material'),
+    (dict(ambient=2.), '0 to 1'), (dict(prompt=''), 'prompt')])
+def test_steering_says_what_it_can_not_do(change, says, model):
+    trainer = Trainer(dreamfusion_nb.load_config('toybox', CHEAP, dict(prompt='a mug')), model)
+    trainer.steer(ambient=.7)
+    with pytest.raises(ConfigError, match=says): trainer.steer(**change)
+    assert trainer.steering.active() == dict(ambient=.7)
+
+
+def test_reset(model):
+    "As if it had never run"
+    config = dreamfusion_nb.load_config('toybox', CHEAP, dict(prompt='a mug'))
+    fresh, used = (Trainer(config, model) for _ in range(2))
+    used.fit(3)
+    used.steer(view='back')
+    used.reset()
+    assert (used.step_count, used.history, used.steering.active()) == (0, [], {})
+    assert fresh.step().row() == used.step().row()

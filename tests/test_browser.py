@@ -1,0 +1,211 @@
+"Dashboards and viewer as a person uses them: JupyterLab and Voila in a headless Chromium (tools/pages.py)"
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]/'tools'))
+import glb
+import pages
+
+lacking = [name for name in glb.missing() if 'tools/web' not in name and name != 'node']
+pytestmark = pytest.mark.skipif(bool(lacking), reason=f'needs {", ".join(lacking)}')
+
+FAST = "'data.train.width': 32, 'data.train.height': 32, 'renderer.max_steps': 64"
+BOOKS = dict(
+    step=f"from dreamfusion_nb.dashboard import StepDashboard\ndashboard = StepDashboard('a hamburger', iters=2000, **{{{FAST}}})\ndashboard",
+    viewer="from dreamfusion_nb import toybox\nfrom dreamfusion_nb.viewer import Viewer\nviewer = Viewer(toybox.mesh('a blue penguin', resolution=32), width=300, height=300)\nviewer",
+    mesh=f"from dreamfusion_nb.dashboard import MeshDashboard, StepDashboard\nsteps = StepDashboard('a hamburger', iters=100, **{{{FAST}}})\nsteps.driver.step()\nMeshDashboard(steps.trainer, resolution=32)",
+    compare=f"from dreamfusion_nb.dashboard import CompareDashboard\nCompareDashboard(['a mug', 'a duck'], iters=50, every=2, **{{{FAST}}})",
+    field=f"from dreamfusion_nb.dashboard import FieldDashboard, StepDashboard\nsteps = StepDashboard('a hamburger', iters=100, **{{{FAST}}})\nsteps.driver.step()\nFieldDashboard(steps.trainer)")
+
+
+@pytest.fixture(scope='module')
+def opened():
+    with glb.browser() as opened: yield opened
+
+
+@pytest.fixture(scope='module')
+def books(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('books')
+    for name, code in BOOKS.items(): pages.write_notebook(folder/f'{name}.ipynb', code)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def lab(books):
+    with pages.served('lab', books) as address: yield address
+
+
+@pytest.fixture
+def page(opened, lab, request):
+    "A notebook in JupyterLab that has been run, once what it shows is there"
+    made = pages.open_lab(opened, lab, f'{request.param}.ipynb')
+    pages.run_all(made)
+    made.locator('.dfnb-viewer, .dfnb-dashboard').first.wait_for(timeout=90_000)
+    made.wait_for_timeout(1500)
+    yield made
+    made.close()
+
+
+def count(page): return int(page.locator('.dfnb-count').first.text_content())
+def button(page, text): return page.locator('.dfnb-dashboard button', has_text=re.compile(f'^{text}$')).first
+def picture(page, i=0): return page.locator('.dfnb-dashboard img').nth(i).get_attribute('src')
+
+
+def wait_for_count(page, least, timeout=60_000):
+    page.wait_for_function(f"(document.querySelector('.dfnb-count') || {{}}).textContent >= {least}", timeout=timeout)
+
+
+@pytest.mark.parametrize('page', ['step'], indirect=True)
+def test_step_dashboard_in_jupyterlab(page):
+    assert count(page) == 0
+    before = picture(page)
+    button(page, 'Step').click()
+    wait_for_count(page, 1)
+    assert count(page) == 1 and picture(page) != before
+    # a run leaves the kernel free: a slider moved by the keyboard is heard while it goes on
+    button(page, 'Run').click()
+    wait_for_count(page, 5)
+    slider = page.locator('.widget-slider:has-text("guidance") .noUi-handle').first
+    slider.focus()
+    for _ in range(3): slider.press('ArrowRight')
+    page.locator('.dfnb-dashboard', has_text='steered: guidance_scale').first.wait_for(timeout=20_000)
+    button(page, 'Pause').click()
+    button(page, 'Run').wait_for(timeout=20_000)
+    stopped = count(page)
+    page.wait_for_timeout(1000)
+    assert count(page) == stopped >= 5
+    # look back
+    live = picture(page)
+    button(page, 'Back').click()
+    page.locator('.dfnb-dashboard', has_text='looking back').first.wait_for(timeout=20_000)
+    page.wait_for_timeout(300)
+    assert picture(page) != live
+    # a word that the prior refuses is said, and nothing is lost
+    words = page.locator('.widget-text:has-text("prompt") input').first
+    words.fill('a sonata')
+    words.press('Enter')
+    page.locator('.dfnb-error', has_text='names no toy').first.wait_for(timeout=20_000)
+    # the tab is closed in mid-run and opened again: the run went on
+    button(page, 'Run').click()
+    page.keyboard.press('Control+s')
+    page.wait_for_timeout(1500)
+    page.reload()
+    page.locator('.dfnb-step-dashboard').first.wait_for(timeout=60_000)
+    page.wait_for_function(f"[...document.querySelectorAll('.dfnb-dashboard')].some(e => /running/.test(e.innerText)) || (document.querySelector('.dfnb-count') || {{}}).textContent > {stopped}", timeout=60_000)
+    button(page, 'Pause').click()
+    button(page, 'Run').wait_for(timeout=20_000)
+
+
+@pytest.mark.parametrize('page', ['compare'], indirect=True)
+def test_a_restarted_kernel_is_said(page):
+    page.get_by_role('menuitem', name='Kernel', exact=True).click()
+    page.locator('.lm-Menu-item', has_text=re.compile(r'^Restart Kernel…')).first.click()
+    page.locator('.jp-Dialog button', has_text='Restart').first.click()
+    page.locator('.dfnb-compare-dashboard.jupyter-widgets-disconnected').first.wait_for(timeout=30_000)
+    says = page.locator('.dfnb-compare-dashboard').first.evaluate("e => getComputedStyle(e, '::before').content")
+    assert 'run the cell again' in says
+
+
+@pytest.mark.parametrize('page', ['viewer'], indirect=True)
+def test_viewer_in_jupyterlab(page):
+    canvas = page.locator('.dfnb-viewer canvas').first
+    still = canvas.screenshot()
+    box = canvas.bounding_box()
+    x, y = box['x'] + box['width']/2, box['y'] + box['height']/2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 120, y + 20, steps=5)
+    page.mouse.up()
+    page.wait_for_timeout(500)
+    turned = canvas.screenshot()
+    assert turned != still
+    page.mouse.wheel(0, -400)
+    page.wait_for_timeout(500)
+    nearer = canvas.screenshot()
+    assert nearer != turned
+    page.locator('.dfnb-viewer select').select_option('normal')
+    page.wait_for_timeout(300)
+    normal = canvas.screenshot()
+    page.locator('.dfnb-viewer input[type=checkbox]').check()
+    page.wait_for_timeout(300)
+    assert len({nearer, normal, canvas.screenshot()}) == 3
+
+
+@pytest.mark.parametrize('page', ['mesh'], indirect=True)
+def test_mesh_dashboard_in_jupyterlab(page, books):
+    faces = page.locator('.dfnb-table td').nth(1)
+    before = faces.inner_text()
+    budget = page.locator('.widget-text:has-text("triangles") input').first
+    budget.fill('200')
+    budget.press('Enter')
+    page.wait_for_function(f"document.querySelectorAll('.dfnb-table td')[1].innerText !== '{before}'", timeout=20_000)
+    assert int(faces.inner_text()) <= 200
+    file = page.locator('.widget-text:has-text("file") input').first
+    file.fill('thing.gbl')
+    file.press('Enter')
+    button(page, 'Export').click()
+    page.locator('.dfnb-error', has_text='did you mean').first.wait_for(timeout=20_000)
+    file.fill('thing.glb')
+    file.press('Enter')
+    button(page, 'Export').click()
+    page.locator('.dfnb-dashboard', has_text='wrote').first.wait_for(timeout=30_000)
+    assert (books/'thing.glb').stat().st_size > 1000
+
+
+@pytest.mark.parametrize('page', ['field'], indirect=True)
+def test_field_dashboard_in_jupyterlab(page):
+    "A click on the picture is a ray, a level is a button"
+    before = page.locator('.dfnb-dashboard .js-plotly-plot .lines path').first.get_attribute('d')
+    box = page.locator('.dfnb-field-dashboard img').first.bounding_box()
+    page.mouse.click(box['x'] + 20, box['y'] + 20)
+    page.wait_for_function(f"document.querySelector('.dfnb-dashboard .js-plotly-plot .lines path').getAttribute('d') !== '{before}'", timeout=20_000)
+    shown = picture(page)
+    for level in range(1, 8): page.locator('.dfnb-dashboard button', has_text=re.compile(f'^{level}$')).first.click()
+    page.locator('.dfnb-caption', has_text=re.compile(r'levels 0$')).first.wait_for(timeout=60_000)
+    page.wait_for_timeout(500)
+    assert picture(page) != shown
+
+
+def test_voila(opened, books):
+    "Without cells: step, and two runs side by side with one camera"
+    with pages.served('voila', books) as address:
+        page = opened.new_page(viewport=dict(width=1280, height=900))
+        page.goto(f'{address}/voila/render/step.ipynb', wait_until='commit', timeout=120_000)
+        page.locator('.dfnb-step-dashboard').first.wait_for(timeout=90_000)
+        button(page, 'Step').click()
+        wait_for_count(page, 1)
+        page.goto(f'{address}/voila/render/compare.ipynb', wait_until='commit', timeout=120_000)
+        page.locator('.dfnb-compare-dashboard').first.wait_for(timeout=90_000)
+        button(page, 'Step').click()
+        page.locator('.dfnb-compare-dashboard', has_text='step 1 of 50').first.wait_for(timeout=30_000)
+        right = page.locator('.dfnb-viewer canvas').nth(1)
+        still, box = right.screenshot(), page.locator('.dfnb-viewer canvas').nth(0).bounding_box()
+        page.mouse.move(box['x'] + 100, box['y'] + 100)
+        page.mouse.wheel(0, 600)
+        page.wait_for_timeout(1000)
+        assert right.screenshot() != still
+        page.close()
+
+
+def test_a_tutorial_in_jupyterlab(opened, books, lab):
+    "The first one, its run shortened: everything runs, and the dashboard at its top is alive"
+    text = (Path(__file__).parents[1]/'nbs/tutorials/01_first_object.ipynb').read_text()
+    shutil.copy(Path(__file__).parents[1]/'nbs/tutorials/01_first_object.ipynb', books/'tutorial.ipynb')
+    (books/'tutorial.ipynb').write_text(text.replace('iters=400', 'iters=60').replace('score > .5', 'score > 0'))
+    page = pages.open_lab(opened, lab, 'tutorial.ipynb')
+    pages.run_all(page)
+    page.locator('.dfnb-step-dashboard').first.wait_for(timeout=120_000)
+    page.locator('.dfnb-viewer canvas').first.wait_for(timeout=120_000)
+    page.wait_for_selector('.jp-NotebookPanel-toolbar [data-status="idle"], .jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=120_000)
+    assert not page.locator('.jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"]', has_text='Traceback').count()
+    # what is scrolled away is not drawn
+    page.locator('.jp-WindowedPanel-outer').first.evaluate('panel => { panel.scrollTop = 0 }')
+    button(page, 'Step').wait_for(timeout=20_000)
+    steps = count(page)
+    button(page, 'Step').click()
+    wait_for_count(page, steps + 1)
+    page.close()

@@ -1,0 +1,116 @@
+"""Do other programs read our GLB files? The Khronos validator and trimesh, and three.js in a headless Chromium, whose pictures are compared with ours.
+
+    npm install --prefix tools/web          # once: gltf-validator and three
+    pip install playwright                  # part of '.[dev]'; Chromium itself comes from the system
+    python tools/glb.py outputs/a-hamburger outputs/a-hamburger-refined
+
+prints a line for each result folder, and leaves both programs' pictures beside the GLB (model-compared.png, ours above).
+"""
+import argparse
+import base64
+import io
+import json
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+import trimesh
+from PIL import Image
+
+from dreamfusion_nb import load
+from dreamfusion_nb.cameras import orbit
+from dreamfusion_nb.dmtet import MeshRenderer
+from dreamfusion_nb.export import mesh_views
+from dreamfusion_nb.show import image_grid
+from dreamfusion_nb.trainer import PAPER
+
+WEB = Path(__file__).parent/'web'
+# a browser without a window, a graphics card or a network
+FLAGS = ['--no-sandbox', '--use-gl=angle', '--use-angle=swiftshader', '--enable-unsafe-swiftshader', '--ignore-gpu-blocklist', '--disable-background-networking',
+         '--disable-component-update', '--disable-sync', '--no-first-run']
+
+
+def chromium():
+    "The system's Chromium, or None"
+    return next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+
+
+def missing():
+    "What has to be installed before the functions below work; empty if nothing"
+    lacking = []
+    if not shutil.which('node'): lacking.append('node')
+    if not (WEB/'node_modules/three').is_dir(): lacking.append('npm install --prefix tools/web')
+    if not chromium(): lacking.append('chromium')
+    if not find_spec('playwright'): lacking.append('pip install playwright')
+    return lacking
+
+
+def validate(*paths):
+    "The Khronos validator's report on each GLB file, a dict"
+    found = subprocess.run(['node', WEB/'validate.js', *map(str, paths)], cwd=WEB, capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in found.stdout.splitlines()]
+
+
+@contextmanager
+def browser():
+    "A headless Chromium, playwright's `Browser`"
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
+        try: yield opened
+        finally: opened.close()
+
+
+def photograph(opened, path, cameras, size=256, background=PAPER):
+    "(pictures [B, 3, size, size] that three.js draws of a GLB, without light; its triangles there). Cameras look at the origin and share an angle"
+    def serve(route):
+        name = route.request.url.removeprefix('http://here/')
+        route.fulfill(path=path if name == 'model.glb' else WEB/name)
+    page = opened.new_page()
+    errors = []
+    page.on('pageerror', lambda error: errors.append(error))
+    page.route('http://here/**', serve)
+    page.goto('http://here/photograph.html')
+    page.wait_for_function('window.ready')
+    asked = dict(url='model.glb', positions=cameras.position.tolist(), fovy=cameras.fovy[0].item(), size=size, background=list(background))
+    answer = page.evaluate('asked => window.photograph(asked)', asked)
+    page.close()
+    if errors: raise RuntimeError(f'three.js: {errors}')
+    wide = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer['picture'].split(',')[1]))).convert('RGB'))
+    return torch.from_numpy(wide.copy()).permute(2, 0, 1).div(255).split(size, 2), answer['triangles']
+
+
+def check(opened, folder, size=256):
+    "What other programs make of a result folder's GLB, a dict of figures; writes model-compared.png into the folder"
+    folder = Path(folder)
+    path, cameras = folder/'model.glb', orbit(4)
+    issues = validate(path)[0]['issues']
+    mesh = trimesh.load(path, process=False, force='mesh')
+    welded = trimesh.Trimesh(mesh.vertices, mesh.faces, process=True)
+    welded.merge_vertices(merge_tex=True, merge_norm=True)    # seams of a texture double vertices
+    theirs, triangles = photograph(opened, path, cameras, size)
+    result = load(folder)
+    ours = result.views(cameras, size) if isinstance(result.renderer, MeshRenderer) else mesh_views(result.mesh(), cameras, size, background=PAPER)
+    image_grid([*ours, *theirs], 4, pad=0).save(folder/'model-compared.png')
+    error = [(a - b).square().mean().item() for a, b in zip(ours, theirs)]
+    edges = np.unique(welded.edges_sorted, axis=0, return_counts=True)[1]
+    return dict(folder=folder.name, errors=issues['numErrors'], warnings=issues['numWarnings'], faces=len(mesh.faces), drawn=triangles, closed=bool(welded.is_watertight),
+        manifold=bool((edges == 2).all()), pieces=int(welded.body_count), outward=bool(welded.is_winding_consistent and welded.volume > 0),
+        psnr=[round(-10*float(np.log10(e)), 1) for e in error])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('folders', nargs='+', metavar='FOLDER', help='result folders')
+    folders = parser.parse_args().folders
+    if missing(): sys.exit(f'tools/glb.py: missing here: {", ".join(missing())}')
+    with browser() as opened:
+        for folder in folders: print(json.dumps(check(opened, folder)), flush=True)
+
+
+if __name__ == '__main__': main()

@@ -1,0 +1,29 @@
+"""Keeps of saved notebooks what a page without a kernel can show: no live widget (JupyterLab would show an error in its place), and of a
+picture that IPython kept as PNG and as JPEG the smaller one.
+
+    python tools/stills.py [notebook ...]          # default: all below nbs
+"""
+import sys
+from pathlib import Path
+
+import nbformat
+
+LIVE = 'application/vnd.jupyter.widget-view+json'
+
+
+def main():
+    for path in map(Path, sys.argv[1:] or sorted(Path('nbs').rglob('*.ipynb'))):
+        text = path.read_text(encoding='utf-8')
+        if LIVE not in text and 'image/jpeg' not in text: continue
+        book = nbformat.reads(text, as_version=4)
+        for output in (o for cell in book.cells for o in cell.get('outputs', [])):
+            data = output.get('data', {})
+            kept = sorted((kind for kind in ('image/jpeg', 'image/png') if kind in data), key=lambda kind: len(data[kind]))
+            for kind in kept[1:]: del data[kind]
+            if data.pop(LIVE, None) and kept: data['text/plain'] = 'a live widget: run the notebook'
+        made = nbformat.writes(book, version=4)
+        made = made if made.endswith('\n') else made + '\n'
+        if made != text: path.write_text(made, encoding='utf-8')
+
+
+if __name__ == '__main__': main()
