@@ -39,11 +39,21 @@ def did_you_mean(word,     # what was written
     return f'; did you mean {plain[close[0]]!r}?' if close else ''
 
 # %% ../nbs/00_config.ipynb #59d48668
-def number(default, low, high, scheduled=False): return field(default=default, metadata=dict(low=low, high=high, scheduled=scheduled))
-def choice(default, *options): return field(default=default, metadata=dict(choices=options))
-def span(default, low, high, scheduled=False): return field(default=default, metadata=dict(low=low, high=high, scheduled=scheduled, rising=True))
-def text(default, empty=True): return field(default=default, metadata=dict(empty=empty))
-def flag(default): return field(default=default)
+def number(default, low, high, scheduled=False):
+    "A key that holds a number from `low` to `high`; `scheduled`: or a list of them with steps, see `value_at`"
+    return field(default=default, metadata=dict(low=low, high=high, scheduled=scheduled))
+def choice(default, *options):
+    "A key that holds one of `options`"
+    return field(default=default, metadata=dict(choices=options))
+def span(default, low, high, scheduled=False):
+    "A key that holds two numbers from `low` to `high`, the smaller one first"
+    return field(default=default, metadata=dict(low=low, high=high, scheduled=scheduled, rising=True))
+def text(default, empty=True):
+    "A key that holds a text; `empty`: which may be empty"
+    return field(default=default, metadata=dict(empty=empty))
+def flag(default):
+    "A key that is true or false"
+    return field(default=default)
 
 # %% ../nbs/00_config.ipynb #35bdb22d
 def _nearest_number(value, kind, rule):
@@ -153,7 +163,9 @@ class Group:
         super().__setattr__(name, value)
 
 
-def group(kind): return field(default_factory=kind)
+def group(kind):
+    "A group of keys, a dataclass"
+    return field(default_factory=kind)
 
 # %% ../nbs/00_config.ipynb #92925b14
 @dataclass

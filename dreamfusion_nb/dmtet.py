@@ -22,7 +22,9 @@ from .raymarch import RenderOutput, backdrop
 from .shading import shade
 
 # %% ../nbs/08_dmtet.ipynb #730c999d
-def cells(resolution): return (25*resolution + 32)//64    # cubes an axis, so that a resolution has as many vertices as the files that go by this number
+def cells(resolution):
+    "Cubes along an axis of the grid of a resolution: as many as give it about the vertices of the files that go by this number"
+    return (25*resolution + 32)//64
 
 
 def tet_grid(resolution  # 32, 64, 128 or any other from 4 on: see `cells`

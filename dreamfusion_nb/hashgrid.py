@@ -54,7 +54,9 @@ def table_index(x, y, z,  # vertex coordinates, int64, of shapes that broadcast
     return index % size
 
 # %% ../nbs/02_hashgrid.ipynb #c8ffd168
-def smoothstep(t): return t*t*(3 - 2*t)
+def smoothstep(t):
+    "0…1 to 0…1, with slope 0 at both ends; any shape"
+    return t*t*(3 - 2*t)
 
 # %% ../nbs/02_hashgrid.ipynb #77c5d709
 def encode_torch(x,             # points [N, 3] in the unit cube; outside it they are moved to its surface

@@ -154,7 +154,9 @@ class Views:
     wanted: list      # what the cameras' azimuths say
 
 
-def around(n=16, elevation=15.): return orbit(n, elevation=elevation, azimuth_start=180/n)  # no camera stands on the border of two sectors
+def around(n=16, elevation=15.):
+    "`n` cameras round the object, `elevation` degrees up; none stands on the border of two views"
+    return orbit(n, elevation=elevation, azimuth_start=180/n)
 
 
 def count_arcs(flags):
@@ -330,7 +332,9 @@ def score(result,         # `Result`
 
 # %% ../nbs/17_metrics.ipynb #3fa3c46d
 @lru_cache(maxsize=2)
-def open_examiner(clip=None): return Clip.from_pretrained(clip) if clip else shipped_judge()
+def open_examiner(clip=None):
+    "The judge of a benchmark: the CLIP in folder `clip`, or the small one that ships here"
+    return Clip.from_pretrained(clip) if clip else shipped_judge()
 
 
 def _make(prompt, folder, preset, overrides, progress, clouds):

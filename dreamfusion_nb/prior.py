@@ -61,6 +61,7 @@ def make_tokenizer():
 
 # %% ../nbs/11_prior.ipynb #83632198
 def new_text_encoder(tokenizer, width=128):
+    "A small CLIP text encoder with random weights: token numbers [B, MAX_TOKENS] to embeddings [B, MAX_TOKENS, width]"
     from transformers import CLIPTextConfig, CLIPTextModel
     return CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2*width, projection_dim=width, num_hidden_layers=2,
         num_attention_heads=4, max_position_embeddings=MAX_TOKENS, hidden_act='quick_gelu', bos_token_id=tokenizer.bos_token_id,
@@ -90,12 +91,14 @@ def new_scheduler():
 
 # %% ../nbs/11_prior.ipynb #eaa2234f
 def write_json(path, value):
+    "Write a file whole or not at all"
     tmp = Path(f'{path}.tmp')
     tmp.write_text(json.dumps(value))
     os.replace(tmp, path)
 
 
 def write_tensors(path, tensors):
+    "Write a safetensors file whole or not at all; `tensors` by name, from any device"
     tmp = Path(f'{path}.tmp')
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, tmp)
     os.replace(tmp, path)
@@ -212,6 +215,7 @@ Run.report, Run.averaged = _report, _averaged
 
 # %% ../nbs/11_prior.ipynb #85e0fc7e
 def half_precision(device='cpu'):
+    "A context in which matrices are multiplied in bfloat16"
     return torch.autocast(torch.device(device).type, torch.bfloat16)  # twice as fast where the chip has bfloat16 instructions
 
 # %% ../nbs/11_prior.ipynb #a9e7ebb1
@@ -477,6 +481,7 @@ def train_prior(work='runs/prior', pictures=128_000, vae_steps=3000, unet_steps=
 
 
 def main(argv=None):
+    "The command `python -m dreamfusion_nb.prior`: draws the pictures and trains, or goes on where it stopped"
     parser = argparse.ArgumentParser('python -m dreamfusion_nb.prior', description=train_prior.__doc__)
     parser.add_argument('--work', default='runs/prior', help='folder of pictures, checkpoints and logs')
     parser.add_argument('--pictures', type=int, default=128_000)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['ELLIPSOID', 'BOX', 'CYLINDER', 'CONE', 'TORUS', 'N_COLUMNS', 'COLORS', 'FINISHES', 'KINDS', 'DARK', 'STEEL', 'CREAM',
            'SKY', 'WOOD', 'RED', 'GREEN', 'ORANGE', 'YELLOW', 'WHITE', 'PINK', 'TAN', 'LEAF', 'WITH_FRONT', 'ALBEDO',
-           'LAMBERTIAN', 'TEXTURELESS', 'NORMAL', 'VIEWS', 'SYNONYMS', 'WORLD', 'colors', 'Paint', 'rotation', 'Parts',
-           'toy', 'shade_of', 'hamburger', 'mug', 'duck', 'robot', 'snowman', 'car', 'chair', 'table', 'mushroom',
-           'house', 'tree', 'teapot', 'rocket', 'bear', 'cupcake', 'boat', 'donut', 'apple', 'pineapple', 'cake',
-           'sofa', 'bed', 'lamp', 'bench', 'television', 'truck', 'bus', 'airplane', 'tractor', 'submarine', 'cat',
-           'dog', 'pig', 'penguin', 'owl', 'fish', 'turtle', 'rabbit', 'elephant', 'frog', 'cactus', 'flower', 'castle',
-           'lighthouse', 'windmill', 'hammer', 'bucket', 'clock', 'camera', 'drum', 'guitar', 'kinds', 'build',
-           'render_rows', 'vocabulary', 'Caption', 'parse', 'sdf', 'albedo', 'mesh', 'render', 'held_out',
-           'held_out_pairs', 'view_word', 'draw']
+           'LAMBERTIAN', 'TEXTURELESS', 'NORMAL', 'SYNONYMS', 'WORLD', 'colors', 'Paint', 'rotation', 'Parts', 'toy',
+           'shade_of', 'hamburger', 'mug', 'duck', 'robot', 'snowman', 'car', 'chair', 'table', 'mushroom', 'house',
+           'tree', 'teapot', 'rocket', 'bear', 'cupcake', 'boat', 'donut', 'apple', 'pineapple', 'cake', 'sofa', 'bed',
+           'lamp', 'bench', 'television', 'truck', 'bus', 'airplane', 'tractor', 'submarine', 'cat', 'dog', 'pig',
+           'penguin', 'owl', 'fish', 'turtle', 'rabbit', 'elephant', 'frog', 'cactus', 'flower', 'castle', 'lighthouse',
+           'windmill', 'hammer', 'bucket', 'clock', 'camera', 'drum', 'guitar', 'kinds', 'build', 'render_rows',
+           'vocabulary', 'Caption', 'parse', 'sdf', 'albedo', 'mesh', 'render', 'held_out', 'held_out_pairs',
+           'view_word', 'draw']
 
 # %% ../nbs/10_toybox.ipynb #c0e31ac7
 import math
@@ -24,7 +24,7 @@ import numba
 import numpy as np
 import torch
 
-from .cameras import sample_cameras
+from .cameras import VIEWS, sample_cameras
 from .config import ConfigError, did_you_mean
 
 # %% ../nbs/10_toybox.ipynb #8f445284
@@ -122,7 +122,9 @@ COLORS = dict(red=(.85, .10, .10), orange=(.95, .50, .08), yellow=(.95, .85, .12
               purple=(.52, .16, .70), pink=(.97, .52, .72), brown=(.47, .28, .13), white=(.95, .95, .95), gray=(.50, .50, .52), black=(.09, .09, .10))
 
 
-def colors(): return list(COLORS)
+def colors():
+    "The names of the colours"
+    return list(COLORS)
 
 # %% ../nbs/10_toybox.ipynb #6b94e228
 FINISHES = ('matte', 'striped', 'spotted')
@@ -200,11 +202,17 @@ KINDS = {}  # name -> (function that draws it, its own main colour)
 
 def toy(color):
     "Decorator: register a toy under the function's name, with the main colour it has when no colour is named"
-    def register(draw): KINDS[draw.__name__.strip('_')] = (draw, color); return draw
+    def register(draw):
+        name = draw.__name__.strip('_')
+        draw.__doc__ = f"Add the parts of a {name} to `p`, in the main colour `main` (three numbers 0…1)"
+        KINDS[name] = (draw, color)
+        return draw
     return register
 
 
-def shade_of(color, factor): return type(color)(min(c*factor, 1.) for c in color)
+def shade_of(color, factor):
+    "A colour (three numbers 0…1) made lighter or darker"
+    return type(color)(min(c*factor, 1.) for c in color)
 
 
 DARK, STEEL, CREAM, SKY, WOOD = (.08, .08, .09), (.62, .64, .68), (.96, .90, .76), (.60, .82, .95), (.45, .27, .13)
@@ -814,7 +822,9 @@ def guitar(p, main):
     p.box((0, -.62, .13), (.20, .04, .03), DARK)
 
 # %% ../nbs/10_toybox.ipynb #2e5648f9
-def kinds(): return list(KINDS)
+def kinds():
+    "The names of the toys"
+    return list(KINDS)
 
 
 # those that show a different face to the front, the side and the back; a hamburger looks the same all round
@@ -953,7 +963,6 @@ def render_rows(toys, cameras, size=64, mode=ALBEDO, light=None, ambient=1., bac
     return torch.from_numpy(out).float()
 
 # %% ../nbs/10_toybox.ipynb #0a887946
-VIEWS = ('front', 'side', 'back', 'overhead')
 SYNONYMS = dict(burger='hamburger', cheeseburger='hamburger', cup='mug', duckling='duck', android='robot', automobile='car', toadstool='mushroom', cottage='house',
     fir='tree', spaceship='rocket', teddy='bear', muffin='cupcake', sailboat='boat', ship='boat', doughnut='donut', couch='sofa', tv='television', lorry='truck',
     coach='bus', locomotive='train', plane='airplane', aeroplane='airplane', kitten='cat', puppy='dog', piglet='pig', goldfish='fish', tortoise='turtle',

@@ -90,7 +90,8 @@ def _still(self, width=None):
 
 def with_still(bundle,  # what a widget's `_repr_mimebundle_` returned
                picture  # PIL image
-              ):        # the bundle, with the picture for where no kernel runs
+              ):        # the bundle, with the picture
+    "A widget's representation together with a picture for where no kernel runs: saved notebooks, GitHub"
     data, metadata = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
     buffer = io.BytesIO()
     picture.convert('RGB').save(buffer, 'JPEG', quality=88)

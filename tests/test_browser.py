@@ -1,17 +1,13 @@
 "Dashboards and viewer as a person uses them: JupyterLab and Voila in a headless Chromium (tools/pages.py)"
 import re
 import shutil
-import sys
 from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]/'tools'))
 import glb
 import pages
+import pytest
 
-lacking = [name for name in glb.missing() if 'tools/web' not in name and name != 'node']
-pytestmark = pytest.mark.skipif(bool(lacking), reason=f'needs {", ".join(lacking)}')
+pytestmark = pytest.mark.skipif(bool(glb.missing_browser()), reason=f'needs {", ".join(glb.missing_browser())}')
 
 FAST = "'data.train.width': 32, 'data.train.height': 32, 'renderer.max_steps': 64"
 BOOKS = dict(

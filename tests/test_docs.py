@@ -3,16 +3,14 @@ import html.parser
 import importlib
 import inspect
 import json
-import sys
 from pathlib import Path
 from urllib.parse import unquote
 
+import docs
+import glb
 import pytest
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT/'tools'))
-import docs
-import glb
 
 
 class Page(html.parser.HTMLParser):
@@ -70,7 +68,9 @@ def test_every_public_function_says_what_it_does(site):
         for name in getattr(module, '__all__', []):
             assert f'id="{name}"' in page, (path.stem, name)
             found = getattr(module, name)
-            if inspect.isclass(found) and not inspect.getdoc(found): silent.append(f'{path.stem}.{name}')
+            doc = inspect.getdoc(found) or ''
+            # a dataclass has its signature for a docstring when nobody wrote one
+            if callable(found) and (not doc or doc.startswith(f'{name}(')): silent.append(f'{path.stem}.{name}')
     assert not silent
 
 
@@ -83,7 +83,7 @@ def test_search_knows_where(site, pages):
         assert anchor in pages[site/name].ids or not anchor, e['link']
 
 
-@pytest.mark.skipif(not glb.chromium(), reason='needs chromium')
+@pytest.mark.skipif(bool(glb.missing_browser()), reason=f'needs {", ".join(glb.missing_browser())}')
 def test_search_in_a_browser(site):
     with glb.browser() as opened:
         page = opened.new_page()

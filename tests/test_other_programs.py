@@ -1,14 +1,10 @@
 "What other programs make of our files: the Khronos glTF validator, trimesh, three.js in a browser (tools/glb.py)"
 import os
-import sys
-from pathlib import Path
 
+import glb
 import pytest
 import torch
 from conftest import snapshot
-
-sys.path.insert(0, str(Path(__file__).parents[1]/'tools'))
-import glb
 
 from dreamfusion_nb.cameras import orbit
 from dreamfusion_nb.export import mesh_views

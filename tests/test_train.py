@@ -488,7 +488,8 @@ def test_steering_that_is_given_back_leaves_no_trace(model, tmp_path):
 
 @pytest.mark.parametrize('change, says', [(dict(colour='red'), 'cannot be steered'), (dict(guidance_scale='much'), 'guidance_scale'), (dict(t_range=(.9, .1)), 't_range'),
     (dict(t_range=(.5, 2.)), 't_range'), (dict(view='top'), 'front, side, back, overhead'), (dict(shading='lambert'), 'lambertian'), (dict(shading='phong'), 'needs a material'),
-    (dict(ambient=2.), '0 to 1'), (dict(prompt=''), 'prompt')])
+    (dict(ambient=2.), '0 to 1'), (dict(ambient='dim'), '0 to 1'), (dict(light='left'), 'azimuth and elevation'), (dict(light=(20., math.nan)), 'azimuth and elevation'),
+    (dict(view=['back']), 'front, side, back, overhead'), (dict(prompt=''), 'prompt')])
 def test_steering_says_what_it_can_not_do(change, says, model):
     trainer = Trainer(dreamfusion_nb.load_config('toybox', CHEAP, dict(prompt='a mug')), model)
     trainer.steer(ambient=.7)
@@ -505,3 +506,17 @@ def test_reset(model):
     used.reset()
     assert (used.step_count, used.history, used.steering.active()) == (0, [], {})
     assert fresh.step().row() == used.step().row()
+
+
+def test_reset_empties_the_folder_too(model, tmp_path):
+    "A later resume never goes on with what was forgotten"
+    config = dreamfusion_nb.load_config('toybox', CHEAP, dict(prompt='a mug'))
+    used = Trainer(config, model, folder=tmp_path/'mug')
+    used.fit(4)
+    used.save()
+    used.reset()
+    assert not trainer.checkpoints(tmp_path/'mug') and (tmp_path/'mug'/'config.yaml').exists()
+    used.fit(1)
+    used.save()
+    resumed = Trainer.resume(tmp_path/'mug', model)
+    assert (resumed.step_count, resumed.history) == (1, used.history)

@@ -17,8 +17,10 @@ from fastcore.docments import docments
 from jinja2 import Template
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
+from nbdev.config import get_config
 
 ROOT = Path(__file__).parents[1]
+CFG = get_config(path=ROOT)
 PAGE = Template('''<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }} · dreamfusion_nb</title><link rel="stylesheet" href="{{ up }}style.css"><script src="{{ up }}index.js" defer></script><script src="{{ up }}search.js" defer></script></head>
 <body data-up="{{ up }}"><nav><a class="home" href="{{ up }}index.html">dreamfusion_nb</a><input id="search" type="search" placeholder="search" aria-label="search"><div id="found"></div>
@@ -38,7 +40,7 @@ main { max-width: 860px; min-width: 0; padding: 20px 40px 80px; flex: 1 } main a
 pre { background: var(--soft); padding: 10px 12px; border-radius: 6px; overflow: auto; font-size: 13px; line-height: 1.45 } code { font-size: .9em } img { max-width: 100% }
 blockquote { margin: 0; padding-left: 14px; border-left: 3px solid var(--line); opacity: .85 } table { border-collapse: collapse; font-size: 14px; display: block; overflow: auto }
 td, th { border: 1px solid var(--line); padding: 4px 10px; text-align: left; vertical-align: top } .entry { margin: 2em 0 } .entry h3 { margin-bottom: .2em } .entry .from { font-size: 12px; opacity: .7 }
-.jp-InputPrompt, .jp-OutputPrompt, .jp-Collapser, .anchor-link { display: none } math { font-size: 1.05em }
+.jp-InputPrompt, .jp-OutputPrompt, .jp-Collapser { display: none } math { font-size: 1.05em }
 .c1, .ch, .cm { color: #6b7787 } .k, .kn, .kc, .ow { color: #8a3ffc } .s1, .s2, .sd, .sa { color: #1a7f37 } .mi, .mf { color: #b35900 } .nf, .nc { color: #1f5fbf }
 @media (max-width: 760px) { body { display: block } nav { width: auto; height: auto; position: static } main { padding: 16px } }
 '''
@@ -72,7 +74,7 @@ def with_math(text):
 
 
 def title_of(book): return next(m[1] for cell in book.cells if cell.cell_type == 'markdown' and (m := re.search(r'^# (.+)$', cell.source, re.M)))
-def anchor(text): return re.sub(r'[^\w]+', '-', re.sub(r'[`*]', '', text).lower()).strip('-')    # as Quarto names headings
+def anchor(text): return re.sub(r'\s', '-', re.sub(r'[^\w\s.-]', '', text.lower()))    # as Quarto names headings
 
 
 def notebook_page(path):
@@ -93,9 +95,10 @@ def notebook_page(path):
         cell.source = with_math(re.sub(r'\]\((?!https?:)([^)#]+)\.ipynb', r'](\1.html', cell.source))
     entries.append((heading, text))
     body, _ = HTMLExporter(template_name='basic', exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(book)
+    body = re.sub(r'<a class="anchor-link".*?</a>', '', body, flags=re.S)    # to names that are not Quarto's
     body = re.sub(r'(<h[1-6][^>]*? id=")([^"]+)"', lambda m: f'{m[1]}{anchor(html.unescape(m[2]))}"', body)
     found = [dict(page=title, title=h, text=' '.join(' '.join(t).split())[:600], link=f'{link}#{anchor(h)}') for h, t in entries if t or h != title]
-    return title, body.replace('../benchmarks/', 'https://github.com/dreamfusion-nb/dreamfusion_nb/tree/main/benchmarks/'), found
+    return title, re.sub(r'"(\.\./)+benchmarks/', f'"{CFG.git_url}/tree/{CFG.branch}/benchmarks/', body), found
 
 
 def prose(text): return re.sub(r'`([^`]+)`', r'<code>\1</code>', html.escape(text))
@@ -106,7 +109,7 @@ def signature(obj):
     except (TypeError, ValueError): return ''
 
 
-def entry(name, obj, source):
+def entry(name, obj):
     "A public name's entry: signature, what it says of itself, what its parameters are"
     rows, doc = '', inspect.cleandoc(getattr(obj, '__doc__', None) or '') if callable(obj) else ''
     if inspect.isfunction(obj) or inspect.isclass(obj):
@@ -121,7 +124,7 @@ def entry(name, obj, source):
         own = [(n, m) for n, m in vars(obj).items() if not n.startswith('_') and (inspect.isfunction(m) or isinstance(m, (property, classmethod)))]
         members = ''.join(f'<li><code>{n}{html.escape(signature(m)) if inspect.isfunction(m) else ""}</code> {html.escape(((m.fget or m).__doc__ if isinstance(m, property) else m.__doc__) or "")}</li>' for n, m in own)
     return (f'<div class="entry" id="{name}"><h3>{name}</h3><pre><code>{html.escape(head) if callable(obj) else head}</code></pre><p>{prose(doc)}</p>{table}'
-            f'{f"<ul>{members}</ul>" if members else ""}{source}</div>')
+            f'{f"<ul>{members}</ul>" if members else ""}</div>')
 
 
 def api_page(module):
@@ -132,7 +135,7 @@ def api_page(module):
     names.sort(key=lambda n: order.get(n, 0))
     pages = [p for p in sorted((ROOT/'nbs').glob('*.ipynb')) if re.sub(r'^\d+[a-z]?_', '', p.stem) == module]
     read = f' · <a href="../{pages[0].stem}.html">the page that explains it</a>' if pages else ''
-    body = f'<h1>{module}</h1><blockquote>{prose(doc)}</blockquote><p class="from"><code>dreamfusion_nb.{module}</code>{read}</p>' + ''.join(entry(n, getattr(found, n), '') for n in names)
+    body = f'<h1>{module}</h1><blockquote>{prose(doc)}</blockquote><p class="from"><code>dreamfusion_nb.{module}</code>{read}</p>' + ''.join(entry(n, getattr(found, n)) for n in names)
     entries = [dict(page=f'dreamfusion_nb.{module}', title=n, text=(inspect.getdoc(getattr(found, n)) or '')[:300] if callable(getattr(found, n)) else '', link=f'api/{module}.html#{n}') for n in names]
     return module, body, entries
 

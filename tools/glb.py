@@ -40,14 +40,14 @@ def chromium():
     return next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 
 
+def missing_browser():
+    "What has to be installed before `browser` works; empty if nothing"
+    return ['chromium']*(not chromium()) + ['pip install playwright']*(not find_spec('playwright'))
+
+
 def missing():
-    "What has to be installed before the functions below work; empty if nothing"
-    lacking = []
-    if not shutil.which('node'): lacking.append('node')
-    if not (WEB/'node_modules/three').is_dir(): lacking.append('npm install --prefix tools/web')
-    if not chromium(): lacking.append('chromium')
-    if not find_spec('playwright'): lacking.append('pip install playwright')
-    return lacking
+    "What has to be installed before everything below works; empty if nothing"
+    return ['node']*(not shutil.which('node')) + ['npm install --prefix tools/web']*(not (WEB/'node_modules/three').is_dir()) + missing_browser()
 
 
 def validate(*paths):
