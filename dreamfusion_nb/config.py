@@ -42,15 +42,23 @@ def did_you_mean(word,     # what was written
 def number(default, low, high, scheduled=False):
     "A key that holds a number from `low` to `high`; `scheduled`: or a list of them with steps, see `value_at`"
     return field(default=default, metadata=dict(low=low, high=high, scheduled=scheduled))
+
+
 def choice(default, *options):
     "A key that holds one of `options`"
     return field(default=default, metadata=dict(choices=options))
+
+
 def span(default, low, high, scheduled=False):
     "A key that holds two numbers from `low` to `high`, the smaller one first"
     return field(default=default, metadata=dict(low=low, high=high, scheduled=scheduled, rising=True))
+
+
 def text(default, empty=True):
     "A key that holds a text; `empty`: which may be empty"
     return field(default=default, metadata=dict(empty=empty))
+
+
 def flag(default):
     "A key that is true or false"
     return field(default=default)
@@ -698,10 +706,11 @@ def _check_losses(config):
         raise ConfigError(f'textureless_ratio and material.phong_ratio must be at most 1 together, not {config.textureless_ratio} and {config.material.phong_ratio}')
 
 # %% ../nbs/00_config.ipynb #a8a373fc
-def check_latents(config, pixels):  # pixels: whether the diffusion model works on pictures, without latents
-    "Raises `ConfigError` for a latent phase where there are no latents"
-    if pixels and config.latent_iter_ratio:
-        raise ConfigError(f'latent_iter_ratio must be 0, not {config.latent_iter_ratio:g}: {config.guidance.name} works on pixels and has no latents')
+def check_latents(config, channels):  # channels: of the diffusion model's latents; a model that works on pixels has three
+    "Raises `ConfigError` for a latent phase, in which normals and opacity are the latents, where these have not four channels"
+    if channels != 4 and config.latent_iter_ratio:
+        what = 'pixels and has no latents' if channels == 3 else f'latents of {channels} channels'
+        raise ConfigError(f'latent_iter_ratio must be 0, not {config.latent_iter_ratio:g}: the diffusion model works on {what}, and normals and opacity have four')
 
 # %% ../nbs/00_config.ipynb #9c71d269
 def _scheduled(value): return isinstance(value, tuple) and (len(value) == 4 or any(map(_scheduled, value)))
@@ -729,7 +738,7 @@ def _check_schedules(config):
 def _check_together(config):
     "Raises `ConfigError` where keys contradict each other"
     for check in (_check_parts, _check_losses, _check_mesh, _check_schedules): check(config)
-    check_latents(config, config.guidance.name.startswith('DeepFloyd/'))
+    check_latents(config, 3 if config.guidance.name.startswith('DeepFloyd/') else 4)
 
 # %% ../nbs/00_config.ipynb #0ac3d163
 _field = dict(bound=1, density_bias=0, encoder_type='hashgrid', encoder_max_level=None, n_levels=16, n_features_per_level=2, log2_hashmap_size=19, base_resolution=16,

@@ -149,7 +149,7 @@ def true_views(caption, cameras, size, scale=1., shift=(0., 0., 0.), shading='al
 class Views:
     "What a classifier sees around an object"
     agreement: float  # share of views that were named rightly
-    fronts: int       # arcs of the azimuth in which it saw a front: 1 for an object with one face
+    fronts: int       # arcs of the azimuth in which it saw a front: 1 for an object with one face, 2 for a face all the way round
     named: list       # 'front', 'side' or 'back', one a camera
     wanted: list      # what the cameras' azimuths say
 
@@ -174,8 +174,9 @@ def view_consistency(probabilities,  # of front, side, back (and overhead) [V, 3
     names = toybox.VIEWS[:3]
     named = [names[i] for i in p.argmax(1).tolist()]
     wanted = [toybox.view_word(float(a), 90) for a in azimuths]
-    smooth = (p.roll(1, 0) + p + p.roll(-1, 0)).argmax(1)
-    return Views(sum(a == b for a, b in zip(named, wanted))/len(wanted), count_arcs((smooth == 0).tolist()), named, wanted)
+    front = ((p.roll(1, 0) + p + p.roll(-1, 0)).argmax(1) == 0).tolist()
+    # a circle without a border is one arc, but nothing has one front that is seen from everywhere
+    return Views(sum(a == b for a, b in zip(named, wanted))/len(wanted), 2 if all(front) else count_arcs(front), named, wanted)
 
 # %% ../nbs/17_metrics.ipynb #5e1fdbaa
 def view_probabilities(images, prompt, examiner):

@@ -300,7 +300,7 @@ class Trainer:
                 ):
         self.config, self.device, self.folder = config, pick_device(device), Path(folder) if folder else None
         self.guidance = make_guidance(config, self.device) if guidance is None else guidance
-        check_latents(config, pixels=not hasattr(self.guidance, 'latent_shape'))
+        check_latents(config, getattr(self.guidance, 'latent_shape', (3,))[0])
         # drawn on the CPU, so that a run on another device sees the same cameras and noise
         self.generator = torch.Generator().manual_seed(config.seed)
         self.renderer = make_renderer(config, self.generator).to(self.device).train()

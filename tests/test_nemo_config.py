@@ -315,10 +315,11 @@ def test_value_at():
     assert falling == sorted(falling, reverse=True) and (falling[0], falling[-1]) == (1., .2)
 
 
-def test_pixels_have_no_latents():
-    check_latents(preset('dreamfusion'), pixels=False)
-    check_latents(preset('toybox'), pixels=True)
-    with pytest.raises(ConfigError, match='latent_iter_ratio must be 0'): check_latents(preset('dreamfusion'), pixels=True)
+def test_a_latent_phase_needs_four_channels():
+    check_latents(preset('dreamfusion'), 4)
+    check_latents(preset('toybox'), 3)
+    with pytest.raises(ConfigError, match='latent_iter_ratio must be 0.*works on pixels'): check_latents(preset('dreamfusion'), 3)
+    with pytest.raises(ConfigError, match='latent_iter_ratio must be 0.*16 channels'): check_latents(preset('dreamfusion'), 16)
 
 
 # What can be wrong
