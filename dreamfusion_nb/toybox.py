@@ -872,14 +872,25 @@ def _nearest(rows, x, y, z, exact):
     return best, which
 
 # %% ../nbs/10_toybox.ipynb #a338007c
-@numba.njit(parallel=True)
+def _on_torch_threads(function):
+    "A Numba kernel that runs on as many threads as torch does. Numba tells OpenMP its own number when its first kernel starts, and torch goes by that, so it is told again"
+    kernel = numba.njit(parallel=True)(function)
+    def call(*args):
+        n = torch.get_num_threads()
+        numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))
+        try: return kernel(*args)
+        finally: torch.set_num_threads(n)
+    return call
+
+
+@_on_torch_threads
 def _distance(rows, points, exact):
     out = np.empty(len(points))
     for i in numba.prange(len(points)): out[i] = _nearest(rows, points[i, 0], points[i, 1], points[i, 2], exact)[0]
     return out
 
 
-@numba.njit(parallel=True)
+@_on_torch_threads
 def _color(rows, points):
     out = np.empty((len(points), 3))
     for i in numba.prange(len(points)):
@@ -925,7 +936,7 @@ def _trace(rows, near, ox, oy, oz, dx, dy, dz):
     return -1., 0
 
 # %% ../nbs/10_toybox.ipynb #ad38fc51
-@numba.njit(parallel=True)
+@_on_torch_threads
 def _render(rows, start, c2w, tan_half, light, ambient, mode, background, size, supersample, out):
     for b in numba.prange(len(c2w)):
         toy, m = rows[start[b]:start[b + 1]], c2w[b]

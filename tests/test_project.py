@@ -2,6 +2,7 @@
 import ast
 import base64
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -150,3 +151,10 @@ def copy_of_the_tree(folder):
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((ROOT/name).read_bytes())
     return folder/'tree'
+
+
+def test_numba_leaves_torch_its_threads():
+    "Two jobs side by side with OMP_NUM_THREADS=1 stay at one thread each: with two they wait for one another"
+    code = 'import torch; from dreamfusion_nb import toybox; from dreamfusion_nb.cameras import orbit; toybox.render("a mug", orbit(2), 16); toybox.mesh("a mug", resolution=8); print(torch.get_num_threads())'
+    env = {k: v for k, v in os.environ.items() if k != 'NUMBA_NUM_THREADS'} | dict(OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
+    assert subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, check=True).stdout.split() == ['1']
