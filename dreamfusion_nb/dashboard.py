@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'KEEP', 'STYLE', 'CLEAR', 'GRID', 'SMALL', 'CURVES', 'AS_IT_IS', 'LIGHT', 'gradient_overlay',
-           'noise_colors', 'step_pictures', 'as_jpeg', 'Frame', 'Loop', 'said', 'Driver', 'driver_of', 'caption',
-           'tile', 'buttons', 'complaint', 'wrapping', 'montage', 'Still', 'Click', 'camera_plot', 'update_camera_plot',
-           'curve_plot', 'update_curves', 'as_trainer', 'StepDashboard', 'only_levels', 'Ray', 'look_along',
-           'FieldDashboard', 'MeshDashboard', 'bent_colors', 'CompareDashboard', 'spread', 'names_of']
+           'noise_colors', 'step_pictures', 'as_jpeg', 'Frame', 'between_steps', 'Loop', 'said', 'Driver', 'driver_of',
+           'caption', 'tile', 'buttons', 'complaint', 'wrapping', 'montage', 'Still', 'Click', 'camera_plot',
+           'update_camera_plot', 'curve_plot', 'update_curves', 'as_trainer', 'StepDashboard', 'only_levels', 'Ray',
+           'look_along', 'FieldDashboard', 'MeshDashboard', 'bent_colors', 'CompareDashboard', 'spread', 'names_of']
 
 # %% ../nbs/16_dashboard.ipynb #d0c9b5f1
 import asyncio
 import html
 import io
 import math
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,6 +96,20 @@ class Frame:
     eye: tuple             # position of its camera
 
 # %% ../nbs/16_dashboard.ipynb #f054af4f
+def between_steps(f):
+    """`f`, for a button or a slider to call: it runs on the thread that `between_steps` was called on, never in the middle of a step.
+
+    Called on that thread, it runs at once. Without an event loop, as in a script, there is one thread, and `f` itself is returned."""
+    home = threading.get_ident()
+    try: loop = asyncio.get_running_loop()
+    except RuntimeError: return f
+
+    def call(*args):
+        if threading.get_ident() == home: f(*args)
+        else: loop.call_soon_threadsafe(f, *args)
+    return call
+
+
 class Loop:
     "Steps one after the other as a task of the kernel's event loop, which hears of sliders and buttons between two of them. Needs `advance`, `done` and `tell`"
     running, task = False, None
@@ -112,7 +127,7 @@ class Loop:
         self.running = True
         try: loop = asyncio.get_running_loop()
         except RuntimeError: return asyncio.run(self.go())
-        self.task = loop.create_task(self.go())
+        if not self.task or self.task.done(): self.task = loop.create_task(self.go())    # one that was paused a moment ago has not ended yet, and goes on
         self.tell()
 
     def pause(self):
@@ -217,7 +232,7 @@ def buttons(width='84px', **rows):
     made = {}
     for name, (text, hint, do) in rows.items():
         made[name] = widgets.Button(description=text, tooltip=hint, layout=widgets.Layout(width=width))
-        made[name].on_click(lambda _, do=do: do())
+        made[name].on_click(between_steps(lambda _, do=do: do()))
     return made
 
 
@@ -351,7 +366,7 @@ class StepDashboard(Still):
         self.camera = camera_plot(size + 22)
         self.losses, self.opacity = curve_plot('losses', log=True), curve_plot('mean opacity')
         self.scrub = widgets.IntSlider(0, 0, 0, description='history', layout=widgets.Layout(width='360px'), readout=False)
-        self.scrub.observe(lambda change: self.silent or self.show_frame(), 'value')
+        self.scrub.observe(between_steps(lambda _: self.silent or self.show_frame()), 'value')
         looks = widgets.VBox([wrapping(*tiles, self.camera)], layout=widgets.Layout(width=f'{4*(size + 10)}px'))
         self.button = buttons(step=('Step', 'one step', self.driver.step), run=('Run', 'go on until Pause', self.driver.toggle),
             back=('Back', 'look at the step before', self.back), reset=('Reset', 'forget everything and begin anew', self.driver.reset))
@@ -383,16 +398,15 @@ def _sliders(self):
         ambient=widgets.FloatSlider(LIGHT['ambient'], min=0, max=1, step=.05, description='ambient', **wide),
         lamp=widgets.FloatSlider(LIGHT['lamp'], min=-180, max=180, step=5, description='lamp azimuth', **wide),
         height=widgets.FloatSlider(LIGHT['height'], min=-80, max=80, step=5, description='lamp height', **wide))
-    for name, control in self.wheel.items(): control.observe(lambda change, name=name: self.steered(name), 'value')
+    for name, control in self.wheel.items(): control.observe(between_steps(lambda change, name=name: self.steered(name, change['new'])), 'value')
     release = buttons('130px', release=(AS_IT_IS, 'take the hand off the wheel', self.release))
     return widgets.VBox([*self.wheel.values(), *release.values()], layout=widgets.Layout(width='285px'))
 
 # %% ../nbs/16_dashboard.ipynb #95a855e4
-def _steered(self, name):
-    "A control was moved: the next step hears of it, or the dashboard says why not"
+def _steered(self, name, value):
+    "A control was moved to `value`: the next step hears of it, or the dashboard says why not. (A step that ends just then may have set the control back already)"
     if self.silent: return
-    value = self.wheel[name].value
-    if name in ('lamp', 'height'): change = dict(light=(self.wheel['lamp'].value, self.wheel['height'].value))
+    if name in ('lamp', 'height'): change = dict(light=tuple(value if other == name else self.wheel[other].value for other in ('lamp', 'height')))
     elif name == 'prompt': change = dict(prompt=None if value.strip() == self.trainer.config.prompt else value)
     else: change = {name: None if value == AS_IT_IS else value}
     self.driver.error = ''
@@ -528,8 +542,8 @@ class FieldDashboard(Still):
         self.ray = go.FigureWidget([go.Scatter(name='density', line=dict(width=1.2)), go.Bar(name='share of the pixel', yaxis='y2', marker=dict(line=dict(width=0)))],
             go.Layout(SMALL | dict(width=4*size + 20, height=200, bargap=0, xaxis=SMALL['xaxis'] | dict(title='distance from the camera'), yaxis=SMALL['yaxis'] | dict(type='log', tickformat='.0e'), yaxis2=dict(overlaying='y', side='right', rangemode='tozero', tickformat='.2f', showgrid=False))))
         again = buttons(refresh=('Refresh', 'ask the field as it is now', self.refresh))
-        for control in (*self.levels, self.axis, self.place, self.azimuth): control.observe(lambda _: self.refresh(), 'value')
-        self.picture.observe(lambda _: self.draw_ray(), ['x', 'y'])
+        for control in (*self.levels, self.axis, self.place, self.azimuth): control.observe(between_steps(lambda _: self.refresh()), 'value')
+        self.picture.observe(between_steps(lambda _: self.draw_ray()), ['x', 'y'])
         column = widgets.VBox([self.picture, caption('click: a ray')], layout=widgets.Layout(width=f'{size + 4}px'))
         super().__init__([STYLE, widgets.HBox([*again.values(), self.azimuth, self.axis, self.place], layout=widgets.Layout(flex_flow='row wrap')),
             wrapping(widgets.Label('hash levels'), *self.levels), wrapping(column, slice_tile, occupied_tile), self.figures, self.ray])
@@ -597,7 +611,7 @@ class MeshDashboard(Still):
         self.statistics, self.error, self.viewer = widgets.HTML(), widgets.HTML(), Viewer(width=380, height=380)
         self.button = b = buttons('100px', auto=('Auto', 'the threshold between inside and outside', self.auto), refresh=('Refresh', 'ask for the object as it is now', self.refresh),
             export=('Export', 'write the file', self.export))
-        for control in (self.threshold, self.faces, self.bent): control.observe(lambda _: self.silent or self.cut(), 'value')
+        for control in (self.threshold, self.faces, self.bent): control.observe(between_steps(lambda _: self.silent or self.cut()), 'value')
         controls = [b['refresh'] if self.of_mesh else widgets.HBox([b['auto'], b['refresh']]), self.bent if self.of_mesh else self.threshold, self.faces, self.statistics,
             self.path, self.texture, b['export'], self.error]
         super().__init__([STYLE, widgets.HBox([self.viewer, widgets.VBox(controls, layout=widgets.Layout(width='400px'))], layout=widgets.Layout(flex_flow='row wrap', gap='12px'))])
