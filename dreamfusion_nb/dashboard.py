@@ -95,7 +95,7 @@ class Frame:
     row: dict              # its line of history
     eye: tuple             # position of its camera
 
-# %% ../nbs/16_dashboard.ipynb #f054af4f
+# %% ../nbs/16_dashboard.ipynb #f054af4e
 def between_steps(f):
     """`f`, for a button or a slider to call: it runs on the thread that `between_steps` was called on, never in the middle of a step.
 
@@ -109,7 +109,7 @@ def between_steps(f):
         else: loop.call_soon_threadsafe(f, *args)
     return call
 
-
+# %% ../nbs/16_dashboard.ipynb #f054af4f
 class Loop:
     "Steps one after the other as a task of the kernel's event loop, which hears of sliders and buttons between two of them. Needs `advance`, `done` and `tell`"
     running, task = False, None
