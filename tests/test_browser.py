@@ -56,12 +56,21 @@ def wait_for_count(page, least, timeout=60_000):
 
 
 def reopen(page):
-    "Reload the page until its dashboard is there. (JupyterLab 4.6 with ipywidgets 8.1 at times asks for a widget while it still fetches them, says \"model not found\", and does not ask again: a person reloads)"
-    for _ in range(5):
-        page.reload()
-        page.locator('.dfnb-step-dashboard, .jp-OutputArea-output:has-text("model not found")').first.wait_for(timeout=60_000)
-        if page.locator('.dfnb-step-dashboard').count(): return
-    raise AssertionError('the dashboard never came back')
+    """Reload, and ask for the dashboard in a new cell; what the kernel then says in text of the step and of whether it runs.
+
+    (The old cell's output is not enough: JupyterLab 4.6 with ipywidgets 8.1 at times asks for a widget while it still fetches them, says "model not found", and does not ask again.)"""
+    page.reload()
+    page.locator('.dfnb-step-dashboard, .jp-OutputArea-output:has-text("model not found")').first.wait_for(timeout=90_000)
+    page.locator('.jp-CodeCell .jp-InputPrompt').first.click()
+    page.keyboard.press('b')
+    page.keyboard.press('Enter')
+    page.keyboard.type("print('now at', dashboard.trainer.step_count, dashboard.driver.running); dashboard")
+    page.keyboard.press('Shift+Enter')
+    says = page.locator('.jp-OutputArea-output', has_text=re.compile(r'now at \d+ (True|False)')).first
+    says.wait_for(timeout=60_000)
+    page.locator('.dfnb-step-dashboard').first.wait_for(timeout=60_000)
+    step, running = re.search(r'now at (\d+) (\w+)', says.text_content()).groups()
+    return int(step), running == 'True'
 
 
 @pytest.mark.parametrize('page', ['step'], indirect=True)
@@ -98,8 +107,8 @@ def test_step_dashboard_in_jupyterlab(page):
     button(page, 'Run').click()
     page.keyboard.press('Control+s')
     page.wait_for_timeout(1500)
-    reopen(page)
-    page.wait_for_function(f"[...document.querySelectorAll('.dfnb-dashboard')].some(e => /running/.test(e.innerText)) || (document.querySelector('.dfnb-count') || {{}}).textContent > {stopped}", timeout=60_000)
+    step, running = reopen(page)
+    assert running and step > stopped
     button(page, 'Pause').click()
     button(page, 'Run').wait_for(timeout=20_000)
 
