@@ -375,16 +375,26 @@ def _render(self, cameras, look, light):
         generator=self.generator, return_normal=any(value_at(w, self.step_count) for w in smooth))
 
 
+def _view_weights(self, cameras):
+    "How much each of `VIEWS` the prompt of a camera names [B, 4], as configured or steered"
+    d = self.config.data.train
+    return self.steering.weights(view_weights(cameras.azimuth, cameras.polar, angle_overhead=d.angle_overhead, angle_front=d.angle_front,
+        nearest=self.config.view_prompts == 'nearest'))
+
+
+def _guidance_scale(self, step):
+    "Guidance scale of a step, as configured or steered"
+    return guidance_scale_at(step, self.config) if self.steering.guidance_scale is None else self.steering.guidance_scale
+
+
 def _distill(self, cameras, look, out):
     "The diffusion model's opinion about a rendering"
     c, g, step = self.config, self.config.guidance, self.step_count
-    weights = view_weights(cameras.azimuth, cameras.polar, angle_overhead=c.data.train.angle_overhead, angle_front=c.data.train.angle_front,
-        nearest=c.view_prompts == 'nearest')
-    weights, wheel = self.steering.weights(weights), self.steering
+    weights, wheel = self.view_weights(cameras), self.steering
     image = torch.cat([out.image, out.opacity], 1) if look.as_latent else out.image
     other, share = self.prompts.other(weights) if g.perp_neg else (None, 0.)
     return sds(self.guidance, image, self.prompts.embeddings(weights),
-        guidance_scale=guidance_scale_at(step, c) if wheel.guidance_scale is None else wheel.guidance_scale,
+        guidance_scale=self.guidance_scale(step),
         t=annealed_timestep(step, c, len(self.guidance.alphas_cumprod)) if wheel.t_range is None else None,
         t_range=wheel.t_range or t_range_at(step, c), kind=g.kind, weighting=g.weighting,
         rescale=g.rescale, clamp_x0=g.clamp_x0, other=other, other_weight=g.perp_neg*share, as_latent=look.as_latent, generator=self.generator)
@@ -413,6 +423,7 @@ def _regularise(self, out):
     return found
 
 
+Trainer.view_weights, Trainer.guidance_scale = _view_weights, _guidance_scale
 Trainer.render, Trainer.distill, Trainer.regularise = _render, _distill, _regularise
 
 # %% ../nbs/15_trainer.ipynb #f6d2539d

@@ -194,7 +194,7 @@ def test_voila(opened, books):
         page.goto(f'{address}/voila/render/compare.ipynb', wait_until='commit', timeout=120_000)
         page.locator('.dfnb-compare-dashboard').first.wait_for(timeout=90_000)
         button(page, 'Step').click()
-        page.locator('.dfnb-compare-dashboard', has_text='step 1 of 50').first.wait_for(timeout=30_000)
+        page.locator('.dfnb-compare-dashboard', has_text='1 of 50 steps').first.wait_for(timeout=30_000)
         right = page.locator('.dfnb-viewer canvas').nth(1)
         still, box = right.screenshot(), page.locator('.dfnb-viewer canvas').nth(0).bounding_box()
         page.mouse.move(box['x'] + 100, box['y'] + 100)

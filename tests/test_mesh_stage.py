@@ -133,7 +133,7 @@ def test_dashboards_of_a_mesh_stage(cloud, refined, model):
     dashboard = StepDashboard(Trainer(mesh_config(cloud), model))
     dashboard.button['step'].click()
     assert not dashboard.driver.error and set(dashboard.driver.frames[0].pictures) == set(PICTURES)
-    assert 'mesh normal' in [trace.name for trace in dashboard.losses.data]
+    assert 'mesh normal' in [trace.name for trace in dashboard.plot.data]
     surface = MeshDashboard(refined)
     plain = surface.viewer.mesh_data['colors']
     surface.bent.value = True

@@ -1,5 +1,5 @@
-"""Keeps of saved notebooks what a page without a kernel can show: no live widget (JupyterLab would show an error in its place), and of a
-picture that IPython kept as PNG and as JPEG the smaller one.
+"""Keeps of saved notebooks what a page without a kernel can show: no live widget (JupyterLab would show an error in its place) and no state of
+one, and of a picture that IPython kept as PNG and as JPEG the smaller one.
 
     python tools/stills.py [notebook ...]          # default: all below nbs
 """
@@ -14,8 +14,9 @@ LIVE = 'application/vnd.jupyter.widget-view+json'
 def main():
     for path in map(Path, sys.argv[1:] or sorted(Path('nbs').rglob('*.ipynb'))):
         text = path.read_text(encoding='utf-8')
-        if LIVE not in text and 'image/jpeg' not in text: continue
+        if not any(word in text for word in (LIVE, 'image/jpeg', '"widgets"')): continue
         book = nbformat.reads(text, as_version=4)
+        book.metadata.pop('widgets', None)
         for output in (o for cell in book.cells for o in cell.get('outputs', [])):
             data = output.get('data', {})
             kept = sorted((kind for kind in ('image/jpeg', 'image/png') if kind in data), key=lambda kind: len(data[kind]))
