@@ -9,6 +9,7 @@ __all__ = ['EDGES', 'CASES', 'TRIANGLES', 'cells', 'tet_grid', 'cut_edges', 'mar
 # %% ../nbs/08_dmtet.ipynb #8c11a0ab
 import math
 from itertools import combinations
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from numba import njit
 from torch import nn
 
 from .cameras import projection, rays
+from .config import ConfigError
 from .rasterize import antialias, interpolate, rasterize, seen_at
 from .raymarch import RenderOutput, backdrop
 from .shading import shade
@@ -30,7 +32,8 @@ def cells(resolution):
 def tet_grid(resolution  # 32, 64, 128 or any other from 4 on: see `cells`
             ):           # (vertices [V, 3] float32 in ±1, tets [T, 4] int64, all with positive volume)
     "A body-centred cubic lattice of tetrahedra in the cube ±1 (as Labelle & Shewchuk 2007 fill space). Raises `ValueError`"
-    if not isinstance(resolution, int) or resolution < 4: raise ValueError(f'tet_grid: resolution must be a whole number from 4 on, not {resolution!r}')
+    if isinstance(resolution, bool) or not isinstance(resolution, Integral) or resolution < 4:
+        raise ValueError(f'tet_grid: resolution must be a whole number from 4 on, not {resolution!r}')
     n = cells(resolution)
     corner = np.arange((n + 1)**3).reshape(n + 1, n + 1, n + 1)
     lattice = np.stack(np.meshgrid(*[np.arange(n + 1.)]*3, indexing='ij'), -1)
@@ -93,16 +96,16 @@ def marching_tets(vertices,  # of the grid [V, 3]
                   sdf,       # signed distance, positive inside [V]
                   tets       # [T, 4], positive volumes
                  ):          # (vertices of the surface [N, 3], its triangles [F, 3])
-    """The surface where `sdf`, linear in each tetrahedron, is zero; normals point to the outside. It is closed unless it meets the border of the grid.
+    """The surface where `sdf`, linear in each tetrahedron, is zero; normals point to the outside.
 
-    Differentiable by `vertices` and `sdf`. A zero counts as outside. Nothing is there if no sign changes."""
+    It is closed unless it meets the border of the grid. Differentiable by `vertices` and `sdf`. A zero counts as outside. Nothing is there if no sign changes."""
     a, b, faces = cut_edges(sdf.detach() > 0, tets)
     return vertices[a] + (vertices[b] - vertices[a])*(sdf[a]/(sdf[a] - sdf[b]))[:, None], faces
 
 # %% ../nbs/08_dmtet.ipynb #c9c1fed5
 @njit(nogil=True, cache=True, error_model='numpy')
-def _crossings(triangles, low, step, n, flips):
-    "For each triangle and each line along z of the lattice low + step*i, i < n, that it crosses: turns over flips[i, j, k] at the first k above"
+def _crossings(triangles, low, step, n, turns):
+    "For each triangle and each line along z of the lattice low + step*i, i < n, that it crosses: ±1 to turns[i, j, k] at the first k above"
     for f in range(len(triangles)):
         t = triangles[f]
         first, last = np.empty(2, np.int64), np.empty(2, np.int64)
@@ -121,14 +124,14 @@ def _crossings(triangles, low, step, n, flips):
                     z += e*t[corner, 2]
                 if total == 0. or positive % 3: continue
                 k = math.ceil((z/total - low)/step)
-                if k < n: flips[i, j, max(k, 0)] ^= 1
+                if k < n: turns[i, j, max(k, 0)] += -1 if positive == 3 else 1    # its normal points up: here the line comes out
 
 
 def inside_lattice(mesh, low, step, n):
-    "Whether the points low + step*(i, j, k), i, j, k < n, lie inside a closed trimesh [n, n, n]"
-    flips = np.zeros((n, n, n), np.uint8)
-    _crossings(np.ascontiguousarray(mesh.triangles, dtype=np.float64), float(low), float(step), n, flips)
-    return np.bitwise_xor.accumulate(flips, 2).astype(bool)
+    "Whether the points low + step*(i, j, k), i, j, k < n, lie inside a closed trimesh [n, n, n], by its winding number, whichever way it is wound"
+    turns = np.zeros((n, n, n), np.int32)
+    _crossings(np.ascontiguousarray(mesh.triangles, dtype=np.float64), float(low), float(step), n, turns)
+    return turns.cumsum(2) != 0
 
 # %% ../nbs/08_dmtet.ipynb #3dd6da60
 def triangle_distance(points,    # [N, 3]
@@ -147,8 +150,12 @@ def triangle_distance(points,    # [N, 3]
     return np.where(inside, np.abs(((points - a)*normal).sum(1))/np.maximum(length, 1e-30), nearest)
 
 
-def distance_to_mesh(points, mesh, reach, candidates=12):
-    "Distance of points [N, 3] from a trimesh, exact to the candidates' precision where it is less than `reach`; what is further away gets `reach`"
+def distance_to_mesh(points,        # [N, 3]
+                     mesh,          # trimesh.Trimesh
+                     reach,         # what is further away gets this distance
+                     candidates=12  # triangles that are asked for each point
+                    ):              # [N]
+    "Distance of points from a mesh: from the triangles of the nearest among many points of its surface"
     from scipy.spatial import cKDTree
     spacing = reach/6
     several = np.minimum(np.ceil(2*mesh.area_faces/spacing**2), 10_000).astype(int) + 1    # on every face, more on large ones
@@ -167,7 +174,7 @@ def vertex_normals(vertices,         # [V, 3]
                    faces,            # [F, 3]
                    weighting='angle' # or 'area'
                   ):                 # unit normals [V, 3]; zero where no triangle with an area is
-    "Mean normal of the triangles around each vertex, weighted by their angles there (Thürmer & Wüthrich 1998) or by their areas. Raises `ValueError`"
+    "Mean normal of the triangles around a vertex, weighted by their angles there (Thürmer & Wüthrich 1998) or their areas. Raises `ValueError`"
     if weighting not in ('angle', 'area'): raise ValueError(f"vertex_normals: weighting must be 'angle' or 'area', not {weighting!r}")
     corners = vertices[faces]
     normal = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
@@ -181,7 +188,7 @@ def vertex_normals(vertices,         # [V, 3]
     return F.normalize(total, dim=-1, eps=1e-20)
 
 # %% ../nbs/08_dmtet.ipynb #c63378f9
-class EmptyMeshError(ValueError):
+class EmptyMeshError(ConfigError):
     "There is no surface; the message says what there is and what to do"
 
 
@@ -189,7 +196,8 @@ class MeshRenderer(nn.Module):
     """Pictures of the surface on a grid of tetrahedra (DMTet, Shen et al. 2021), coloured by a field.
 
     Parameters: `sdf` [V], signed distance in units of the grid's spacing, positive inside; `deform` [V, 3], tanh of it is a shift of vertices.
-    Buffers: `scale`, half the edge of the grid's cube; `initialised`, whether there is a shape yet: `init_from_sphere`, `init_from_mesh` or `init_from_density` makes it."""
+    Buffers: `scale`, half the edge of the grid's cube; `initialised`, whether there is a shape yet.
+    `init_from_sphere`, `init_from_mesh` or `init_from_density` makes the first shape."""
     def __init__(self,
                  field,              # `albedo(x [N,3]) -> [N,3]`, an nn.Module
                  background,         # as of the `VolumeRenderer`
@@ -206,7 +214,8 @@ class MeshRenderer(nn.Module):
         self.resolution, self.bound, self.normals, self.near, self.far, self.backend = resolution, bound, normals, near, far, backend
         vertices, tets = tet_grid(resolution)
         # the border stays where it is, and outside: surfaces are closed
-        for name, values in dict(grid=vertices, tets=tets, border=vertices.abs().amax(1) == 1).items(): self.register_buffer(name, values, persistent=False)
+        for name, values in dict(grid=vertices, tets=tets, border=vertices.abs().amax(1) == 1).items():
+            self.register_buffer(name, values, persistent=False)
         self.register_buffer('scale', torch.tensor(float(bound)))
         self.register_buffer('initialised', torch.tensor(False))
         self.sdf, self.deform = nn.Parameter(torch.zeros(len(vertices))), nn.Parameter(torch.zeros(len(vertices), 3))
@@ -221,23 +230,27 @@ class MeshRenderer(nn.Module):
 
 # %% ../nbs/08_dmtet.ipynb #3a385a08
 def _geometry(self):  # (vertices [N, 3] in the world, faces [F, 3])
-    "The surface as it is now. Raises `EmptyMeshError`, `ValueError`"
-    if not self.initialised: raise EmptyMeshError('MeshRenderer: there is no shape yet; call init_from_sphere, init_from_mesh or init_from_density')
-    for name in ('sdf', 'deform'):
-        if not getattr(self, name).isfinite().all(): raise ValueError(f'MeshRenderer: {name} holds values that are not finite')
+    "The surface as it is now. Raises `EmptyMeshError`, `ConfigError`"
+    if not self.initialised:
+        raise EmptyMeshError('MeshRenderer: there is no shape yet; call init_from_sphere, init_from_mesh or init_from_density')
+    for name in ('sdf', 'deform', 'scale'):
+        if not getattr(self, name).isfinite().all(): raise ConfigError(f'MeshRenderer: {name} holds values that are not finite')
     shift = torch.where(self.border[:, None], 0., self.deform.tanh()/self.resolution)
     vertices, faces = marching_tets((self.grid + shift)*self.scale, torch.where(self.border, -1., self.sdf), self.tets)
-    if not len(faces): raise EmptyMeshError(f'the surface is gone: no signed distance inside the grid is positive (highest {self.sdf[~self.border].max():.3g}); begin again with a lower learning rate')
+    if not len(faces):
+        raise EmptyMeshError(f'the surface is gone: no signed distance inside the grid is positive (highest {self.sdf[~self.border].max():.3g}); '
+            'begin again with a lower learning rate')
     return vertices, faces
 
 
 def _mesh(self):
-    "The surface as a `trimesh.Trimesh` with vertex colours. Raises `EmptyMeshError`, `ValueError`"
+    "The surface as a `trimesh.Trimesh` with vertex colours. Raises `EmptyMeshError`, `ConfigError`"
     import trimesh
     with torch.no_grad():
         vertices, faces = self.geometry()
         colors = torch.cat([self.field.albedo(x) for x in vertices.clamp(-self.bound, self.bound).split(65536)]).float().clamp(0, 1)
-    return trimesh.Trimesh(vertices.cpu().numpy(), faces.cpu().numpy(), vertex_colors=colors.mul(255).round().byte().cpu().numpy(), process=False)
+    paint = colors.mul(255).round().byte().cpu().numpy()
+    return trimesh.Trimesh(vertices.cpu().numpy(), faces.cpu().numpy(), vertex_colors=paint, process=False)
 
 
 def _set(self, sdf, scale):
@@ -263,14 +276,18 @@ def _init_from_mesh(self, mesh):  # a closed trimesh.Trimesh within ±bound
     "Begin with a mesh: the grid shrinks around it and takes its signed distances. Raises `ValueError`, `EmptyMeshError`"
     if not len(mesh.faces): raise EmptyMeshError('init_from_mesh: the mesh has no faces')
     if not np.isfinite(mesh.vertices).all(): raise ValueError('init_from_mesh: the mesh has vertices that are not finite')
-    if not mesh.is_watertight: raise ValueError('init_from_mesh: the mesh is not closed, so it has no inside; fill its holes first (trimesh.repair.fill_holes)')
+    if not mesh.is_watertight:
+        raise ValueError('init_from_mesh: the mesh is not closed, so it has no inside; fill its holes first (trimesh.repair.fill_holes)')
     reach = np.abs(mesh.vertices).max()
     if reach > self.bound: raise ValueError(f'init_from_mesh: the mesh reaches to {reach:.3g}, beyond the box ±{self.bound:g}; scale it down')
     scale, n = 1.1*reach, cells(self.resolution)
     step = 2*scale/n
-    inside = np.concatenate([inside_lattice(mesh, -scale, step, n + 1).reshape(-1), inside_lattice(mesh, step/2 - scale, step, n).reshape(-1)])
-    inside = np.concatenate([inside, np.zeros(len(self.grid) - len(inside), bool)])    # the rest lies on the border
-    if not inside.any(): raise EmptyMeshError(f'init_from_mesh: no vertex of the grid lies inside the mesh; its walls are thinner than the spacing {step:.3g}: raise the resolution (now {self.resolution})')
+    corners, centres = inside_lattice(mesh, -scale, step, n + 1).reshape(-1), inside_lattice(mesh, step/2 - scale, step, n).reshape(-1)
+    border = np.zeros(len(self.grid) - len(corners) - len(centres), bool)
+    inside = np.concatenate([corners, centres, border])
+    if not inside.any():
+        raise EmptyMeshError(f'init_from_mesh: no vertex of the grid lies inside the mesh; its walls are thinner than the spacing {step:.3g}: '
+            f'raise the resolution (now {self.resolution})')
     distance = distance_to_mesh(self.grid.cpu().double().numpy()*scale, mesh, 1.5*step)
     self._set(np.where(inside, distance, -distance), scale)
 
@@ -280,8 +297,9 @@ def density_level(density,  # at points of a grid
                  ):         # a level that lies between the values
     "Where a cloud is cut: at the mean of what is there, as in stable-dreamfusion, or lower if nothing reaches that. Raises `EmptyMeshError`"
     low, high = density.min().item(), density.max().item()
-    figures = f'density is min {low:.3g}, mean {density.mean():.3g}, max {high:.3g}'
-    if not (density > 1e-3).any() or low == high: raise EmptyMeshError(f'there is no surface to begin with ({figures}); train the cloud longer, or begin with init_from_sphere')
+    if not (density > 1e-3).any() or low == high:
+        raise EmptyMeshError(f'there is no surface to begin with (density is min {low:.3g}, mean {density.mean():.3g}, max {high:.3g}); '
+            'train the cloud longer, or begin with init_from_sphere')
     level = min(density[density > 1e-3].mean().item(), limit)
     return level if low < level < high else math.sqrt(max(low, 1e-3*high)*high)
 
@@ -289,11 +307,14 @@ def density_level(density,  # at points of a grid
 @torch.no_grad()
 def _init_from_density(self, density, threshold='auto', chunk=65536):
     "Begin where `density(x [N,3]) -> [N]` crosses a threshold ('auto': see `density_level`). Raises `EmptyMeshError`, `ValueError`"
-    if not (threshold == 'auto' or isinstance(threshold, (int, float)) and threshold > 0): raise ValueError(f'init_from_density: threshold is "auto" or a positive density, not {threshold!r}')
+    if threshold != 'auto' and (isinstance(threshold, bool) or not isinstance(threshold, Real) or not threshold > 0):
+        raise ValueError(f'init_from_density: threshold is "auto" or a positive density, not {threshold!r}')
     import trimesh
     found = torch.cat([density(x).float() for x in (self.grid*self.bound).split(chunk)]).nan_to_num(0., 1e10, 0.)
     level = density_level(found) if threshold == 'auto' else threshold
-    if not (found[~self.border] > level).any(): raise EmptyMeshError(f'no density above the threshold {level:.3g} inside the grid (min {found.min():.3g}, mean {found.mean():.3g}, max {found.max():.3g}); choose a lower one, or "auto"')
+    if not (found[~self.border] > level).any():
+        raise EmptyMeshError(f'no density above the threshold {level:.3g} inside the grid (min {found.min():.3g}, mean {found.mean():.3g}, '
+            f'max {found.max():.3g}); choose a lower one, or "auto"')
     a, b, faces = cut_edges((found > level) & ~self.border, self.tets)
     inner, outer = self.grid[a]*self.bound, self.grid[b]*self.bound
     for _ in range(12):    # halve each edge that is cut until the place is known, however steep the cloud is
@@ -319,7 +340,7 @@ def _forward(self,
              background=None,     # a colour [3] or [B,3], or a module; None: the renderer's own
              return_normal=False, # of the volume renderer; normals are always there
             ) -> RenderOutput:
-    "Pictures of the surface, its outlines antialiased; and the surface itself, for the losses. Raises `EmptyMeshError`, `ValueError`"
+    "Pictures of the surface, its outlines antialiased; and the surface itself, for the losses. Raises `EmptyMeshError`, `ConfigError`"
     n, (vertices, faces) = len(cameras), self.geometry()
     position = cameras.position
     light = F.normalize(position, dim=-1) if light is None else torch.as_tensor(light).to(position).expand(n, 3)
@@ -327,7 +348,8 @@ def _forward(self,
     pos = torch.cat([vertices, torch.ones_like(vertices[:, :1])], 1)@projection(cameras, height, width, self.near, self.far).mT
     rast = rasterize(pos, faces, (height, width), self.backend)
     b, row, column, _ = seen_at(rast)
-    carried = interpolate(torch.cat([vertices, vertex_normals(vertices, faces, self.normals)], 1), rast, faces, self.backend)[b, row, column]
+    attributes = torch.cat([vertices, vertex_normals(vertices, faces, self.normals)], 1)
+    carried = interpolate(attributes, rast, faces, self.backend)[b, row, column]
     points, normal = carried[:, :3], F.normalize(carried[:, 3:], dim=-1)
     color = self._shade(points, normal, position[b], light[b], ambient[b], shading)
     _, directions = rays(cameras, height, width)

@@ -72,8 +72,9 @@ _jit = njit(nogil=True, cache=True, error_model='numpy')
 def _span(a, b, c, n):
     "Pixels along an axis that three projected corners can cover: first and last + 1"
     low, high = min(a, b, c), max(a, b, c)
-    first, last = math.floor((low + 1)*n/2 - .5), math.ceil((high + 1)*n/2 - .5) + 1
-    return int(min(max(first, 0.), n)), int(min(max(last, 0.), n))
+    # limited before they are whole numbers: those end at 1e18
+    first, last = max((low + 1)*n/2 - .5, 0.), min((high + 1)*n/2 - .5, float(n))
+    return min(math.floor(min(first, float(n))), n), max(min(math.ceil(max(last, -1.)) + 1, n), 0)
 
 
 @_jit
@@ -131,16 +132,21 @@ VISIBLE = dict(torch=_visible_torch, numba=_visible_numba)
 # %% ../nbs/07_rasterize.ipynb #8d4cd5a8
 def check_mesh(pos, tri, size=None):
     "Raise `ValueError` unless these are positions in clip space [B, V, 4], triangles [F, 3] and a picture's (height, width)"
-    if pos.ndim != 3 or pos.shape[-1] != 4 or not pos.is_floating_point(): raise ValueError(f'pos: must be floating point clip positions [B, V, 4], not {pos.dtype} {list(pos.shape)}')
-    if tri.ndim != 2 or tri.shape[-1] != 3 or tri.is_floating_point(): raise ValueError(f'tri: must be vertex numbers [F, 3], not {tri.dtype} {list(tri.shape)}')
-    if len(tri) and not 0 <= tri.min() <= tri.max() < pos.shape[1]: raise ValueError(f'tri: must name vertices 0..{pos.shape[1] - 1}, not {int(tri.min())}..{int(tri.max())}')
+    if pos.ndim != 3 or pos.shape[-1] != 4 or not pos.is_floating_point():
+        raise ValueError(f'pos: must be floating point clip positions [B, V, 4], not {pos.dtype} {list(pos.shape)}')
+    if tri.ndim != 2 or tri.shape[-1] != 3 or tri.is_floating_point():
+        raise ValueError(f'tri: must be vertex numbers [F, 3], not {tri.dtype} {list(tri.shape)}')
+    if len(tri) and not 0 <= tri.min() <= tri.max() < pos.shape[1]:
+        raise ValueError(f'tri: must name vertices 0..{pos.shape[1] - 1}, not {int(tri.min())}..{int(tri.max())}')
     if len(tri) >= 2**24: raise ValueError(f'tri: at most {2**24 - 1:,} triangles can be numbered in a float, not {len(tri):,}')
     if size is not None and (len(size) != 2 or min(size) < 1): raise ValueError(f'size: must be (height, width), both at least 1, not {tuple(size)}')
 
 
 def pick_backend(backend, device):
     "'nvdiffrast' where it imports on CUDA, else 'numba', which finds what is visible on the CPU whatever the device. Raises `ValueError`"
-    if backend not in ('auto', 'nvdiffrast', *VISIBLE): raise ValueError(f"rasterize: backend must be 'auto', 'torch', 'numba' or 'nvdiffrast', not {backend!r}{did_you_mean(backend, ['auto', 'nvdiffrast', *VISIBLE])}")
+    known = ('auto', 'nvdiffrast', *VISIBLE)
+    if backend not in known:
+        raise ValueError(f"rasterize: backend must be 'auto', 'torch', 'numba' or 'nvdiffrast', not {backend!r}{did_you_mean(backend, known)}")
     if backend == 'nvdiffrast' and (device.type != 'cuda' or not nvdiffrast()):
         raise ValueError('rasterize: backend "nvdiffrast" needs tensors on CUDA and the package nvdiffrast; "auto" does without')
     if backend == 'auto': return 'nvdiffrast' if device.type == 'cuda' and nvdiffrast() else 'numba'
@@ -176,7 +182,8 @@ def rasterize(pos,            # vertices in clip space [B, V, 4]
              ):               # [B, H, W, 4]: u, v, z/w, triangle + 1; 0 where nothing is seen
     """What each pixel sees; row 0 is y = -w. Gradients reach `pos` through u and v (Laine et al. 2020, section 3.3).
 
-    Triangles count on both sides, and only between the near and the far plane, -w ≤ z ≤ w. Those without area, or not finite, are never seen. Raises `ValueError`."""
+    Triangles count on both sides, and only between the near and the far plane, -w ≤ z ≤ w. Those without area, or not finite, are never seen.
+    Raises `ValueError`."""
     check_mesh(pos, tri, size)
     height, width = size
     backend, tri = pick_backend(backend, pos.device), tri.long()
@@ -274,7 +281,8 @@ def _find_outlines(bottom, top, p, tri, other, seen, z, out):
                 # the nearer of the two is the one that ends
                 first = seen[row2, column2] < 0 or seen[row, column] >= 0 and z[row, column] < z[row2, column2]
                 r, c, way = (row, column, 1) if first else (row2, column2, -1)
-                a, b = _outline(p, tri, other, seen[r, c], (2*c + 1)/width - 1, (2*r + 1)/height - 1, axis, way*2/(height if axis else width), 2/(width if axis else height))
+                step, across_step = way*2/(height if axis else width), 2/(width if axis else height)
+                a, b = _outline(p, tri, other, seen[r, c], (2*c + 1)/width - 1, (2*r + 1)/height - 1, axis, step, across_step)
                 if a < 0: continue
                 out[n, 0], out[n, 1], out[n, 2], out[n, 3], out[n, 4], out[n, 5] = r, c, axis, way, a, b
                 n += 1
@@ -287,8 +295,9 @@ def find_outlines(rast,  # from `rasterize` [B, H, W, 4]
                   bands=4
                  ):      # int64 [N, 7]: picture, row and column of the nearer pixel, axis (0: row, 1: column), direction (±1), two vertices
     "Where an outline runs between the centres of two neighbouring pixels, searched on the CPU without gradient"
-    p, seen, z = pos.detach().double().cpu().contiguous().numpy(), rast.detach()[..., 3].long().cpu().numpy() - 1, rast.detach()[..., 2].double().cpu().contiguous().numpy()
-    t, other, (n, height, width) = tri.long().cpu().contiguous().numpy(), across(tri.long().cpu(), pos.shape[1]).numpy(), seen.shape
+    p, z = (v.detach().double().cpu().contiguous().numpy() for v in (pos, rast[..., 2]))
+    seen, tri = rast.detach()[..., 3].long().cpu().numpy() - 1, tri.long().cpu()
+    t, other, (n, height, width) = tri.contiguous().numpy(), across(tri, pos.shape[1]).numpy(), seen.shape
     parts = [None]*(n*bands)
     def search(job):
         b, band = divmod(job, bands)
@@ -305,9 +314,10 @@ def antialias(color,          # a picture of what was rasterized [B, H, W, C]
               tri,            # vertex numbers of triangles, as there [F, 3]
               backend='auto'  # 'torch' and 'numba' are the same here; or 'nvdiffrast'
              ):               # [B, H, W, C]
-    """Outlines mixed by what they cover of a pixel (Laine et al. 2020, section 3.6): the only way in which a picture tells the vertices where outlines should be.
+    """Outlines mixed by what they cover of a pixel (Laine et al. 2020, section 3.6).
 
-    Gradients reach `color` and `pos`. Where many outlines meet in a pixel, values can leave the range of the colours. Raises `ValueError`"""
+    It is the only way in which a picture tells the vertices where outlines should be. Gradients reach `color` and `pos`.
+    Where many outlines meet in a pixel, values can leave the range of the colours. Raises `ValueError`."""
     check_mesh(pos, tri)
     if color.shape[:3] != rast.shape[:3]: raise ValueError(f'color: must be [B, H, W, C] like rast {list(rast.shape)}, not {list(color.shape)}')
     if pick_backend(backend, pos.device) == 'nvdiffrast':
@@ -336,9 +346,11 @@ def texture(tex,                   # picture of values [1 or B, h, w, C]; row 0 
             backend='auto'         # 'torch' (also 'numba': torch's own sampler is compiled) or 'nvdiffrast'
            ):                      # [B, H, W, C]
     "A texture at coordinates; centres of texels lie at halves, as in OpenGL. Gradients reach `tex` and, unless 'nearest', `uv`. Raises `ValueError`"
-    for name, given, known in (('filter_mode', filter_mode, ('linear', 'nearest')), ('boundary_mode', boundary_mode, ('wrap', 'clamp', 'zero'))):
+    choices = dict(filter_mode=(filter_mode, ('linear', 'nearest')), boundary_mode=(boundary_mode, ('wrap', 'clamp', 'zero')))
+    for name, (given, known) in choices.items():
         if given not in known: raise ValueError(f'texture: {name} must be {" or ".join(map(repr, known))}, not {given!r}{did_you_mean(given, known)}')
-    if tex.ndim != 4 or len(tex) not in (1, len(uv)) or uv.shape[-1] != 2: raise ValueError(f'texture: tex must be [1 or B, h, w, C] and uv [B, H, W, 2], not {list(tex.shape)} and {list(uv.shape)}')
+    if tex.ndim != 4 or len(tex) not in (1, len(uv)) or uv.shape[-1] != 2:
+        raise ValueError(f'texture: tex must be [1 or B, h, w, C] and uv [B, H, W, 2], not {list(tex.shape)} and {list(uv.shape)}')
     if pick_backend(backend, uv.device) == 'nvdiffrast':
         return nvdiffrast().texture(tex.contiguous(), uv.contiguous(), filter_mode=filter_mode, boundary_mode=boundary_mode)
     _, h, w, _ = tex.shape
@@ -347,5 +359,5 @@ def texture(tex,                   # picture of values [1 or B, h, w, C]; row 0 
         planes = F.pad(planes, (1, 1, 1, 1), 'circular')
         size = uv.new_tensor([w, h])
         uv = ((uv - uv.detach().floor())*size + 1)/(size + 2)
-    padding = 'zeros' if boundary_mode == 'zero' else 'border'
-    return F.grid_sample(planes, 2*uv - 1, 'bilinear' if filter_mode == 'linear' else 'nearest', padding, align_corners=False).permute(0, 2, 3, 1)
+    padding, mode = 'zeros' if boundary_mode == 'zero' else 'border', 'bilinear' if filter_mode == 'linear' else 'nearest'
+    return F.grid_sample(planes, 2*uv - 1, mode, padding, align_corners=False).permute(0, 2, 3, 1)

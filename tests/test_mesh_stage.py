@@ -104,7 +104,7 @@ def test_textures(cloud, refined, tmp_path, monkeypatch):
     assert part.visual.material.baseColorTexture.size == (1024, 1024) and len(part.faces) == len(refined.mesh().faces)
     cloud.export(tmp_path/'few.obj', faces=200, texture=64)
     few = trimesh.load(tmp_path/'few.obj', process=False)
-    assert len(few.faces) <= 200 and few.visual.material.image.size == (64, 64) and sorted(os.listdir(tmp_path)) == ['few.mtl', 'few.obj', 'few.png']
+    assert len(few.faces) <= 200 and few.visual.material.image.size == (64, 64) and sorted(os.listdir(tmp_path)) == ['few-albedo.png', 'few.mtl', 'few.obj']
     # what the picture says on the surface is what the field says just beneath it
     points = torch.as_tensor(few.triangles_center - few.face_normals/64*cloud.config.nerf.bound).float()
     read = few.visual.material.to_color(few.visual.uv[few.faces].mean(1))[:, :3]/255
