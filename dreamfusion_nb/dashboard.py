@@ -77,7 +77,7 @@ def step_pictures(trainer, record):
     return dict(render=image, opacity=record.opacity[0].detach().expand(3, -1, -1), normal=normal_map(out)[0], noisy=noisy,
         noise=noise_colors(record.noise_pred[0]), believed=believed, gradient=gradient_overlay(image, record.grad[0]))
 
-
+# %% ../nbs/16_dashboard.ipynb #51a7746f
 def step_facts(trainer, record):
     "What pictures do not say of a step's first camera: name -> text"
     camera, look, (x, y, z) = record.cameras[:1], record.look, record.light[0].tolist()
@@ -256,7 +256,7 @@ def buttons(width='84px', **rows):
         made[name].on_click(between_steps(lambda _, do=do: do()))
     return made
 
-
+# %% ../nbs/16_dashboard.ipynb #7c9f3749
 def complaint(text):
     "A message as HTML that stands out; nothing for nothing"
     return f'<div class="dfnb-error">{html.escape(text)}</div>' if text else ''

@@ -268,7 +268,7 @@ def _init_from_sphere(self, radius=.5):
     scale = min(self.bound, 1.1*radius)
     self._set(radius - self.grid.norm(dim=1)*scale, scale)
 
-
+# %% ../nbs/08_dmtet.ipynb #b985afb6
 MeshRenderer.geometry, MeshRenderer.mesh, MeshRenderer._set, MeshRenderer.init_from_sphere = _geometry, _mesh, _set, _init_from_sphere
 
 # %% ../nbs/08_dmtet.ipynb #7039daf7

@@ -125,7 +125,7 @@ def check_threshold(threshold):
     if isinstance(threshold, bool) or not isinstance(threshold, Real) or not 0 < threshold < math.inf:
         raise ConfigError(f'threshold is "auto" or a positive density, not {threshold!r}')
 
-
+# %% ../nbs/13_export.ipynb #c370fa43
 class Surfaces:
     """A field's density, asked once; `mesh(threshold)` cuts it anywhere in a fraction of a second, as a slider needs.
 
@@ -206,16 +206,19 @@ def by_short_edges(mesh, faces):
     import manifold3d
     import trimesh
     solid = manifold3d.Manifold(manifold3d.Mesh(np.asarray(mesh.vertices, np.float32), np.asarray(mesh.faces, np.uint32)))
-    tolerance = 1e-4*mesh.scale
-    while solid.num_tri() > faces:
-        smaller = solid.simplify(tolerance)
-        if smaller.is_empty():
-            raise ConfigError(f'faces: {faces} are too few for this shape; the nearest number that works is {solid.num_tri()}')
-        solid, tolerance = smaller, 1.15*tolerance
-    made = solid.to_mesh()
-    return trimesh.Trimesh(made.vert_properties[:, :3], made.tri_verts, process=False)
+    tolerance, spare, least = 1e-4*mesh.scale, None, len(mesh.faces)
+    while not solid.is_empty():
+        made, least = solid.to_mesh(), solid.num_tri()
+        small = trimesh.Trimesh(made.vert_properties[:, :3], made.tri_verts, process=False)
+        if least <= faces:
+            # a program that reads it takes vertices at one place for one; best if it is closed then, too
+            if trimesh.Trimesh(small.vertices, small.faces).is_watertight: return small
+            spare = spare or small
+        solid, tolerance = solid.simplify(tolerance), 1.15*tolerance
+    if spare is None: raise ConfigError(f'faces: {faces} are too few for this shape; the nearest number that works is {least}')
+    return spare
 
-
+# %% ../nbs/13_export.ipynb #b46f0216
 def decimate(mesh,  # trimesh.Trimesh, closed
              faces  # at most so many triangles, at least 4
             ):      # trimesh.Trimesh, closed; vertex colours are those of the nearest old vertex
@@ -301,7 +304,7 @@ def _fill(values, seen):
     row, column = distance_transform_edt(~seen.numpy(), return_distances=False, return_indices=True)
     return to_pil(picture[row, column].permute(2, 0, 1).flip(1))    # row 0 of the rasteriser is the lowest
 
-
+# %% ../nbs/13_export.ipynb #c8431d35
 @torch.no_grad()
 def bake(mesh,         # from `unwrap`
          color,        # called as color(points [N,3], normals [N,3]) -> [N,3] in 0..1
@@ -469,9 +472,10 @@ def write_whole(files  # path -> function that writes the file at the path it is
         for path, write in files.items():
             if path.is_dir(): raise IsADirectoryError(None, 'it is a folder')
             path.parent.mkdir(parents=True, exist_ok=True)
+            temporary[path].touch()    # so that it is we who are told why not, and not ffmpeg
             write(temporary[path])
         for path in files: os.replace(temporary[path], path)
-    except OSError as error: raise ConfigError(f'cannot write {str(path)[:200]!r}: {error.strerror or error}') from error
+    except OSError as error: raise ConfigError(f'cannot write {str(path)[:200]!r}: {error.strerror or str(error).splitlines()[0]}') from error
     finally:
         with suppress(OSError):
             for rest in temporary.values(): rest.unlink(missing_ok=True)

@@ -384,7 +384,7 @@ def _reset(self):
     self.__init__(self.config, self.guidance, self.device, self.folder)
     if self.folder: open_folder(self, 'reset', True)
 
-
+# %% ../nbs/15_trainer.ipynb #6d8c8638
 def _current_mesh(self, resolution=48):
     "The surface as it is now, with vertex colours; of a mesh stage its own, whatever the resolution. Raises `EmptyMeshError`"
     training = self.renderer.training
@@ -676,7 +676,7 @@ def warm_start(renderer, path):
     if odd: warnings.warn(f'resume_from_checkpoint: {len(taken)} tensors taken from {found[-1]}, not taken: {", ".join(odd)}', stacklevel=4)
     return lines
 
-
+# %% ../nbs/15_trainer.ipynb #91056e6b
 def begin_shape(renderer, path, device):
     "Give a mesh stage its first shape, that of the result it goes on from, or else a ball; a line that says which. Raises `ConfigError`"
     if renderer.initialised: return []
@@ -903,9 +903,7 @@ class Result:
 
     @torch.no_grad()
     def maps(self, cameras, height, width=None, background=PAPER):
-        """For each camera its picture, depth and normals, [3, height, width] in 0..1.
-
-        Depth is white where the cube begins and black where it ends, for every view."""
+        "For each camera its picture, depth (white where the cube begins, black where it ends) and normals, [3, height, width] in 0..1"
         reach = 3**.5*self.config.nerf.bound
         for camera in cameras.to(self.device):
             out, distance = self.renderer(camera, height, width or height, background=background, return_normal=True), camera.radius.item()
@@ -914,8 +912,7 @@ class Result:
 
     def render(self, azimuth=0., elevation=15., radius=3.2, fovy=20., size=256, shading='albedo'):
         "One view as a PIL image; angles in degrees, shading 'albedo', 'lambertian', 'textureless', 'phong' (of a run that had it) or 'normal'"
-        camera = orbit(1, elevation=elevation, radius=radius, fovy=fovy, azimuth_start=azimuth)
-        return to_pil(self.views(camera, size, shading=shading)[0])
+        return to_pil(self.views(orbit(1, elevation=elevation, radius=radius, fovy=fovy, azimuth_start=azimuth), size, shading=shading)[0])
 
     def turntable(self, n=60, size=256, shading='albedo'):
         "`n` views once around from the front, `size` pixels square, as a list of PIL images; shading as of `render`"
@@ -1070,7 +1067,7 @@ def is_longer(config, held):
     "Whether a configuration is that of a run, with more steps"
     return config.iters > held.iters and config == held.replace(dict(iters=config.iters, phase_iters=config.phase_iters))
 
-
+# %% ../nbs/15_trainer.ipynb #6999c6cf
 def lengthened(config, folder, phases):
     """The configuration of a run that goes on beyond its end: its phases are parts of the old length or of the new one.
 
@@ -1197,7 +1194,7 @@ def set_aside(folder):
         elif p.is_dir(): shutil.rmtree(p)
         else: p.unlink(missing_ok=True)
 
-
+# %% ../nbs/15_trainer.ipynb #f8eec951
 def log(folder, line):
     "Add a line with the time to a folder's log.txt"
     now = time.strftime('%Y-%m-%d %H:%M:%S')

@@ -7,6 +7,7 @@ import torch
 import trimesh
 from torch import nn
 
+from dreamfusion_nb import ConfigError, toybox
 from dreamfusion_nb.background import StaticBackground
 from dreamfusion_nb.cameras import orbit, rays
 from dreamfusion_nb.dmtet import (
@@ -21,7 +22,7 @@ from dreamfusion_nb.dmtet import (
     tet_grid,
     vertex_normals,
 )
-from dreamfusion_nb.export import decimate
+from dreamfusion_nb.export import by_quadrics, by_short_edges, decimate
 from dreamfusion_nb.losses import mesh_laplacian, mesh_normal
 
 
@@ -259,3 +260,46 @@ def test_fewer_triangles_stay_closed():
         few = decimate(mesh, faces)
         assert few.is_watertight and few.is_winding_consistent and .75*faces <= len(few.faces) <= faces and few.volume == pytest.approx(mesh.volume, rel=.05)
         assert few.visual.vertex_colors.shape == (len(few.vertices), 4)
+
+
+@pytest.mark.parametrize('caption', ['a hamburger', 'a mug', 'a teapot', 'a lamp', 'a bench'])
+def test_a_budget_of_triangles_is_kept(caption):
+    "By shapes of several parts, with thin places, on which quadrics alone fail at some number"
+    mesh = toybox.mesh(caption, resolution=64)
+    for faces in (5000, 1500, 400, 100):
+        few = decimate(mesh, faces)
+        welded = trimesh.Trimesh(few.vertices, few.faces)    # as a file is read; a bench of a hundred triangles stands on the tips of its legs
+        assert .3*faces < len(few.faces) <= faces and few.is_watertight and few.volume > 0 and (welded.is_watertight or (caption, faces) == ('a bench', 100))
+        assert distance_to_mesh(few.vertices, mesh, .2).max() < .1
+    paint = {tuple(c) for c in mesh.visual.vertex_colors.tolist()}
+    assert {tuple(c) for c in few.visual.vertex_colors.tolist()} <= paint
+
+
+def test_quadrics_alone_would_not_do():
+    found = [by_quadrics(toybox.mesh(caption, resolution=64), n) for caption, n in (('a mug', 400), ('a lamp', 40), ('a teapot', 100))]
+    assert None in found
+
+
+def test_too_few_triangles():
+    "Said, with the number that can be had, and it can"
+    sponge = trimesh.util.concatenate([trimesh.creation.icosphere(2, radius=.1).apply_translation(p) for p in np.random.default_rng(0).uniform(-1, 1, (40, 3))])
+    with pytest.raises(ConfigError, match='are too few for this shape') as said: by_short_edges(sponge, 4)
+    nearest = int(str(said.value).split()[-1])
+    assert 4 < nearest < len(sponge.faces) and by_short_edges(sponge, nearest).is_watertight
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_overlapping_solids_are_one(seed):
+    "Inside of boxes that overlap, by formula; their signed distances make one solid"
+    g = np.random.default_rng(seed)
+    boxes = [trimesh.creation.box(g.uniform(.3, .8, 3)).apply_translation(g.uniform(-.15, .15, 3)) for _ in range(4)]
+    mesh = trimesh.util.concatenate(boxes)
+    axis = -1 + np.arange(41)*.05
+    points = np.stack(np.meshgrid(axis, axis, axis, indexing='ij'), -1)
+    exact = np.any([((points > b.bounds[0]) & (points < b.bounds[1])).all(-1) for b in boxes], 0)
+    assert (inside_lattice(mesh, -1, .05, 41) == exact).all()
+    made = renderer(64)
+    made.init_from_mesh(mesh)
+    fine = (np.stack(np.meshgrid(*[np.linspace(-.6, .6, 121)]*3, indexing='ij'), -1))
+    union = np.any([((fine > b.bounds[0]) & (fine < b.bounds[1])).all(-1) for b in boxes], 0).sum()*.01**3
+    assert made.mesh().is_watertight and made.mesh().volume == pytest.approx(union, rel=.08)

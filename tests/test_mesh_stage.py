@@ -9,7 +9,8 @@ import torch
 import trimesh
 from conftest import CHEAP, MESH, assert_same_with_a_break
 
-from dreamfusion_nb import ConfigError, Trainer, cli, load, load_config, train, trainer
+from dreamfusion_nb import ConfigError, Trainer, cli, load, load_config, train
+from dreamfusion_nb import trainer as trainer_module
 from dreamfusion_nb.config import preset
 from dreamfusion_nb.dmtet import EmptyMeshError, MeshRenderer
 
@@ -109,8 +110,92 @@ def test_textures(cloud, refined, tmp_path, monkeypatch):
     points = torch.as_tensor(few.triangles_center - few.face_normals/64*cloud.config.nerf.bound).float()
     read = few.visual.material.to_color(few.visual.uv[few.faces].mean(1))[:, :3]/255
     assert np.abs(read - cloud.field.albedo(points).detach().numpy()).mean() < .02
-    monkeypatch.setattr(trainer, 'unwrap', lambda mesh: None)
+    monkeypatch.setattr(trainer_module, 'unwrap', lambda mesh, seconds: None)
     with pytest.warns(UserWarning, match='colours stay at the vertices'): cloud.export(tmp_path/'plain.glb', faces=100, texture=64)
+
+
+def test_the_material_of_an_obj_leaves_its_picture_alone(cloud, tmp_path):
+    "A colour of the material would be multiplied with the picture, and a gloss added"
+    cloud.export(tmp_path/'few.obj', faces=100, texture=64)
+    lines = dict(line.split(' ', 1) for line in (tmp_path/'few.mtl').read_text().splitlines())
+    assert lines['Kd'] == '1 1 1' and lines['Ks'] == '0 0 0' and lines['map_Kd'] == 'few-albedo.png'
+    assert f'usemtl {lines["newmtl"]}\n' in (tmp_path/'few.obj').read_text() and '\nvn ' in (tmp_path/'few.obj').read_text()
+
+
+def test_formats_without_a_texture(cloud, tmp_path):
+    for name in ('few.ply', 'few.stl'):
+        with pytest.warns(UserWarning, match='have no texture'): cloud.export(tmp_path/name, faces=200, texture=64)
+        assert trimesh.load(tmp_path/name).is_watertight
+    assert trimesh.load(tmp_path/'few.ply').visual.kind == 'vertex'
+
+
+def test_loose_pieces(cloud, tmp_path):
+    "One piece stays unless more are asked for; of a mesh stage too"
+    one, all_of_them = cloud.mesh(32), cloud.mesh(32, min_share=0)
+    assert one.body_count == 1 and all_of_them.volume >= one.volume
+    cloud.export(tmp_path/'all.ply', 32, min_share=0)
+    assert len(trimesh.load(tmp_path/'all.ply').faces) == len(all_of_them.faces)
+
+
+def test_videos_of_depth_and_normals(refined, cloud, tmp_path):
+    import imageio.v3 as iio
+    for result in (cloud, refined):
+        films = {kind: iio.imread(result.video(tmp_path/f'{kind}.mp4', n=3, height=32, kind=kind)).astype(int) for kind in ('rgb', 'depth', 'normal')}
+        assert {film.shape for film in films.values()} == {(3, 32, 32, 3)}
+        depth, normal = films['depth'], films['normal']
+        assert np.abs(depth - depth.mean(-1, keepdims=True)).max() < 12 and normal.std(-1).max() > 20    # grey, and colourful
+    with pytest.raises(ConfigError, match="did you mean 'depth'"): cloud.video(tmp_path/'x.mp4', kind='dpeth')
+
+
+def test_files_that_belong_together_come_together(cloud, tmp_path, monkeypatch):
+    "Where one can't be written, none is"
+    from pathlib import Path
+    def refuse(*args, **options): raise PermissionError(13, 'Permission denied')
+    monkeypatch.setattr(Path, 'write_text', refuse)
+    with pytest.raises(ConfigError, match='cannot write .*Permission denied'): cloud.export(tmp_path/'few.obj', faces=100, texture=64)
+    monkeypatch.undo()
+    monkeypatch.setattr(os, 'replace', refuse)
+    with pytest.raises(ConfigError, match='cannot write .*Permission denied'): cloud.export(tmp_path/'few.glb', faces=100)
+    assert not list(tmp_path.iterdir())
+
+
+def test_resumes_after_steps_in_white_light_only(cloud, model, tmp_path):
+    "Then the colours have had no gradient, and the optimiser knows nothing of them"
+    trainer = Trainer(mesh_config(cloud, textureless_ratio=1.), model, folder=tmp_path)
+    trainer.fit(2)
+    trainer.save()
+    mended = Trainer.resume(tmp_path, model)
+    assert mended.step_count == 2 and mended.step().step == 2
+
+
+def test_a_step_that_is_not_finite_is_not_taken(cloud, model, tmp_path):
+    trainer = Trainer(mesh_config(cloud), model, folder=tmp_path)
+    trainer.fit(1)
+    before = {k: v.clone() for k, v in trainer.renderer.state_dict().items()}
+    small_losses = trainer.regularise
+    def broken(out): return small_losses(out) | dict(mesh_normal=float('nan')*out.vertices.sum())
+    def steep(out): return small_losses(out) | dict(mesh_normal=(out.vertices.sum()*0).sqrt())    # 0, with an infinite slope
+    for losses, what in ((broken, 'the loss mesh_normal'), (steep, 'the gradient of')):
+        trainer.regularise = losses
+        with pytest.raises(ConfigError, match=f'step 1: {what}.* is not finite'): trainer.step()
+    assert trainer.step_count == 1 and all(torch.equal(v, before[k]) for k, v in trainer.renderer.state_dict().items())
+    trainer.regularise = small_losses
+    assert trainer.step().step == 1
+
+
+@pytest.mark.parametrize('name', ['sdf', 'deform', 'scale', 'field.albedo_net.0.weight'])
+def test_parameters_that_are_not_finite(name, cloud, model, tmp_path):
+    "Named, in one line, by everything that would use or write them"
+    trainer = Trainer(mesh_config(cloud), model, folder=tmp_path)
+    trainer.renderer.state_dict()[name].view(-1)[0] = float('nan')
+    result = trainer_module.Result(trainer.config, trainer.renderer, tmp_path)
+    for act in (trainer.save, result.mesh, lambda: result.export(tmp_path/'x.glb'), lambda: trainer_module.finish(result)):
+        with pytest.raises(ConfigError, match=f'{name} holds values that are not finite'): act()
+    assert not list(tmp_path.iterdir())
+
+
+def test_refine_after_a_guidance_of_ones_own(cloud):
+    with pytest.raises(ConfigError, match='made with a guidance object .LatentDiffusion.*pass it again'): cloud.refine(**MESH)
 
 
 def test_normal_textures(cloud, tmp_path):

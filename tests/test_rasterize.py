@@ -86,9 +86,9 @@ def test_backends_agree_on_bad_triangles():
 
 @both
 def test_a_huge_triangle_covers_everything(backend):
-    for scale in (10., 1e6, 1e15):
+    for scale in (10., 1e6, 1e15, 1e17, 1e19, 1e30, 1e100):
         p = torch.tensor([[-scale, -scale, 0, 1], [3*scale, -scale, 0, 1], [-scale, 3*scale, 0, 1]], dtype=torch.float64)[None]
-        assert (rasterize(p, torch.tensor([[0, 1, 2]]), (9, 7), backend)[..., 3] == 1).all()
+        for size in ((9, 7), (64, 512)): assert (rasterize(p, torch.tensor([[0, 1, 2]]), size, backend)[..., 3] == 1).all()
 
 
 @both
