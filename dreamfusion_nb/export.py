@@ -6,8 +6,8 @@
 __all__ = ['UNWRAP', 'MESH_FORMATS', 'MATERIAL', 'sample_density', 'visible_range', 'smooth_density', 'auto_threshold',
            'drop_pieces', 'check_resolution', 'check_threshold', 'Surfaces', 'extract_mesh', 'check_faces',
            'by_quadrics', 'by_short_edges', 'decimate', 'unwrap', 'check_texture_size', 'tangents', 'normals_of',
-           'bake', 'mesh_views', 'srgb_to_linear', 'linear_to_srgb', 'check_path', 'write_mesh', 'write_whole',
-           'write_video', 'six_view']
+           'bake', 'paint_of', 'mesh_views', 'srgb_to_linear', 'linear_to_srgb', 'check_path', 'write_mesh',
+           'write_whole', 'write_video', 'six_view']
 
 # %% ../nbs/13_export.ipynb #2deada2d
 import math
@@ -342,7 +342,7 @@ def bake(mesh,         # from `unwrap`
     return trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_normals=mesh.vertex_normals, vertex_attributes=attributes, process=False, visual=visual)
 
 # %% ../nbs/13_export.ipynb #25aba32d
-def _paint(visual, n):
+def paint_of(visual, n):
     "(values at the vertices [n, k], picture or None): texture coordinates [n, 2] of the picture, or colours [n, 3] in 0..1"
     if visual.kind != 'texture': return visual.vertex_colors[:, :3]/255, None
     material = visual.material
@@ -362,7 +362,7 @@ def mesh_views(mesh,                     # trimesh.Trimesh with vertex colours o
     "Pictures of a mesh, drawn by the package's own rasteriser"
     width, faces = width or height, torch.as_tensor(np.array(mesh.faces)).long()
     place, normal = (torch.as_tensor(np.array(v)).float() for v in (mesh.vertices, mesh.vertex_normals))
-    values, picture = _paint(mesh.visual, len(place))
+    values, picture = paint_of(mesh.visual, len(place))
     pos = torch.cat([place, torch.ones_like(place[:, :1])], 1)@projection(cameras.to('cpu'), height, width).mT
     rast = rasterize(pos, faces, (height, width))
     carried = interpolate(torch.cat([place, normal, torch.as_tensor(np.array(values)).float()], 1), rast, faces)

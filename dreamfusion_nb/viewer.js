@@ -2,6 +2,7 @@
 
 const VERTEX = `#version 300 es
 uniform mat4 view, projection;
+uniform float nearer;    // edges lie on their triangles, and must not drown in them
 in vec3 position, normal;
 in vec4 color;
 in vec2 uv;
@@ -12,6 +13,7 @@ void main() {
   vec4 p = view*vec4(position, 1.);
   seen = p.xyz; facing = normal; paint = color; where = uv;
   gl_Position = projection*p;
+  gl_Position.z -= nearer*gl_Position.w;
 }`
 
 const FRAGMENT = `#version 300 es
@@ -102,9 +104,11 @@ class Scene {
     gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, this.buffers.faces ??= gl.createBuffer())
     gl.bufferData(gl.ELEMENT_ARRAY_BUFFER, this.faces, gl.DYNAMIC_DRAW)
     this.textured = false
-    if (!mesh.texture) return
+    const asked = this.asked = mesh.texture    // a picture that is unpacked after the next mesh has come is not its own
+    if (!asked) return
     const data = new Blob([numbers(mesh.texture, Uint8Array)], { type: 'image/png' })
     createImageBitmap(data, { imageOrientation: 'flipY' }).then(image => {
+      if (asked !== this.asked) return
       gl.bindTexture(gl.TEXTURE_2D, this.texture)
       gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, gl.RGBA, gl.UNSIGNED_BYTE, image)
       gl.generateMipmap(gl.TEXTURE_2D)
@@ -141,6 +145,7 @@ class Scene {
     gl.uniform1i(at('mode'), MODES.indexOf(look.mode))
     gl.uniform1i(at('textured'), this.textured)
     gl.uniform1i(at('lines'), false)
+    gl.uniform1f(at('nearer'), 0)
     gl.enable(gl.POLYGON_OFFSET_FILL)
     gl.polygonOffset(1, 1)
     gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, this.buffers.faces)
@@ -148,9 +153,12 @@ class Scene {
     if (!look.wireframe) return
     const n = this.edges()
     gl.uniform1i(at('lines'), true)
+    gl.uniform1f(at('nearer'), 1e-4)
     gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, this.buffers.lines)
     gl.drawElements(gl.LINES, n, gl.UNSIGNED_INT, 0)
   }
+
+  free() { this.gl.getExtension('WEBGL_lose_context')?.loseContext() }
 }
 
 const LOOK = ['mode', 'wireframe', 'background', 'azimuth', 'elevation', 'radius', 'fovy', 'light']
@@ -178,14 +186,14 @@ function toolbar(model, listen) {
   for (const name of MODES) select.append(new Option(name, name))
   const light = control(model, 'light', 'light ', 'input', { type: 'range', min: -180, max: 180, step: 5, title: 'direction of the lamp, 0: from the camera' }, listen)[0]
   const wire = control(model, 'wireframe', 'wireframe ', 'input', { type: 'checkbox', title: 'edges of the triangles' }, listen)[0]
-  const back = control(model, 'background', 'background ', 'input', { type: 'color', title: 'colour behind the object' }, listen)[0]
+  const back = control(model, 'background', 'back ', 'input', { type: 'color', title: 'colour behind the object' }, listen)[0]
   bar.className = 'dfnb-viewer-bar'
   bar.append(mode, light, wire, back)
   return bar
 }
 
 // drag to turn, wheel to come closer, double click to go home; the kernel hears of it when the hand rests
-function orbit(canvas, model) {
+function orbit(canvas, model, home) {
   let held = null, timer = null
   const move = changes => {
     for (const [name, value] of Object.entries(changes)) model.set(name, value)
@@ -204,43 +212,76 @@ function orbit(canvas, model) {
     event.preventDefault()
     move({ radius: Math.max(.5, Math.min(20, model.get('radius')*Math.exp(event.deltaY/800))) })
   }, { passive: false })
-  canvas.addEventListener('dblclick', () => move({ azimuth: 20, elevation: 15, radius: 3.2 }))
+  canvas.addEventListener('dblclick', () => move(home))
 }
 
+// A browser keeps sixteen WebGL contexts or so, and a notebook may have more viewers. So one that is out of sight is a picture of itself.
 function render({ model, el }) {
-  const canvas = document.createElement('canvas'), listening = []
+  const place = document.createElement('div'), listening = []
   const listen = (name, f) => { model.on(`change:${name}`, f); listening.push([name, f]) }
-  let scene
-  try { scene = new Scene(canvas) } catch (error) { el.textContent = `Viewer: ${error.message}`; return }
-  let asked = false
+  const look = () => Object.fromEntries(LOOK.map(name => [name, model.get(name)]))
+  const home = Object.fromEntries(['azimuth', 'elevation', 'radius'].map(name => [name, model.get(name)]))
+  let scene = null, canvas = null, asked = false
   const redraw = () => {
-    if (asked) return
+    if (asked || !scene) return
     asked = true
-    requestAnimationFrame(() => { asked = false; scene.draw(Object.fromEntries(LOOK.map(name => [name, model.get(name)]))) })
+    requestAnimationFrame(() => { asked = false; scene?.draw(look()) })
   }
   const size = () => {
     const scale = window.devicePixelRatio || 1
-    canvas.style.width = `${model.get('width')}px`
-    canvas.style.height = `${model.get('height')}px`
+    for (const element of [place, ...place.children]) {
+      element.style.width = `${model.get('width')}px`
+      element.style.height = `${model.get('height')}px`
+    }
+    if (!scene) return
     canvas.width = Math.round(model.get('width')*scale)
     canvas.height = Math.round(model.get('height')*scale)
     redraw()
   }
-  const load = () => { scene.load(model.get('mesh_data'), redraw); redraw() }
+  const load = () => { scene?.load(model.get('mesh_data'), redraw); redraw() }
+  const wake = () => {
+    if (scene) return
+    canvas = document.createElement('canvas')
+    try { scene = new Scene(canvas) } catch (error) { place.textContent = `Viewer: ${error.message}`; return }
+    canvas.addEventListener('webglcontextlost', () => sleep('asleep, for this page shows more objects than the browser draws at a time: click'))
+    orbit(canvas, model, home)
+    place.replaceChildren(canvas)
+    size()
+    load()
+  }
+  const sleep = words => {
+    if (!scene) return
+    const rest = document.createElement(words ? 'div' : 'img'), tired = scene
+    if (words) rest.textContent = words
+    else { scene.draw(look()); rest.src = canvas.toDataURL() }
+    rest.addEventListener('pointerdown', wake)
+    scene = null
+    tired.free()
+    place.replaceChildren(rest)
+    size()
+  }
   for (const name of LOOK) listen(name, redraw)
   for (const name of ['width', 'height']) listen(name, size)
   listen('mesh_data', load)
-  canvas.addEventListener('webglcontextlost', event => event.preventDefault())
-  canvas.addEventListener('webglcontextrestored', () => { scene = new Scene(canvas); load() })
-  orbit(canvas, model)
+  place.className = 'dfnb-viewer-place'
   el.classList.add('dfnb-viewer')
-  el.append(canvas)
-  if (model.get('controls')) el.append(toolbar(model, listen))
-  size()
-  load()
+  el.append(place)
+  if (model.get('controls')) {
+    const bar = toolbar(model, listen)
+    const narrow = () => { bar.style.maxWidth = `${model.get('width')}px` }
+    listen('width', narrow)
+    narrow()
+    el.append(bar)
+  }
+  wake()
+  const sight = new IntersectionObserver(entries => entries.at(-1).isIntersecting ? wake() : sleep(), { rootMargin: '200px' })
+  sight.observe(place)
   return () => {
+    sight.disconnect()
     for (const [name, f] of listening) model.off(`change:${name}`, f)
-    scene.gl.getExtension('WEBGL_lose_context')?.loseContext()    // a browser keeps sixteen or so
+    const last = scene
+    scene = null
+    last?.free()
   }
 }
 

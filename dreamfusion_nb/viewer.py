@@ -18,7 +18,7 @@ import dreamfusion_nb
 from .cameras import orbit
 from .config import ConfigError
 from .dmtet import EmptyMeshError
-from .export import mesh_views
+from .export import mesh_views, paint_of
 from .show import to_pil
 
 # %% ../nbs/14_viewer.ipynb #f35d3d29
@@ -29,10 +29,14 @@ def mesh_data(mesh  # trimesh.Trimesh with vertex colours or a texture; None: no
     if not np.isfinite(mesh.vertices).all(): raise ConfigError('viewer: the mesh has vertices that are not finite')
     data = dict(positions=np.asarray(mesh.vertices, np.float32).tobytes(), normals=np.asarray(mesh.vertex_normals, np.float32).tobytes(),
         faces=np.asarray(mesh.faces, np.uint32).tobytes())
-    if mesh.visual.kind != 'texture': return data | dict(colors=np.asarray(mesh.visual.vertex_colors, np.uint8).tobytes())
-    picture = io.BytesIO()
-    mesh.visual.material.baseColorTexture.convert('RGB').save(picture, 'PNG')
-    return data | dict(uv=np.asarray(mesh.visual.uv, np.float32).tobytes(), texture=picture.getvalue())
+    values, picture = paint_of(mesh.visual, len(mesh.vertices))
+    if picture is None:
+        colors = np.full((len(values), 4), 255, np.uint8)
+        colors[:, :3] = np.round(values*255)
+        return data | dict(colors=colors.tobytes())
+    png = io.BytesIO()
+    picture.save(png, 'PNG')
+    return data | dict(uv=np.asarray(values, np.float32).tobytes(), texture=png.getvalue())
 
 # %% ../nbs/14_viewer.ipynb #d44970e5
 MODES = dict(albedo='albedo', shaded='lambertian', textureless='textureless', normal='normal')    # name here: mode of `shade`
@@ -41,15 +45,19 @@ MODES = dict(albedo='albedo', shaded='lambertian', textureless='textureless', no
 class Viewer(anywidget.AnyWidget):
     """A mesh that can be turned by the mouse: drag to turn, wheel to come closer, double click to go back. Needs WebGL 2 and no network.
 
-    `Viewer(mesh, mode='shaded', wireframe=False, azimuth=20., …)`; `show(mesh)` puts another one in its place. Where no kernel runs it is a still picture.
+    `Viewer(mesh, mode='shaded', wireframe=False, azimuth=20., …)`; `show(mesh)` puts another one in its place; the options are traits, which can
+    be set later as well. Where no kernel runs it is a still picture.
     Raises `ConfigError` for a mesh that can't be shown, `traitlets.TraitError` for an option that can't be."""
     _esm = Path(dreamfusion_nb.__file__).parent/'viewer.js'
     _css = '''
 .dfnb-viewer { display: inline-block }
-.dfnb-viewer canvas { display: block; cursor: grab; touch-action: none; border-radius: 4px }
-.dfnb-viewer-bar { display: flex; flex-wrap: wrap; gap: 4px 12px; align-items: center; font: 12px sans-serif; padding-top: 4px; color: var(--jp-ui-font-color1, #333) }
+.dfnb-viewer-place > * { display: block; border-radius: 4px; background: #8882 }
+.dfnb-viewer canvas { cursor: grab; touch-action: none }
+.dfnb-viewer-bar { display: flex; flex-wrap: wrap; gap: 4px 10px; align-items: center; font: 12px sans-serif; padding-top: 4px;
+  color: var(--jp-ui-font-color1, #333) }
 .dfnb-viewer-bar label { display: flex; gap: 4px; align-items: center }
-.dfnb-viewer-bar input[type=range] { width: 80px; min-width: 0 } .dfnb-viewer-bar input[type=color] { width: 28px; height: 18px; padding: 0; border: none }
+.dfnb-viewer-bar input[type=range] { width: 70px; min-width: 0 }
+.dfnb-viewer-bar input[type=color] { width: 28px; height: 18px; padding: 0; border: none }
 '''
     mesh_data = traitlets.Dict().tag(sync=True)
     width = traitlets.Int(400, min=16).tag(sync=True)                       # pixels

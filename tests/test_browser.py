@@ -55,21 +55,28 @@ def wait_for_count(page, least, timeout=60_000):
     page.wait_for_function(f"(document.querySelector('.dfnb-count') || {{}}).textContent >= {least}", timeout=timeout)
 
 
+def run_in_a_new_cell(page, code, says=None):
+    "Run code in a cell below the first one; the output that says so, if something is waited for"
+    page.locator('.jp-CodeCell .jp-InputPrompt').first.click()
+    page.keyboard.press('b')
+    page.keyboard.press('Enter')
+    page.keyboard.insert_text(code)
+    page.keyboard.press('Shift+Enter')
+    if not says: return page.wait_for_timeout(500)
+    found = page.locator('.jp-OutputArea-output', has_text=re.compile(says)).first
+    found.wait_for(timeout=60_000)
+    return found.text_content()
+
+
 def reopen(page):
     """Reload, and ask for the dashboard in a new cell; what the kernel then says in text of the step and of whether it runs.
 
     (The old cell's output is not enough: JupyterLab 4.6 with ipywidgets 8.1 at times asks for a widget while it still fetches them, says "model not found", and does not ask again.)"""
     page.reload()
     page.locator('.dfnb-step-dashboard, .jp-OutputArea-output:has-text("model not found")').first.wait_for(timeout=90_000)
-    page.locator('.jp-CodeCell .jp-InputPrompt').first.click()
-    page.keyboard.press('b')
-    page.keyboard.press('Enter')
-    page.keyboard.type("print('now at', dashboard.trainer.step_count, dashboard.driver.running); dashboard")
-    page.keyboard.press('Shift+Enter')
-    says = page.locator('.jp-OutputArea-output', has_text=re.compile(r'now at \d+ (True|False)')).first
-    says.wait_for(timeout=60_000)
+    says = run_in_a_new_cell(page, "print('now at', dashboard.trainer.step_count, dashboard.driver.running); dashboard", r'now at \d+ (True|False)')
     page.locator('.dfnb-step-dashboard').first.wait_for(timeout=60_000)
-    step, running = re.search(r'now at (\d+) (\w+)', says.text_content()).groups()
+    step, running = re.search(r'now at (\d+) (\w+)', says).groups()
     return int(step), running == 'True'
 
 
@@ -92,12 +99,20 @@ def test_step_dashboard_in_jupyterlab(page):
     stopped = count(page)
     page.wait_for_timeout(1000)
     assert count(page) == stopped >= 5
+    # nothing was touched but the slider: what the kernel says of the others does not come back as a hand on the wheel
+    assert re.search(r'steered: (.*)', page.locator('.dfnb-dashboard .widget-html', has=page.locator('.dfnb-count')).first.inner_text())[1].split('\n')[0] == 'guidance_scale'
     # look back
     live = picture(page)
     button(page, 'Back').click()
     page.locator('.dfnb-dashboard', has_text='looking back').first.wait_for(timeout=20_000)
     page.wait_for_timeout(300)
     assert picture(page) != live
+    # and a step goes on from the newest
+    button(page, 'Step').click()
+    wait_for_count(page, stopped + 1)
+    page.wait_for_function("!document.querySelector('.dfnb-step-dashboard').textContent.includes('looking back')", timeout=20_000)
+    curves = page.locator('.dfnb-step-dashboard .scatterlayer .trace').count()
+    assert curves >= 2
     # a word that the prior refuses is said, and nothing is lost
     words = page.locator('.widget-text:has-text("prompt") input').first
     words.fill('a sonata')
@@ -109,8 +124,37 @@ def test_step_dashboard_in_jupyterlab(page):
     page.wait_for_timeout(1500)
     step, running = reopen(page)
     assert running and step > stopped
-    button(page, 'Pause').click()
+    # with all that was drawn before
+    page.wait_for_function(f"document.querySelectorAll('.dfnb-step-dashboard .scatterlayer .trace').length >= {curves}", timeout=20_000)
+    # the kernel's own button stops it, too
+    page.locator('[data-command="notebook:interrupt-kernel"], [title^="Interrupt the kernel"]').first.click()
     button(page, 'Run').wait_for(timeout=20_000)
+
+
+@pytest.mark.parametrize('page', ['step'], indirect=True)
+def test_a_cell_that_is_run_again_leaves_no_run_behind(page):
+    "Nobody could pause it any more"
+    button(page, 'Run').click()
+    wait_for_count(page, 3)
+    run_in_a_new_cell(page, 'before = dashboard')
+    page.locator('.jp-CodeCell .jp-InputPrompt').first.click()
+    page.keyboard.press('Shift+Enter')
+    page.wait_for_function("(document.querySelector('.dfnb-count') || {}).textContent === '0'", timeout=60_000)
+    said = run_in_a_new_cell(page, "import asyncio; n = before.trainer.step_count; await asyncio.sleep(1); print('then', before.driver.running, n, before.trainer.step_count)",
+        r'then \w+ \d+ \d+')
+    running, then, now = re.search(r'then (\w+) (\d+) (\d+)', said).groups()
+    assert running == 'False' and then == now
+
+
+@pytest.mark.parametrize('page', ['viewer'], indirect=True)
+def test_more_viewers_than_a_browser_draws(page):
+    "Those out of sight are pictures, and those in sight are drawn"
+    run_in_a_new_cell(page, "from IPython.display import display\nfor _ in range(24): display(Viewer(viewer.mesh, width=120, height=300, controls=False))")
+    page.wait_for_function("document.querySelectorAll('.dfnb-viewer').length >= 20", timeout=60_000)
+    page.wait_for_timeout(1500)
+    seen = page.evaluate("""[...document.querySelectorAll('.dfnb-viewer-place')].filter(e => { const r = e.getBoundingClientRect(); return r.bottom > 0 && r.top < innerHeight })
+        .map(e => e.firstElementChild.tagName)""")
+    assert seen and set(seen) == {'CANVAS'} and page.locator('.dfnb-viewer-place img').count() > 5
 
 
 @pytest.mark.parametrize('page', ['compare'], indirect=True)
@@ -212,7 +256,7 @@ def test_a_tutorial_in_jupyterlab(opened, books, lab):
     page = pages.open_lab(opened, lab, 'tutorial.ipynb')
     pages.run_all(page)
     page.locator('.dfnb-step-dashboard').first.wait_for(timeout=120_000)
-    page.locator('.dfnb-viewer canvas').first.wait_for(timeout=120_000)
+    page.locator('.dfnb-viewer canvas, .dfnb-viewer img').first.wait_for(timeout=120_000)
     page.wait_for_selector('.jp-NotebookPanel-toolbar [data-status="idle"], .jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=120_000)
     assert not page.locator('.jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"]', has_text='Traceback').count()
     # what is scrolled away is not drawn
