@@ -270,7 +270,7 @@ STYLE = widgets.HTML('''<style>
 .dfnb-dashboard .dfnb-error { color: #b00020; line-height: 1.3 } .dfnb-dashboard .dfnb-error summary { font-weight: bold; cursor: pointer }
 .dfnb-dashboard .dfnb-note { opacity: .75 }
 .dfnb-dashboard .dfnb-label { height: 32px; line-height: 1.25; overflow: hidden }
-.dfnb-table { line-height: 1.3; margin-left: 84px } .dfnb-table td { padding: 0 12px 0 0; background: none; text-align: left }
+.dfnb-table { line-height: 1.3; margin-left: 84px } .dfnb-table td { padding: 0 12px 0 0; background: none; text-align: left; white-space: nowrap }
 .dfnb-dashboard .dfnb-facts { font-size: 11px; line-height: 1.3; margin: 0; width: 100% }
 .dfnb-facts td { padding: 0 2px 0 0; background: none; text-align: left; vertical-align: top } .dfnb-facts td:first-child { opacity: .65 }
 .dfnb-dashboard img { image-rendering: pixelated; border-radius: 3px }
@@ -437,6 +437,7 @@ def curves_plot(plots,          # title -> 'log' or 'linear', its vertical axis
     figure.update_yaxes(nticks=5)
     for title, kind in plots.items():    # ranges until there is something to draw
         figure.update_yaxes(gridcolor=GRID, zeroline=False, type=kind, range=[-1, 2] if kind == 'log' else [0, 1], col=titles.index(title) + 1)
+        figure.add_scatter(x=[], y=[], name='', showlegend=False, row=1, col=titles.index(title) + 1)    # axes are drawn for traces only
     if cameras: add_cameras(figure)
     figure.update_annotations(font_size=11)
     legend = dict(orientation='h', x=.62, xanchor='center', y=-.2)
@@ -496,7 +497,7 @@ def draw_run(figure, history, eyes):
         draw_cameras(figure, eyes)
         for name, steps, values in columns(history, CURVES): draw_curve(figure, 2, CURVES[name][0], steps, values, CURVES[name][1])
         for _, steps, values in columns(history, ['opacity']): draw_curve(figure, 3, 'opacity', steps, values, '#17becf')
-    if not history: figure.data = [trace for trace in figure.data if trace.type == 'scatter3d']
+    if not history: figure.data = [trace for trace in figure.data if trace.type == 'scatter3d' or not trace.name]
 
 # %% ../nbs/16_dashboard.ipynb #59a2eee7
 AS_IT_IS = 'as configured'
@@ -930,7 +931,7 @@ def _cut(self):
         size=' × '.join(f'{e:.2f}' for e in mesh.extents))
     if self.of_mesh:
         bent = bending(self.source.renderer)
-        rows['grid bent'] = f'{bent.mean():.0%} of what it may, {bent.max():.0%} at most'
+        rows['grid bent'] = f'{bent.mean():.0%} of the limit, {bent.max():.0%} at most'
     self.statistics.value = table(rows)
     colored = self.of_mesh and self.bent.value
     self.viewer.mode = 'albedo' if colored else 'shaded' if self.viewer.mode == 'albedo' else self.viewer.mode
