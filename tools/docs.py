@@ -42,6 +42,8 @@ blockquote { margin: 0; padding-left: 14px; border-left: 3px solid var(--line); 
 td, th { border: 1px solid var(--line); padding: 4px 10px; text-align: left; vertical-align: top } .entry { margin: 2em 0 } .entry h3 { margin-bottom: .2em } .entry .from { font-size: 12px; opacity: .7 }
 .jp-InputPrompt, .jp-OutputPrompt, .jp-Collapser { display: none } math { font-size: 1.05em }
 .c1, .ch, .cm { color: #6b7787 } .k, .kn, .kc, .ow { color: #8a3ffc } .s1, .s2, .sd, .sa { color: #1a7f37 } .mi, .mf { color: #b35900 } .nf, .nc { color: #1f5fbf }
+@media (prefers-color-scheme: dark) {
+  .c1, .ch, .cm { color: #8b98a9 } .k, .kn, .kc, .ow { color: #c9a6ff } .s1, .s2, .sd, .sa { color: #7ee2a0 } .mi, .mf { color: #ffb86b } .nf, .nc { color: #8ec1ff } }
 @media (max-width: 760px) { body { display: block } nav { width: auto; height: auto; position: static } main { padding: 16px } }
 '''
 SEARCH = '''
@@ -51,8 +53,9 @@ box.addEventListener('input', () => {
   found.replaceChildren()
   if (!words.length || box.value.trim().length < 2) return
   const scored = INDEX.map(e => {
-    const title = `${e.page} ${e.title}`.toLowerCase(), text = e.text.toLowerCase()
-    return [words.every(w => title.includes(w) || text.includes(w)) ? words.reduce((n, w) => n + (e.title.toLowerCase() === w ? 9 : title.includes(w) ? 3 : 1), 0) : 0, e]
+    const title = e.title.toLowerCase(), page = e.page.toLowerCase(), text = e.text.toLowerCase()
+    if (!words.every(w => title.includes(w) || page.includes(w) || text.includes(w))) return [0, e]
+    return [words.reduce((n, w) => n + (title === w ? 9 : title.includes(w) ? 4 : text.includes(w) ? 2 : 1), 0), e]
   }).filter(([n]) => n).sort((a, b) => b[0] - a[0]).slice(0, 12)
   for (const [, e] of scored) {
     const a = document.createElement('a'), small = document.createElement('small')
@@ -105,38 +108,80 @@ def prose(text): return re.sub(r'`([^`]+)`', r'<code>\1</code>', html.escape(tex
 
 
 def signature(obj):
-    try: return str(inspect.signature(obj))
+    try: return re.sub(r' at 0x\w+', '', str(inspect.signature(obj)))
     except (TypeError, ValueError): return ''
 
 
-def entry(name, obj):
-    "A public name's entry: signature, what it says of itself, what its parameters are"
-    rows, doc = '', inspect.cleandoc(getattr(obj, '__doc__', None) or '') if callable(obj) else ''
-    if inspect.isfunction(obj) or inspect.isclass(obj):
-        try: known = docments(obj.__init__ if inspect.isclass(obj) and '__init__' in vars(obj) else obj, full=True)
-        except Exception: known = {}    # what it can't read has its docstring
-        rows = ''.join(f'<tr><td><code>{html.escape("→" if k == "return" else k)}</code></td><td>{"" if v.default is inspect.Parameter.empty or k == "return" else f"<code>{html.escape(repr(v.default))}</code>"}</td>'
-            f'<td>{prose(v.docment or "")}</td></tr>' for k, v in known.items() if k != 'self' and (v.docment or k != 'return'))
-    head = f'{name}{signature(obj)}' if callable(obj) else f'{name} = {html.escape(repr(obj))[:200]}'
-    table = f'<table><tr><th>parameter</th><th>default</th><th>meaning, shape, unit</th></tr>{rows}</table>' if rows else ''
-    members = ''
-    if inspect.isclass(obj):
-        own = [(n, m) for n, m in vars(obj).items() if not n.startswith('_') and (inspect.isfunction(m) or isinstance(m, (property, classmethod)))]
-        members = ''.join(f'<li><code>{n}{html.escape(signature(m)) if inspect.isfunction(m) else ""}</code> {html.escape(((m.fget or m).__doc__ if isinstance(m, property) else m.__doc__) or "")}</li>' for n, m in own)
-    return (f'<div class="entry" id="{name}"><h3>{name}</h3><pre><code>{html.escape(head) if callable(obj) else head}</code></pre><p>{prose(doc)}</p>{table}'
-            f'{f"<ul>{members}</ul>" if members else ""}</div>')
+def comment_of(lines, node):
+    "What stands behind a statement in its last line"
+    return (re.search(r'\s#\s?(.*)$', lines[node.end_lineno - 1][node.end_col_offset:]) or ['', ''])[1]
+
+
+def names_in(node):
+    "The names that a statement gives"
+    if hasattr(node, 'name'): return [node.name]
+    targets = [node.target] if isinstance(node, ast.AnnAssign) else node.targets if isinstance(node, ast.Assign) else []
+    flat = [n for t in targets for n in (t.elts if isinstance(t, ast.Tuple) else [t])]
+    return [n.id for n in flat if isinstance(n, ast.Name)]
+
+
+def stated(body, lines):
+    "(name, value, comment) of the assignments in a module or a class: constants, fields of a dataclass, traits of a widget"
+    for node in (n for n in body if isinstance(n, (ast.Assign, ast.AnnAssign))):
+        kind = f': {ast.unparse(node.annotation)}' if isinstance(node, ast.AnnAssign) else ''
+        value = f' = {ast.unparse(node.value)}'.replace('traitlets.', '').replace('.tag(sync=True)', '') if node.value is not None else ''
+        for name in names_in(node):
+            if not name.startswith('_'): yield name, kind + value, comment_of(lines, node)
+
+
+def rows_of(pairs): return ''.join(f'<tr><td><code>{html.escape(name)}</code></td><td>{value}</td><td>{prose(text)}</td></tr>' for name, value, text in pairs)
+
+
+def parameters(obj):
+    "(name, default, meaning) of the parameters of a function or a class, and of what it returns"
+    try: known = docments(obj.__init__ if inspect.isclass(obj) and '__init__' in vars(obj) else obj, full=True)
+    except Exception: return    # what it can't read has its docstring
+    for k, v in known.items():
+        if k == 'self' or k == 'return' and not v.docment: continue
+        default = '' if v.default is inspect.Parameter.empty or k == 'return' else f'<code>{html.escape(re.sub(r" at 0x[0-9a-f]+", "", repr(v.default)))}</code>'
+        yield '→' if k == 'return' else k, default, v.docment or ''
+
+
+def members(obj):
+    "The public methods and properties of a class, a line each"
+    own = [(n, m) for n, m in vars(obj).items() if not n.startswith('_') and (inspect.isfunction(m) or isinstance(m, (property, classmethod)))]
+    docs = [(n, signature(m) if inspect.isfunction(m) else '', inspect.getdoc(m.fget if isinstance(m, property) else m) or '') for n, m in own]
+    return ''.join(f'<li><code>{n}{html.escape(s)}</code> {prose(d)}</li>' for n, s, d in docs if n != 'model_config')
+
+
+def entry(name, obj, node, lines):
+    "A public name's entry: signature, what it says of itself, what its parameters, fields and methods are; of a constant its value and comment"
+    if not callable(obj) or node is None:
+        value, comment = next(((v, c) for n, v, c in stated([node] if node else [], lines) if n == name), ('', ''))
+        return f'<div class="entry" id="{name}"><h3>{name}</h3><pre><code>{html.escape((name + value)[:300])}</code></pre><p>{prose(comment)}</p></div>'
+    table, fields = rows_of(parameters(obj)) if inspect.isfunction(obj) or inspect.isclass(obj) else '', ''
+    if inspect.isclass(obj) and isinstance(node, ast.ClassDef):
+        fields = rows_of((n, f'<code>{html.escape(v.removeprefix(": "))}</code>', c) for n, v, c in stated(node.body, lines))
+        if fields: table = '' if '__init__' not in vars(obj) or hasattr(obj, '__dataclass_fields__') else table    # they are its parameters
+    def as_table(rows, *head): return f'<table><tr>{"".join(f"<th>{h}</th>" for h in head)}</tr>{rows}</table>' if rows else ''
+    listed = members(obj) if inspect.isclass(obj) else ''
+    return (f'<div class="entry" id="{name}"><h3>{name}</h3><pre><code>{html.escape(name + signature(obj))}</code></pre>'
+        f'<p>{prose(inspect.cleandoc(getattr(obj, "__doc__", None) or "")).replace(chr(10)*2, "</p><p>")}</p>'
+        f'{as_table(table, "parameter", "default", "meaning, shape, unit")}{as_table(fields, "field", "kind", "meaning, shape, unit")}{f"<ul>{listed}</ul>" if listed else ""}</div>')
 
 
 def api_page(module):
     "(title, HTML, search entries) of a module's public names, in the order of its code"
     found = importlib.import_module(f'dreamfusion_nb.{module}')
     doc, names = inspect.cleandoc(found.__doc__ or ''), [n for n in getattr(found, '__all__', []) if hasattr(found, n)]
-    order = {getattr(node, 'name', ''): node.lineno for node in ast.parse(inspect.getsource(found)).body}
-    names.sort(key=lambda n: order.get(n, 0))
+    lines = inspect.getsource(found).splitlines()
+    where = {name: node for node in ast.parse('\n'.join(lines)).body for name in names_in(node)}
+    names.sort(key=lambda n: where[n].lineno if n in where else 0)
     pages = [p for p in sorted((ROOT/'nbs').glob('*.ipynb')) if re.sub(r'^\d+[a-z]?_', '', p.stem) == module]
     read = f' · <a href="../{pages[0].stem}.html">the page that explains it</a>' if pages else ''
-    body = f'<h1>{module}</h1><blockquote>{prose(doc)}</blockquote><p class="from"><code>dreamfusion_nb.{module}</code>{read}</p>' + ''.join(entry(n, getattr(found, n)) for n in names)
-    entries = [dict(page=f'dreamfusion_nb.{module}', title=n, text=(inspect.getdoc(getattr(found, n)) or '')[:300] if callable(getattr(found, n)) else '', link=f'api/{module}.html#{n}') for n in names]
+    body = f'<h1>{module}</h1><blockquote>{prose(doc)}</blockquote><p class="from"><code>dreamfusion_nb.{module}</code>{read}</p>' + ''.join(entry(n, getattr(found, n), where.get(n), lines) for n in names)
+    def said(obj): return (inspect.getdoc(obj) or '')[:300] if callable(obj) else ''
+    entries = [dict(page=f'dreamfusion_nb.{module}', title=n, text=said(getattr(found, n)), link=f'api/{module}.html#{n}') for n in names]
     return module, body, entries
 
 
