@@ -1,0 +1,267 @@
+"Dashboards without a page: what they must not disturb, lose or leave behind, and what they say when something goes wrong"
+import asyncio
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+import trimesh
+from conftest import CHEAP, MESH
+
+from dreamfusion_nb import ConfigError, Trainer, dashboard, load_config
+from dreamfusion_nb.dashboard import (
+    CompareDashboard,
+    FieldDashboard,
+    Frame,
+    MeshDashboard,
+    StepDashboard,
+    driver_of,
+)
+
+
+def config(**options): return load_config('toybox', CHEAP | dict(prompt='a hamburger') | options)
+
+
+@pytest.fixture
+def trainer(model): return Trainer(config(), model)
+
+
+def weights(trainer): return {k: v.clone() for k, v in trainer.renderer.state_dict().items()}
+
+
+def same(a, b): return all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+def test_a_run_under_watch_is_the_run_it_was(model):
+    "Three dashboards that follow every step, and a hand on their buttons: the same to the bit"
+    alone, watched = (Trainer(config(), model) for _ in range(2))
+    boards = [StepDashboard(watched), FieldDashboard(watched), MeshDashboard(watched, resolution=24)]
+    for _ in range(6):
+        boards[0].button['step'].click()
+        boards[1].azimuth.value += 10
+        boards[2].button['auto'].click()
+        boards[2].threshold.value *= 1.1
+        assert watched.renderer.training
+    alone.fit(6)
+    assert same(weights(alone), weights(watched)) and alone.history == watched.history
+    assert all(board.error.value == '' for board in boards)
+
+
+def test_a_reset_that_fails_loses_nothing(model, cloud, tmp_path):
+    "A mesh stage whose cloud is gone; a folder that can't be written"
+    shutil.copytree(cloud.folder, tmp_path/'cloud')
+    nerf = {k: v for k, v in cloud.config.flat().items() if k.startswith('nerf.')}
+    stage = load_config('toybox-dmtet', nerf | MESH | dict(prompt='a hamburger', resume_from_checkpoint=str(tmp_path/'cloud')))
+    board = StepDashboard(Trainer(stage, model))
+    board.button['step'].click()
+    shutil.rmtree(tmp_path/'cloud')
+    before = weights(board.trainer)
+    for _ in range(2): board.button['reset'].click()
+    assert board.trainer.step_count == len(board.driver.frames) == 1 and same(before, weights(board.trainer)) and 'holds no result' in board.error.value
+
+
+def test_a_reset_forgets_everything(trainer):
+    board, again = StepDashboard(trainer), Trainer(trainer.config, trainer.guidance)
+    for _ in range(3): board.button['step'].click()
+    board.button['reset'].click()
+    assert board.button['reset'].description == 'Really?' and trainer.step_count == 3
+    board.button['back'].click()    # anything else takes it back
+    assert board.button['reset'].description == 'Reset'
+    for _ in range(2): board.button['reset'].click()
+    assert trainer.step_count == 0 and not trainer.history and same(weights(again), weights(trainer)) and driver_of(trainer) is board.driver
+    board.button['step'].click()
+    again.step()
+    assert again.history == trainer.history
+
+
+def test_a_surface_after_a_reset_is_the_new_one(trainer):
+    "Not that of the weights that were thrown away"
+    steps, surface = StepDashboard(trainer), MeshDashboard(trainer, resolution=24)
+    first = surface.mesh.volume
+    steps.driver.run()
+    assert surface.mesh.volume != first
+    for _ in range(2): steps.button['reset'].click()
+    assert surface.mesh.volume == pytest.approx(first)
+
+
+@pytest.mark.parametrize('name, what', [('thing.gbl', 'did you mean'), ('~nobody-here/x.glb', 'RuntimeError'), ('/proc/x.glb', 'cannot write'), ('', 'without an ending')])
+def test_a_file_that_cannot_be_is_said(name, what, trainer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    surface = MeshDashboard(trainer, resolution=24)
+    surface.path.value = name
+    surface.button['export'].click()
+    assert what in surface.error.value and not list(tmp_path.iterdir())
+
+
+def test_what_is_written_is_what_is_seen(trainer, tmp_path):
+    surface = MeshDashboard(trainer, resolution=24)
+    surface.faces.value, surface.path.value = 300, str(tmp_path/'x.glb')
+    surface.threshold.value *= 1.5
+    surface.button['export'].click()
+    found = trimesh.load(tmp_path/'x.glb', force='mesh', process=False)
+    assert (found.faces == surface.mesh.faces).all() and len(found.faces) <= 300
+    surface.texture.value, surface.path.value = 512, str(tmp_path/'y.obj')
+    surface.button['export'].click()
+    assert (tmp_path/'y-albedo.png').exists() and 'wrote' in surface.error.value
+    surface.faces.value = 2
+    assert surface.mesh is None and 'at least 4' in surface.error.value and surface.statistics.value == ''
+    surface.path.value = str(tmp_path/'z.glb')
+    surface.button['export'].click()
+    assert 'no surface' in surface.error.value and not (tmp_path/'z.glb').exists()
+
+
+def test_errors_of_other_buttons_are_said(trainer, tmp_path):
+    trainer.folder = tmp_path/'run'
+    board = StepDashboard(trainer)
+    board.button['step'].click()
+    (tmp_path/'run').write_text('a file in its place')
+    board.driver.pause()
+    assert 'cannot be written' in board.error.value
+    board.driver.trainer.steer = lambda **changes: 1/0
+    board.wheel['guidance_scale'].value = 30
+    assert 'ZeroDivisionError' in board.error.value
+
+
+def test_a_step_that_fails_is_as_if_it_had_not_been(model):
+    "The next one draws the camera and the noise that it would have drawn"
+    straight, broken = (Trainer(config(), model) for _ in range(2))
+    board, predict = StepDashboard(broken), model.predict_noise
+    for at in range(6):
+        if at in (0, 3, 4):    # at 0 and 4 the occupancy grid is brought up to date first
+            model.predict_noise = lambda *args: 1/0
+            try: board.button['step'].click()
+            finally: model.predict_noise = predict
+            assert 'ZeroDivisionError' in board.error.value and broken.step_count == at
+        board.button['step'].click()
+    straight.fit(6)
+    assert same(weights(straight), weights(broken)) and straight.history == broken.history and board.error.value == ''
+
+
+def test_a_guidance_that_cannot_decode(model):
+    "The protocol does not ask for it"
+    class Bare:
+        encode_text, encode_image, predict_noise = model.encode_text, model.encode_image, model.predict_noise
+        alphas_cumprod, image_size, latent_shape = model.alphas_cumprod, model.image_size, model.latent_shape
+    board = StepDashboard(Trainer(config(), Bare()))
+    board.button['step'].click()
+    assert not board.error.value and len(board.driver.frames) == 1
+
+
+def test_pictures_that_fail_stop_no_step(trainer, monkeypatch):
+    board = StepDashboard(trainer)
+    monkeypatch.setattr(dashboard, 'step_pictures', lambda *args: 1/0)
+    board.button['step'].click()
+    assert trainer.step_count == 1 and 'ZeroDivisionError' in board.error.value
+    monkeypatch.undo()
+    board.button['step'].click()
+    assert trainer.step_count == 2 and not board.error.value and len(board.driver.frames) == 1
+
+
+def test_who_looks_back_is_left_there(trainer, monkeypatch):
+    "While the history grows, and when it is thinned"
+    monkeypatch.setattr(dashboard, 'KEEP', 6)
+    board = StepDashboard(trainer)
+    for _ in range(6): board.button['step'].click()
+    board.scrub.value = 3
+    shown = board.pictures[0].value
+    assert 'looking back at step 4' in board.status.value
+    board.driver.step()    # from another dashboard, say; every second one of the older half goes
+    assert len(board.driver.frames) < 7 and board.pictures[0].value == shown and 'step 4' in board.scrub.description
+    assert '<b class="dfnb-count">7</b>' in board.status.value
+    board.button['step'].click()    # one's own step goes on from the newest
+    assert 'looking back' not in board.status.value and board.scrub.value == board.scrub.max and 'step 8' in board.scrub.description
+
+
+def test_history_is_bounded(trainer):
+    "Two thousand frames, and never more than a driver keeps"
+    driver, step = driver_of(trainer), trainer.step()
+    for _ in range(600):
+        driver.frames.append(Frame(0, {}, {}, (0, 0, 0)))
+        driver.keep(step)
+        assert len(driver.frames) <= dashboard.KEEP + 1
+
+
+def test_light_acts_in_every_phase(model):
+    "The first steps have none of their own"
+    trainer = Trainer(config(iters=40), model)
+    assert trainer.step().look.shading == 'albedo'
+    board = StepDashboard(trainer)
+    board.wheel['lamp'].value = 90.
+    lit = trainer.step()
+    assert lit.look.shading == 'lambertian' and lit.look.ambient == dashboard.SHADE and lit.light[0, 0] > .8
+    board.release()
+    board.wheel['shading'].value = 'lambertian'
+    assert trainer.step().look.ambient == dashboard.SHADE
+    board.release()
+    assert trainer.step().look.shading == 'albedo'
+
+
+def test_runs_side_by_side_stay_in_step(model):
+    "One breaks for a moment; the others wait for it"
+    runs = [Trainer(config(seed=seed), model) for seed in range(3)]
+    board = CompareDashboard(runs, every=2)
+    board.button['step'].click()
+    step = runs[1].step
+    runs[1].step = lambda: 1/0
+    board.button['step'].click()
+    assert [t.step_count for t in runs] == [2, 1, 2] and 'seed 1: ZeroDivisionError' in board.error.value
+    runs[1].step = step
+    board.button['step'].click()
+    assert [t.step_count for t in runs] == [2, 2, 2] and not board.error.value
+    board.run()
+    assert [t.step_count for t in runs] == [12]*3 and board.button['step'].disabled and board.button['run'].disabled
+    with pytest.raises(ConfigError, match='has its configuration already; iters'): CompareDashboard(runs, iters=5)
+
+
+def test_a_cell_that_is_run_again(model, monkeypatch):
+    "What stood there stops; what stands in another cell, or was made by the same execution, goes on"
+    async def main():
+        monkeypatch.setattr(dashboard, 'current_cell', lambda: ('cell', 'first'))
+        old = StepDashboard(Trainer(config(iters=500), model))
+        beside = MeshDashboard(old.trainer, resolution=24)
+        old.driver.run()
+        await asyncio.sleep(.05)
+        assert old.driver.running and set(old.driver.watchers) == {old, beside}
+        monkeypatch.setattr(dashboard, 'current_cell', lambda: ('another', 'second'))
+        StepDashboard(Trainer(config(), model))
+        assert old.driver.running
+        monkeypatch.setattr(dashboard, 'current_cell', lambda: ('cell', 'third'))
+        StepDashboard(Trainer(config(), model))
+        assert not old.driver.running and not old.driver.watchers
+        await old.driver.task
+    asyncio.run(main())
+
+
+def test_the_kernels_interrupt_button(model):
+    "Outside of cells a kernel ignores it; a run hears of it"
+    async def main():
+        board = StepDashboard(Trainer(config(iters=500), model))
+        board.driver.run()
+        while not board.trainer.step_count: await asyncio.sleep(.01)
+        os.kill(os.getpid(), signal.SIGINT)
+        await board.driver.task
+        return board
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        loop = asyncio.new_event_loop()    # asyncio.run would take the signal for itself
+        board = loop.run_until_complete(main())
+        loop.close()
+    finally: signal.signal(signal.SIGINT, before)
+    assert not board.driver.running and 0 < board.trainer.step_count < 500
+
+
+def test_a_page_that_opens_later_sees_what_is_drawn(trainer):
+    "plotly's own widget would show it the empty plot of the beginning"
+    board = StepDashboard(trainer)
+    for _ in range(3): board.button['step'].click()
+    drawn = {trace.get('name'): trace for trace in board.plot.get_state()['_widget_data']}
+    assert {'gradient', 'opacity', 'cameras'} <= set(drawn) and list(drawn['opacity']['x']) == [1, 2, 3]
+
+
+def test_one_page_of_plotly_for_each_dashboard(trainer, model):
+    "Every figure brings its own, 5 MB"
+    import plotly.graph_objects as go
+    def figures(widget): return isinstance(widget, go.FigureWidget) + sum(map(figures, getattr(widget, 'children', ())))
+    assert figures(StepDashboard(trainer)) == figures(FieldDashboard(trainer)) == 1
+    assert figures(CompareDashboard([Trainer(config(seed=s), model) for s in range(6)])) == 1
