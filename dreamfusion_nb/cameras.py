@@ -114,7 +114,9 @@ def jitter(cameras,         # batch of B cameras on a sphere
            up=0.,           # standard deviation of the direction that shall be up, a unit vector without it
            generator=None,  # torch.Generator of every draw
           ) -> Cameras:     # batch of B cameras
-    "The cameras, shaken (NeMo's jitter; its defaults are 0.2, 0.2, 0.02): still rotations, with the angles of where they now stand."
+    """The cameras, shaken (NeMo's jitter; its defaults are 0.2, 0.2, 0.02): still rotations, with the angles of where they now stand.
+
+    ValueError for a negative number."""
     for name, value in (("center", center), ("target", target), ("up", up)):
         if not value >= 0: raise ValueError(f"jitter: {name} must not be negative, not {value}")
     place = _uniform(len(cameras), 3, generator=generator).to(cameras.position)
@@ -165,7 +167,9 @@ def progressive_ranges(step,                # step of the run, counted from 0
                        default_azimuth=0.,
                        default_fovy=20.,
                       ) -> dict:            # ranges for `sample_cameras`
-    "Ranges that grow linearly from one pose to their full width (NeMo's progressive view, which NeMo never switches on)."
+    """Ranges that grow linearly from one pose to their full width (NeMo's progressive view, which NeMo never switches on).
+
+    Units are those of `sample_cameras`: distances to the origin, angles in degrees."""
     share = value_at((start_step, 0., 1., end_step), step)
     full = dict(radius_range=(default_radius, radius_range), theta_range=(default_polar, theta_range),
                 phi_range=(default_azimuth, phi_range), fovy_range=(default_fovy, fovy_range))
@@ -180,7 +184,7 @@ def orbit(n,                   # how many
           azimuth_start=0.,    # azimuth of the first camera
           device=None,         # device of the result
          ) -> Cameras:         # batch of n cameras
-    "Cameras evenly spaced on a circle around the object, moving from the front towards +x."
+    "Cameras evenly spaced on a circle around the object, moving from the front towards +x. ValueError for none, or an elevation out of range."
     if n < 1: raise ValueError(f"n: at least one camera, not {n}")
     if not -90 <= elevation <= 90: raise ValueError(f"elevation: must lie in -90..90 degrees, not {elevation:g}")
     return sphere_cameras(azimuth_start + torch.arange(n)*360/n, 90 - elevation, radius, fovy, device=device)
@@ -210,7 +214,9 @@ def projection(cameras,    # batch of B cameras
                near=.1,    # distance of the near plane, z = -1
                far=100.,   # distance of the far plane, z = +1
               ) -> torch.Tensor:  # world-to-clip matrices [B, 4, 4]
-    "OpenGL's projection times the inverse pose: `matrix @ (x, y, z, 1)` is a point in clip space, +y up in the picture."
+    """OpenGL's projection times the inverse pose: `matrix @ (x, y, z, 1)` is a point in clip space, +y up in the picture.
+
+    Divided by its w, the point lies in the cube -1..1 where it can be seen. ValueError unless 0 < near < far."""
     if not 0 < near < far: raise ValueError(f"near, far: must be 0 < near < far, not {near:g} and {far:g}")
     focal = 1/torch.tan(torch.deg2rad(cameras.fovy)/2)
     clip = torch.zeros_like(cameras.c2w)

@@ -29,7 +29,7 @@ def image_grid(images,  # [B,3,H,W] or [B,H,W] tensor, or a list of tensors and 
                cols,    # pictures in a row
                pad=2    # white pixels between them
               ):        # RGB PIL image
-    "Contact sheet: the pictures in reading order, rows of `cols`"
+    "Contact sheet: the pictures in reading order, rows of `cols`. Raises `ValueError` for none, or for different sizes"
     pictures = [to_pil(image).convert('RGB') for image in images]
     sizes = {picture.size for picture in pictures}
     if len(sizes) != 1: raise ValueError(f'a grid needs pictures of one size, not {sorted(sizes) or "none at all"}')
@@ -46,7 +46,7 @@ def show_images(images,       # as for `image_grid`; sizes may differ
                 cols=None,    # pictures in a row; None: all in one row, up to 8
                 scale=1.      # 1: about 1.6 inches a picture
                ):
-    "Draws pictures in a row or grid, with titles"
+    "Draws pictures in a row or grid, with titles. Raises `ValueError` where there is none"
     pictures = [to_pil(image) for image in images]
     if not pictures: raise ValueError('there is no picture to show')
     cols = cols or min(len(pictures), 8)
