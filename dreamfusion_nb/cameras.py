@@ -184,7 +184,7 @@ def orbit(n,                   # how many
           azimuth_start=0.,    # azimuth of the first camera
           device=None,         # device of the result
          ) -> Cameras:         # batch of n cameras
-    "Cameras evenly spaced on a circle around the object, moving from the front towards +x. ValueError for none, or an elevation out of range."
+    "Cameras evenly spaced on a circle around the object, from the front towards +x. ValueError for none, or an elevation out of range."
     if n < 1: raise ValueError(f"n: at least one camera, not {n}")
     if not -90 <= elevation <= 90: raise ValueError(f"elevation: must lie in -90..90 degrees, not {elevation:g}")
     return sphere_cameras(azimuth_start + torch.arange(n)*360/n, 90 - elevation, radius, fovy, device=device)

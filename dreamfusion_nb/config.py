@@ -172,7 +172,7 @@ def checked(value,  # what somebody wrote
 
 # %% ../nbs/00_config.ipynb #d4b75a45
 class Group:
-    "Base of the groups of keys, which are dataclasses: every assignment is checked. Raises `ConfigError` for a wrong value or an unknown name"
+    "Base of the groups of keys, dataclasses all: every assignment is checked. Raises `ConfigError` for a wrong value or an unknown name"
     def __setattr__(self, name, value):
         specs = {spec.name: spec for spec in fields(self)}
         if name not in specs: raise ConfigError(f'unknown key {name!r} of {type(self).__name__}{did_you_mean(name, specs)}')
