@@ -53,7 +53,8 @@ def show_images(images,       # as for `image_grid`; sizes may differ
     if not pictures: raise ValueError('there is no picture to show')
     cols = cols or min(len(pictures), 8)
     n_rows, size = math.ceil(len(pictures)/cols), 1.6*scale
-    figsize = cols*size, n_rows*(size + .25*bool(titles))
+    margin = max(map(len, rows or ['']))*fontsize/120    # a letter is about 0.6 of its font's size wide
+    figsize = cols*size + margin, n_rows*(size + .25*bool(titles))
     _, axes = plt.subplots(n_rows, cols, figsize=figsize, squeeze=False, layout='constrained')
     for ax in axes.flat: ax.axis('off')
     for ax, picture in zip(axes.flat, pictures):
