@@ -71,7 +71,7 @@ def sphere_cameras(azimuth,         # degrees, number or [B]: 0 on +z (front), 9
                    fovy=20.,        # vertical field of view in degrees, number or [B]
                    *,
                    device=None,     # device of the cameras
-                   dtype=torch.float32,
+                   dtype=torch.float32,  # float type of the cameras
                   ) -> Cameras:     # batch of B cameras (1 if all are numbers)
     "Cameras on a sphere that look at the origin, from broadcastable angles. ValueError for a radius or an angle out of range."
     values = (torch.as_tensor(v, dtype=dtype, device=device).reshape(-1) for v in (azimuth, polar, radius, fovy))
@@ -135,9 +135,9 @@ def sample_cameras(n,                            # how many
                    fovy_range=(10., 30.),        # vertical field of view in degrees
                    stratified=False,             # one camera in each of `n` equal azimuth sectors
                    uniform_sphere_rate=0.,       # share of cameras that are uniform on the upper hemisphere, by area
-                   jitter_center=0.,             # see `jitter`; 0 is off
-                   jitter_target=0.,
-                   jitter_up=0.,
+                   jitter_center=0.,             # shakes the position, see `jitter`; 0 is off
+                   jitter_target=0.,             # shakes the point looked at
+                   jitter_up=0.,                 # shakes what is up
                    generator=None,               # torch.Generator of every draw
                    device=None,                  # device of the result
                   ) -> Cameras:                  # batch of n cameras
@@ -156,13 +156,13 @@ def sample_cameras(n,                            # how many
 # %% ../nbs/01_cameras.ipynb #6b2892f8
 def progressive_ranges(step,                # step of the run, counted from 0
                        *,
-                       radius_range,        # the full ranges
-                       theta_range,
-                       phi_range,
-                       fovy_range,
+                       radius_range,        # the full ranges: distance to the origin ...
+                       theta_range,         # ... polar angle in degrees ...
+                       phi_range,           # ... azimuth in degrees ...
+                       fovy_range,          # ... and vertical field of view in degrees
                        start_step=0,        # until here all cameras are in the default pose ...
                        end_step=500,        # ... and from here on the ranges are full
-                       default_radius=3.2,
+                       default_radius=3.2,  # the default pose, in the same units
                        default_polar=90.,
                        default_azimuth=0.,
                        default_fovy=20.,

@@ -194,42 +194,43 @@ class Net(Group):
     "One of the field's two networks"
     num_hidden_dims: int | None = number(None, 1, 1024)  # null: nerf.hidden_dims
     num_layers: int | None = number(None, 1, 9)  # linear layers: one more than hidden ones; null: nerf.n_hidden_layers + 1
-    bias: bool = flag(True)
+    bias: bool = flag(True)                     # whether its layers add constants
 
 
 @dataclass
 class Nerf(Group):
     "Density and albedo in space"
     bound: float = number(.6, .1, 16)           # the world is the cube from -bound to bound
-    encoder_type: str = choice('hashgrid', 'hashgrid', 'frequency', 'sphere_harmonics')
+    encoder_type: str = choice('hashgrid', 'hashgrid', 'frequency', 'sphere_harmonics')  # what a point is described by
     # hash grid: the part of the levels in use, coarsest first; null: all
     encoder_max_level: float | None = number(None, 0, 1, scheduled=True)
     degree: int = number(4, 1, 8)               # spherical harmonics: how many degrees, 0 among them
     n_levels: int = number(8, 1, 32)            # hash grid: levels; frequency encoding: octaves
-    n_features_per_level: int = number(2, 1, 8)
+    n_features_per_level: int = number(2, 1, 8) # hash grid: numbers at each of its vertices
     log2_hashmap_size: int = number(15, 4, 24)  # a level holds at most 2^this entries
     base_resolution: int = number(8, 2, 512)    # vertices an axis on the coarsest level
     desired_resolution: int = number(48, 2, 16384)  # and on the finest; what is finer than the latents see is grain
-    interpolation: str = choice('smoothstep', 'smoothstep', 'linear')
+    interpolation: str = choice('smoothstep', 'smoothstep', 'linear')  # hash grid: between vertices
     hidden_dims: int = number(32, 1, 1024)      # width of the two networks, encoding to density and encoding to albedo
     n_hidden_layers: int = number(1, 1, 8)      # their depth
-    sigma_net_cfg: Net = group(Net)
-    features_net_cfg: Net = group(Net)
-    density_activation: str = choice('exp', 'exp', 'softplus')
+    sigma_net_cfg: Net = group(Net)             # of the density alone
+    features_net_cfg: Net = group(Net)          # of the albedo alone
+    density_activation: str = choice('exp', 'exp', 'softplus')  # from the network's number to a density
     blob_density: float = number(9, 0, 100)     # height of the ball at the start, before the activation
     blob_radius: float = number(.2, .01, 16)    # its size: Gaussian for exp, cone for softplus
     density_bias: float = number(-4, -20, 20)   # raw density everywhere; exp(0) = 1 is thin fog, at -4 the box starts empty
+    # how the direction of a surface is found
     normal_type: str = choice('forward_finite_difference', 'autograd',
         'central_finite_difference', 'forward_finite_difference', 'backward_finite_difference')
-    normal_eps: float = number(.03, 1e-5, 1)    # step of the difference
+    normal_eps: float = number(.03, 1e-5, 1)    # step of the difference, world units
 
 # %% ../nbs/00_config.ipynb #2bb8694c
 @dataclass
 class BackgroundNet(Group):
     "The network of a learned background"
-    num_hidden_dims: int = number(32, 1, 1024)
+    num_hidden_dims: int = number(32, 1, 1024)  # width of the hidden layers
     num_layers: int = number(2, 1, 9)           # linear layers, the last one too
-    bias: bool = flag(True)
+    bias: bool = flag(True)                     # whether they add constants
 
 
 @dataclass
@@ -246,14 +247,14 @@ class BackgroundGrid(Group):
 @dataclass
 class Background(Group):
     "What stands behind the object"
-    type: str = choice('random', 'static', 'random', 'torchngp', 'tcnn')
+    type: str = choice('random', 'static', 'random', 'torchngp', 'tcnn')  # one colour, colours by chance, or learned
     color: tuple[float, float, float] = number((1, 1, 1), 0, 1)  # static: the colour; random: the colour where none is drawn
     random_ratio: float = number(1, 0, 1)       # random: how often a colour is drawn, one a picture
     # learned: how often a drawn colour stands in for it, one a picture (stable-dreamfusion: 0.5)
     mix_ratio: float = number(0, 0, 1)
     encoder_multi_res: int = number(6, 1, 16)   # torchngp: octaves of the direction
-    encoder_cfg: BackgroundGrid = group(BackgroundGrid)
-    net_cfg: BackgroundNet = group(BackgroundNet)
+    encoder_cfg: BackgroundGrid = group(BackgroundGrid)  # tcnn: its hash grid
+    net_cfg: BackgroundNet = group(BackgroundNet)        # torchngp and tcnn: their network
 
 # %% ../nbs/00_config.ipynb #47c1a9fa
 @dataclass
@@ -306,12 +307,12 @@ class Guidance(Group):
 @dataclass
 class Optim(Group):
     "The optimiser"
-    name: str = choice('adam', 'adam', 'adan')
-    lr: float = number(.01, 0, 10, scheduled=True)
+    name: str = choice('adam', 'adam', 'adan')  # Kingma & Ba 2015, or Xie et al. 2022
+    lr: float = number(.01, 0, 10, scheduled=True)  # learning rate
     betas: tuple[float, ...] | None = number((.9, .99), 0, .999999)  # adam: 2, adan: 3; null: the optimiser's own
-    eps: float = number(1e-8, 0, 1)
+    eps: float = number(1e-8, 0, 1)             # added to the root of the mean squared gradient
     encoder_lr_scale: float = number(1, 0, 1000)  # the encoding's tables learn at lr times this (stable-dreamfusion: 10)
-    weight_decay: float = number(0, 0, 1)
+    weight_decay: float = number(0, 0, 1)       # part of itself, times lr, by which a weight shrinks a step
     no_prox: bool = flag(False)                 # adan: weight decay as in AdamW
     max_grad_norm: float | None = number(None, 0, 1e9)  # gradients are scaled down to this norm; null: never
     lr_decay: float = number(.3, 0, 1)          # the learning rate is multiplied by this ...
@@ -321,28 +322,28 @@ class Optim(Group):
 @dataclass
 class Loss(Group):
     "Weights of the losses; 0 leaves one out"
-    lambda_sds: float = number(1, 0, 1e6, scheduled=True)
-    lambda_opacity: float = number(0, 0, 1e6, scheduled=True)
-    lambda_entropy: float = number(50, 0, 1e6, scheduled=True)
-    lambda_orientation: float = number(1e-2, 0, 1e6, scheduled=True)
-    lambda_2d_normal_smooth: float = number(0, 0, 1e6, scheduled=True)
-    lambda_3d_normal_smooth: float = number(0, 0, 1e6, scheduled=True)
-    lambda_mesh_normal: float = number(0, 0, 1e6, scheduled=True)
-    lambda_mesh_laplacian: float = number(0, 0, 1e6, scheduled=True)
+    lambda_sds: float = number(1, 0, 1e6, scheduled=True)            # score distillation
+    lambda_opacity: float = number(0, 0, 1e6, scheduled=True)        # stay empty where you can
+    lambda_entropy: float = number(50, 0, 1e6, scheduled=True)       # be there or not, never half
+    lambda_orientation: float = number(1e-2, 0, 1e6, scheduled=True) # what is visible faces the camera
+    lambda_2d_normal_smooth: float = number(0, 0, 1e6, scheduled=True)  # no wrinkles in the picture
+    lambda_3d_normal_smooth: float = number(0, 0, 1e6, scheduled=True)  # no wrinkles in space
+    lambda_mesh_normal: float = number(0, 0, 1e6, scheduled=True)    # faces that meet are nearly flat
+    lambda_mesh_laplacian: float = number(0, 0, 1e6, scheduled=True) # a vertex lies amid its neighbours
 
 # %% ../nbs/00_config.ipynb #6d05c186
 @dataclass
 class Train(Group):
     "Random cameras, a new batch every step"
-    batch_size: int = number(1, 1, 64)
-    width: int = number(64, 8, 2048, scheduled=True)
-    height: int = number(64, 8, 2048, scheduled=True)
+    batch_size: int = number(1, 1, 64)          # views a step
+    width: int = number(64, 8, 2048, scheduled=True)   # pixels
+    height: int = number(64, 8, 2048, scheduled=True)  # pixels
     # the shorter side at first, growing to its full size over half the run; null: always full
     start_size: int | None = number(None, 8, 2048)
-    radius_range: tuple[float, float] = span((3, 3.5), .1, 100)
-    theta_range: tuple[float, float] = span((10, 100), 0, 180)
-    phi_range: tuple[float, float] = span((-180, 180), -360, 360)  # azimuth, 0 is the front
-    fovy_range: tuple[float, float] = span((19, 23), 1, 150)
+    radius_range: tuple[float, float] = span((3, 3.5), .1, 100)  # distance to the origin
+    theta_range: tuple[float, float] = span((10, 100), 0, 180)   # polar angle, degrees: 0 is straight above
+    phi_range: tuple[float, float] = span((-180, 180), -360, 360)  # azimuth, degrees: 0 is the front
+    fovy_range: tuple[float, float] = span((19, 23), 1, 150)     # vertical field of view, degrees
     uniform_sphere_rate: float = number(0, 0, 1)  # how often a camera is uniform on the upper hemisphere instead
     angle_overhead: float = number(30, 0, 90)   # a camera with a theta below this looks from overhead
     angle_front: float = number(60, 0, 180)     # width of the front sector, where view_prompts is nearest
@@ -353,10 +354,10 @@ class Train(Group):
     progressive_view: bool = flag(False)        # cameras begin in the default pose, and spread over their ranges ...
     progressive_view_start_step: int = number(0, 0, 1000000)  # ... from this step
     progressive_view_end_step: int = number(500, 0, 1000000)  # ... to this
-    default_radius: float = number(3.2, .1, 100)
-    default_polar: float = number(90, 0, 180)
-    default_azimuth: float = number(0, -360, 360)
-    default_fovy: float = number(20, 1, 150)
+    default_radius: float = number(3.2, .1, 100)   # of the default pose: distance ...
+    default_polar: float = number(90, 0, 180)      # ... polar angle, degrees ...
+    default_azimuth: float = number(0, -360, 360)  # ... azimuth, degrees ...
+    default_fovy: float = number(20, 1, 150)       # ... and vertical field of view, degrees
 
 # %% ../nbs/00_config.ipynb #f0e4556e
 @dataclass
@@ -364,30 +365,30 @@ class Preview(Group):
     "Pictures from all around: while it trains, and of the finished object"
     val_check_interval: int | None = number(None, 1, 1000000)  # steps from one validation to the next while it trains; null: none
     size: int = number(5, 1, 1000)              # pictures of a validation
-    width: int = number(256, 8, 4096)
-    height: int = number(256, 8, 4096)
-    default_radius: float = number(3.2, .1, 100)
-    default_polar: float = number(75, 0, 180)
-    default_fovy: float = number(20, 1, 150)
+    width: int = number(256, 8, 4096)           # pixels
+    height: int = number(256, 8, 4096)          # pixels
+    default_radius: float = number(3.2, .1, 100)  # distance to the origin
+    default_polar: float = number(75, 0, 180)   # degrees from straight above
+    default_fovy: float = number(20, 1, 150)    # vertical field of view, degrees
 
 
 @dataclass
 class Video(Group):
     "Once around the finished object"
     size: int = number(50, 1, 10000)            # pictures
-    width: int = number(192, 8, 4096)
-    height: int = number(192, 8, 4096)
-    default_radius: float = number(3.2, .1, 100)
-    default_polar: float = number(75, 0, 180)
-    default_fovy: float = number(20, 1, 150)
+    width: int = number(192, 8, 4096)           # pixels
+    height: int = number(192, 8, 4096)          # pixels
+    default_radius: float = number(3.2, .1, 100)  # distance to the origin
+    default_polar: float = number(75, 0, 180)   # degrees from straight above
+    default_fovy: float = number(20, 1, 150)    # vertical field of view, degrees
 
 
 @dataclass
 class Data(Group):
     "Cameras"
-    train: Train = group(Train)
-    val: Preview = group(Preview)
-    test: Video = group(Video)
+    train: Train = group(Train)     # of the steps
+    val: Preview = group(Preview)   # of the preview
+    test: Video = group(Video)      # of the video
 
 # %% ../nbs/00_config.ipynb #1448053e
 @dataclass
@@ -436,16 +437,16 @@ def not_compared(spec  # `dataclasses.field` of the key
 @dataclass
 class Config(_Root):
     "All that a run depends on. Two runs with equal configurations on one machine give equal bytes"
-    prompt: str = text('a hamburger', empty=False)
-    negative_prompt: str = text('')
+    prompt: str = text('a hamburger', empty=False)  # what to make
+    negative_prompt: str = text('')             # what it shall not be
     front_prompt: str = text(', front view')    # appended to the prompt, mixed by the camera's angle
     side_prompt: str = text(', side view')
     back_prompt: str = text(', back view')
     overhead_prompt: str = text(', overhead view')
     view_prompts: str = choice('blend', 'blend', 'nearest')  # of their embeddings; nearest: the one of the camera's sector
-    guidance_scale: float = number(10, 0, 1000, scheduled=True)
-    iters: int = number(1000, 1, 1000000)
-    seed: int = number(0, 0, 2**32 - 1)
+    guidance_scale: float = number(10, 0, 1000, scheduled=True)  # how much the words count, of classifier-free guidance
+    iters: int = number(1000, 1, 1000000)       # steps
+    seed: int = number(0, 0, 2**32 - 1)         # of all random draws
     latent_iter_ratio: float = number(0, 0, 1)  # first part of the run: normals straight to the diffusion model as latents
     albedo_iter_ratio: float = number(.2, 0, 1) # then, up to this part: albedo without light
     min_ambient_ratio: float = number(.3, 0, 1) # from then on light, with ambient drawn from here to 1

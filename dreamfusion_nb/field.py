@@ -171,9 +171,9 @@ class FieldParts(nn.Module):
                  hidden_dims=64,            # width of both networks
                  n_hidden_layers=2,         # their depth: hidden layers, one fewer than matrices
                  bias=True,                 # whether their layers add constants
-                 albedo_hidden_dims=None,   # width, depth and bias of the colour network alone; None: like the density's
-                 albedo_n_hidden_layers=None,
-                 albedo_bias=None,
+                 albedo_hidden_dims=None,   # width of the colour network alone; None: like the density's
+                 albedo_n_hidden_layers=None,  # its depth
+                 albedo_bias=None,          # whether its layers add constants
                  density_activation='exp',  # 'exp' with a Gaussian ball, 'softplus' with a cone
                  blob_density=5.,           # height of the ball, before the activation
                  blob_radius=.2,            # its radius

@@ -417,9 +417,6 @@ class Pipeline:
         for part in (guidance.unet, guidance.vae): part.to(memory_format=torch.channels_last)  # what convolutions like best
         return guidance
 
-    device = property(lambda self: self.unet.device)
-    dtype = property(lambda self: next(self.unet.parameters()).dtype)  # diffusers' own walks through all modules, at every call
-
 # %% ../nbs/09_guidance.ipynb #10f7526d
 def _check_parts(unet, vae, text, scheduler):
     if scheduler.prediction_type not in ('epsilon', 'v_prediction'):
@@ -428,6 +425,19 @@ def _check_parts(unet, vae, text, scheduler):
         raise ConfigError(f'the UNet takes {unet.in_channels} channels but the VAE makes {vae.latent_channels}')
     if unet.cross_attention_dim != text.hidden_size:
         raise ConfigError(f'the UNet wants text of width {unet.cross_attention_dim} but the text model gives {text.hidden_size}')
+
+
+def _device(self):
+    "Where the parts compute"
+    return self.unet.device
+
+
+def _dtype(self):
+    "In which precision"
+    return next(self.unet.parameters()).dtype  # diffusers' own walks through all modules, at every call
+
+
+Pipeline.device, Pipeline.dtype = property(_device), property(_dtype)
 
 # %% ../nbs/09_guidance.ipynb #172617ab
 def _tokenize(tokenizer, texts, max_tokens):

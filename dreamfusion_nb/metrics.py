@@ -368,8 +368,8 @@ def scored_views(result,  # `Result`
 
 def against_truth(result,   # `Result`
                   caption,  # text that names the toy
-                  color,    # the two of `scored_views`
-                  geometry
+                  color,    # its coloured pictures, of `scored_views` ...
+                  geometry  # ... and the textureless ones
                  ) -> dict: # f_score, chamfer, iou, psnr and shape_psnr (dB, mean over the views)
     "A result against the canonical toy, `shape_psnr` in white light. Raises `EmptyMeshError`"
     mesh, truth = result.mesh(), toybox.mesh(caption)

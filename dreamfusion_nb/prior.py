@@ -373,9 +373,9 @@ def train_unet(work,          # folder of `render_world`; the run lies in its fo
 # %% ../nbs/11_prior.ipynb #0062eddf
 def write_prior(work,          # folder of the runs, whose curves are kept
                 vae,           # the trained parts ...
-                scale,         # ... and of the latents
-                text_encoder,
-                unet,
+                scale,         # ... the scale of its latents ...
+                text_encoder,  # ... what reads the words ...
+                unet,          # ... and what names the noise
                 start=None,    # the prior that it began with, whose curves are kept too
                 out=PRIOR_DIR  # folder to write
                ):
@@ -409,7 +409,7 @@ class Judge(nn.Module):
     "Names kind, colour, view and finish of pictures [B, 3, 64, 64] in [0, 1], and compares pictures with texts"
     HEADS = dict(kind=toybox.kinds(), color=toybox.colors(), view=list(toybox.VIEWS), finish=list(toybox.FINISHES))
 
-    def __init__(self, width=64):
+    def __init__(self, width=64):  # of the vectors that are compared
         super().__init__()
         def conv(i, o, stride): return [nn.Conv2d(i, o, 3, stride, 1), nn.BatchNorm2d(o), nn.ReLU()]
         def block(i, o): return [*conv(i, o, 2), *conv(o, o, 1)]
@@ -421,7 +421,10 @@ class Judge(nn.Module):
         self.from_image, self.from_text = nn.Linear(192, width), nn.Linear(self.text.config.hidden_size, width)
         self.log_scale = nn.Parameter(torch.tensor(2.5))
 
-    logit_scale = property(lambda self: self.log_scale.exp().clamp(max=100))
+    @property
+    def logit_scale(self):
+        "Inverse temperature of its comparisons"
+        return self.log_scale.exp().clamp(max=100)
 
     def features(self, images):
         "What all answers are read from [B, 192], of pictures [B, 3, 64, 64] in [0, 1]"

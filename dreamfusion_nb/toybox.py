@@ -213,7 +213,8 @@ def toy(color  # main colour where no colour is named, three numbers 0…1
     "Registers a toy in `KINDS` under the name of the function that draws it"
     def register(draw):
         name = draw.__name__.strip('_')
-        draw.__doc__ = f"Add the parts of a {name} to `p`, in the main colour `main` (three numbers 0…1)"
+        article = 'an' if name[0] in 'aeiou' else 'a'
+        draw.__doc__ = f"Adds the parts of {article} {name} to `p`, a `Parts`, in the main colour `main` (three numbers 0…1)"
         KINDS[name] = (draw, color)
         return draw
     return register
