@@ -23,7 +23,7 @@ def _color(name, value):
 
 # %% ../nbs/04_background.ipynb #da17e869
 class StaticBackground(nn.Module):
-    "The same colour everywhere and always."
+    "The same colour everywhere and always. ValueError unless it is three numbers within 0..1."
     def __init__(self,
                  color=(0., 0., 1.),  # red, green, blue in 0..1; NeMo's default is blue
                 ):
@@ -50,7 +50,7 @@ def _ratio(value):
 
 # %% ../nbs/04_background.ipynb #06a4ea13
 class RandomBackground(nn.Module):
-    "While training, one random colour per image with probability `random_ratio`, else the base colour; in `eval()` the base colour."
+    "While training, one random colour per image with probability `random_ratio`, else the base colour; in `eval()` the base colour (NeMo)."
     def __init__(self,
                  base_color=(1., 1., 1.),  # red, green, blue in 0..1
                  random_ratio=.5,          # share of images with a random colour
@@ -92,7 +92,9 @@ class LearnedBackground(nn.Module):
 
 # %% ../nbs/04_background.ipynb #3b1a1769
 class MixedBackground(nn.Module):
-    "While training, one random colour per image with probability `random_ratio`, else `learned`; in `eval()` `learned` (stable-dreamfusion)."
+    """While training, one random colour per image with probability `random_ratio`, else `learned`; in `eval()` `learned`.
+
+    The coin is stable-dreamfusion's. ValueError for a `random_ratio` outside 0..1."""
     def __init__(self,
                  learned,          # a `LearnedBackground`, or any background
                  random_ratio=.5,  # share of images with a random colour

@@ -71,7 +71,7 @@ def sphere_cameras(azimuth,         # degrees, number or [B]: 0 on +z (front), 9
                    fovy=20.,        # vertical field of view in degrees, number or [B]
                    *,
                    device=None,     # device of the cameras
-                   dtype=torch.float32,
+                   dtype=torch.float32,  # float type of the cameras
                   ) -> Cameras:     # batch of B cameras (1 if all are numbers)
     "Cameras on a sphere that look at the origin, from broadcastable angles. ValueError for a radius or an angle out of range."
     values = (torch.as_tensor(v, dtype=dtype, device=device).reshape(-1) for v in (azimuth, polar, radius, fovy))
@@ -114,7 +114,9 @@ def jitter(cameras,         # batch of B cameras on a sphere
            up=0.,           # standard deviation of the direction that shall be up, a unit vector without it
            generator=None,  # torch.Generator of every draw
           ) -> Cameras:     # batch of B cameras
-    "The cameras, shaken (NeMo's jitter; its defaults are 0.2, 0.2, 0.02): still rotations, with the angles of where they now stand."
+    """The cameras, shaken (NeMo's jitter; its defaults are 0.2, 0.2, 0.02): still rotations, with the angles of where they now stand.
+
+    ValueError for a negative number."""
     for name, value in (("center", center), ("target", target), ("up", up)):
         if not value >= 0: raise ValueError(f"jitter: {name} must not be negative, not {value}")
     place = _uniform(len(cameras), 3, generator=generator).to(cameras.position)
@@ -133,9 +135,9 @@ def sample_cameras(n,                            # how many
                    fovy_range=(10., 30.),        # vertical field of view in degrees
                    stratified=False,             # one camera in each of `n` equal azimuth sectors
                    uniform_sphere_rate=0.,       # share of cameras that are uniform on the upper hemisphere, by area
-                   jitter_center=0.,             # see `jitter`; 0 is off
-                   jitter_target=0.,
-                   jitter_up=0.,
+                   jitter_center=0.,             # shakes the position, see `jitter`; 0 is off
+                   jitter_target=0.,             # shakes the point looked at
+                   jitter_up=0.,                 # shakes what is up
                    generator=None,               # torch.Generator of every draw
                    device=None,                  # device of the result
                   ) -> Cameras:                  # batch of n cameras
@@ -154,18 +156,20 @@ def sample_cameras(n,                            # how many
 # %% ../nbs/01_cameras.ipynb #6b2892f8
 def progressive_ranges(step,                # step of the run, counted from 0
                        *,
-                       radius_range,        # the full ranges
-                       theta_range,
-                       phi_range,
-                       fovy_range,
+                       radius_range,        # the full ranges: distance to the origin ...
+                       theta_range,         # ... polar angle in degrees ...
+                       phi_range,           # ... azimuth in degrees ...
+                       fovy_range,          # ... and vertical field of view in degrees
                        start_step=0,        # until here all cameras are in the default pose ...
                        end_step=500,        # ... and from here on the ranges are full
-                       default_radius=3.2,
+                       default_radius=3.2,  # the default pose, in the same units
                        default_polar=90.,
                        default_azimuth=0.,
                        default_fovy=20.,
                       ) -> dict:            # ranges for `sample_cameras`
-    "Ranges that grow linearly from one pose to their full width (NeMo's progressive view, which NeMo never switches on)."
+    """Ranges that grow linearly from one pose to their full width (NeMo's progressive view, which NeMo never switches on).
+
+    Units are those of `sample_cameras`: distances to the origin, angles in degrees."""
     share = value_at((start_step, 0., 1., end_step), step)
     full = dict(radius_range=(default_radius, radius_range), theta_range=(default_polar, theta_range),
                 phi_range=(default_azimuth, phi_range), fovy_range=(default_fovy, fovy_range))
@@ -180,7 +184,7 @@ def orbit(n,                   # how many
           azimuth_start=0.,    # azimuth of the first camera
           device=None,         # device of the result
          ) -> Cameras:         # batch of n cameras
-    "Cameras evenly spaced on a circle around the object, moving from the front towards +x."
+    "Cameras evenly spaced on a circle around the object, from the front towards +x. ValueError for none, or an elevation out of range."
     if n < 1: raise ValueError(f"n: at least one camera, not {n}")
     if not -90 <= elevation <= 90: raise ValueError(f"elevation: must lie in -90..90 degrees, not {elevation:g}")
     return sphere_cameras(azimuth_start + torch.arange(n)*360/n, 90 - elevation, radius, fovy, device=device)
@@ -210,7 +214,9 @@ def projection(cameras,    # batch of B cameras
                near=.1,    # distance of the near plane, z = -1
                far=100.,   # distance of the far plane, z = +1
               ) -> torch.Tensor:  # world-to-clip matrices [B, 4, 4]
-    "OpenGL's projection times the inverse pose: `matrix @ (x, y, z, 1)` is a point in clip space, +y up in the picture."
+    """OpenGL's projection times the inverse pose: `matrix @ (x, y, z, 1)` is a point in clip space, +y up in the picture.
+
+    Divided by its w, the point lies in the cube -1..1 where it can be seen. ValueError unless 0 < near < far."""
     if not 0 < near < far: raise ValueError(f"near, far: must be 0 < near < far, not {near:g} and {far:g}")
     focal = 1/torch.tan(torch.deg2rad(cameras.fovy)/2)
     clip = torch.zeros_like(cameras.c2w)

@@ -26,7 +26,8 @@ def _parser():
                      description='Makes a 3D object from a sentence: a GLB, a video and a picture in one folder.',
                      epilog='Exit codes: 0 done, 2 bad input, 130 interrupted (the same command goes on where it stopped).')
     parser.add_argument('prompt', metavar='PROMPT', nargs='?', help='what to make, such as "a hamburger"')
-    parser.add_argument('overrides', metavar='key=value', nargs='*', help='any key of the configuration, such as guidance_scale=30 or data.train.width=96')
+    parser.add_argument('overrides', metavar='key=value', nargs='*',
+                        help='any key of the configuration, such as guidance_scale=30 or data.train.width=96')
     start = parser.add_mutually_exclusive_group()
     start.add_argument('--preset', default='toybox', metavar='P', help=f'{", ".join(PRESETS)} (default: toybox)')
     start.add_argument('--config', metavar='FILE', help='YAML file, or the folder of an earlier run')
@@ -35,9 +36,12 @@ def _parser():
     parser.add_argument('--seed', metavar='N', help='of all random draws')
     parser.add_argument('--device', metavar='D', help='cpu, cuda, cuda:1 (default: a GPU if there is one)')
     parser.add_argument('--guidance', metavar='NAME', help='toybox, or a Stable Diffusion folder or hub name')
-    parser.add_argument('--resume', action='store_true', help='go on with an unfinished run, or make it longer by --iters; refuse to start a new one')
-    parser.add_argument('--phases', metavar='P', help='of a run that is made longer: keep its schedules where they were, or rescale them to the new length')
-    parser.add_argument('--refine', action='store_true', help='then go on as a mesh, in a folder of its own; a finished result is not made again')
+    parser.add_argument('--resume', action='store_true',
+                        help='go on with an unfinished run, or make it longer by --iters; refuse to start a new one')
+    parser.add_argument('--phases', metavar='P',
+                        help='of a run that is made longer: keep its schedules where they were, or rescale them to the new length')
+    parser.add_argument('--refine', action='store_true',
+                        help='then go on as a mesh, in a folder of its own; a finished result is not made again')
     parser.add_argument('--overwrite', action='store_true', help='replace what the folder holds')
     return parser
 
@@ -46,7 +50,9 @@ def _read_arguments(argv):
     "The parsed words and the checked `Config` they ask for. Raises `ConfigError`"
     parser = _parser()
     args, unknown = parser.parse_known_intermixed_args(argv)
-    if unknown: raise ConfigError(f'unknown option {unknown[0]}{did_you_mean(unknown[0].split("=")[0], parser._option_string_actions)}')
+    if unknown:
+        meant = did_you_mean(unknown[0].split('=')[0], parser._option_string_actions)
+        raise ConfigError(f'unknown option {unknown[0]}{meant}')
     if args.prompt is None: raise ConfigError('the prompt is missing: dreamfusion "a hamburger"')
     if args.resume and args.overwrite: raise ConfigError('--resume and --overwrite contradict each other: choose one')
     options = {'iters': args.iters, 'seed': args.seed, 'guidance.name': args.guidance}
@@ -71,11 +77,14 @@ def _run(args, config, seen):
     from dreamfusion_nb.export import EmptyMeshError
     from dreamfusion_nb.trainer import is_finished, load, slug, train
     def remember(trainer, record): seen.update(step=trainer.step_count)
-    folder, common = Path(args.out) if args.out else Path('outputs')/slug(config.prompt), dict(device=args.device, overwrite=args.overwrite, callbacks=[remember])
+    folder = Path(args.out) if args.out else Path('outputs')/slug(config.prompt)
+    common = dict(device=args.device, overwrite=args.overwrite, callbacks=[remember])
     try:
         there = args.refine and not args.overwrite and is_finished(folder) and load_config(folder/'config.yaml') == config
-        result = load(folder, args.device) if there else train(args.prompt, config=config, out=args.out, resume=args.resume or 'auto', phases=args.phases, **common)
-        if not there: print(*_written(result.folder), sep='\n')
+        if there: result = load(folder, args.device)
+        else:
+            result = train(args.prompt, config=config, out=args.out, resume=args.resume or 'auto', phases=args.phases, **common)
+            print(*_written(result.folder), sep='\n')
         if args.refine: print(*_written(result.refine(**common).folder), sep='\n')
     except EmptyMeshError as error: raise ConfigError(str(error)) from error
 
@@ -90,8 +99,9 @@ def _plain_warnings():
         yield
 
 
-def main(argv=None):  # words of the command line; None: those of this process
-    "The `dreamfusion` command. Returns the exit code: 0 done, 2 bad input, 130 interrupted"
+def main(argv=None  # words of the command line; None: those of this process
+        ):          # exit code: 0 done, 2 bad input, 130 interrupted (the same command goes on)
+    "The `dreamfusion` command: prints the files that it wrote, or one line to the error stream that says what is wrong"
     argv = sys.argv[1:] if argv is None else list(argv)
     seen = dict(step=0)
     try:

@@ -39,27 +39,38 @@ def did_you_mean(word,     # what was written
     return f'; did you mean {plain[close[0]]!r}?' if close else ''
 
 # %% ../nbs/00_config.ipynb #59d48668
-def number(default, low, high, scheduled=False):
-    "A key that holds a number from `low` to `high`; `scheduled`: or a list of them with steps, see `value_at`"
+def number(default,         # value where none is given; None where the annotation allows it
+           low, high,       # bounds, both allowed
+           scheduled=False  # a schedule is allowed too, see `value_at`
+          ):                # `dataclasses.field`
+    "A key that holds a number from `low` to `high`, or several such numbers: the annotation says how many, and whether they are whole"
     return field(default=default, metadata=dict(low=low, high=high, scheduled=scheduled))
 
 
-def choice(default, *options):
+def choice(default,  # one of them
+           *options  # texts
+          ):         # `dataclasses.field`
     "A key that holds one of `options`"
     return field(default=default, metadata=dict(choices=options))
 
 
-def span(default, low, high, scheduled=False):
+def span(default,         # pair (smaller, larger), or None where the annotation allows it
+         low, high,       # bounds of both, allowed themselves
+         scheduled=False  # either end may be a schedule, see `value_at`
+        ):                # `dataclasses.field`
     "A key that holds two numbers from `low` to `high`, the smaller one first"
     return field(default=default, metadata=dict(low=low, high=high, scheduled=scheduled, rising=True))
 
 
-def text(default, empty=True):
-    "A key that holds a text; `empty`: which may be empty"
+def text(default,    # text, or None where the annotation allows it
+         empty=True  # whether '' and blanks are allowed
+        ):           # `dataclasses.field`
+    "A key that holds a text"
     return field(default=default, metadata=dict(empty=empty))
 
 
-def flag(default):
+def flag(default  # True or False
+        ):        # `dataclasses.field`
     "A key that is true or false"
     return field(default=default)
 
@@ -151,7 +162,7 @@ def checked(value,  # what somebody wrote
             spec,   # `dataclasses.Field` of the key
             name,   # how the message calls the key
            ):       # the value, lists as tuples, and whole numbers as floats where a float is meant
-    "The value if it is right, else `ConfigError`"
+    "The value if it is right. Raises `ConfigError` with what is allowed and the nearest right value"
     if hasattr(value, 'tolist'): value = value.tolist()    # numbers of NumPy and torch
     near = _nearest(value, spec.type, spec.metadata)
     given = str(value) if 'choices' in spec.metadata else _tuples(value)
@@ -161,18 +172,20 @@ def checked(value,  # what somebody wrote
 
 # %% ../nbs/00_config.ipynb #d4b75a45
 class Group:
-    "Base of the groups of keys: every assignment is checked"
+    "Base of the groups of keys, dataclasses all: every assignment is checked. Raises `ConfigError` for a wrong value or an unknown name"
     def __setattr__(self, name, value):
         specs = {spec.name: spec for spec in fields(self)}
         if name not in specs: raise ConfigError(f'unknown key {name!r} of {type(self).__name__}{did_you_mean(name, specs)}')
         spec = specs[name]
         if not is_dataclass(spec.type): value = checked(value, spec, name)
-        elif not isinstance(value, spec.type): raise ConfigError(f'{name} is a group of keys: set one of {name}.{fields(spec.type)[0].name}, …')
+        elif not isinstance(value, spec.type):
+            raise ConfigError(f'{name} is a group of keys: set one of {name}.{fields(spec.type)[0].name}, …')
         super().__setattr__(name, value)
 
 
-def group(kind):
-    "A group of keys, a dataclass"
+def group(kind  # subclass of `Group`
+         ):     # `dataclasses.field`
+    "A key that stands for a group of keys; each configuration gets a group of its own"
     return field(default_factory=kind)
 
 # %% ../nbs/00_config.ipynb #92925b14
@@ -181,40 +194,43 @@ class Net(Group):
     "One of the field's two networks"
     num_hidden_dims: int | None = number(None, 1, 1024)  # null: nerf.hidden_dims
     num_layers: int | None = number(None, 1, 9)  # linear layers: one more than hidden ones; null: nerf.n_hidden_layers + 1
-    bias: bool = flag(True)
+    bias: bool = flag(True)                     # whether its layers add constants
 
 
 @dataclass
 class Nerf(Group):
     "Density and albedo in space"
     bound: float = number(.6, .1, 16)           # the world is the cube from -bound to bound
-    encoder_type: str = choice('hashgrid', 'hashgrid', 'frequency', 'sphere_harmonics')
-    encoder_max_level: float | None = number(None, 0, 1, scheduled=True)  # hash grid: the part of the levels in use, coarsest first; null: all
+    encoder_type: str = choice('hashgrid', 'hashgrid', 'frequency', 'sphere_harmonics')  # what a point is described by
+    # hash grid: the part of the levels in use, coarsest first; null: all
+    encoder_max_level: float | None = number(None, 0, 1, scheduled=True)
     degree: int = number(4, 1, 8)               # spherical harmonics: how many degrees, 0 among them
     n_levels: int = number(8, 1, 32)            # hash grid: levels; frequency encoding: octaves
-    n_features_per_level: int = number(2, 1, 8)
+    n_features_per_level: int = number(2, 1, 8) # hash grid: numbers at each of its vertices
     log2_hashmap_size: int = number(15, 4, 24)  # a level holds at most 2^this entries
     base_resolution: int = number(8, 2, 512)    # vertices an axis on the coarsest level
     desired_resolution: int = number(48, 2, 16384)  # and on the finest; what is finer than the latents see is grain
-    interpolation: str = choice('smoothstep', 'smoothstep', 'linear')
+    interpolation: str = choice('smoothstep', 'smoothstep', 'linear')  # hash grid: between vertices
     hidden_dims: int = number(32, 1, 1024)      # width of the two networks, encoding to density and encoding to albedo
     n_hidden_layers: int = number(1, 1, 8)      # their depth
-    sigma_net_cfg: Net = group(Net)
-    features_net_cfg: Net = group(Net)
-    density_activation: str = choice('exp', 'exp', 'softplus')
+    sigma_net_cfg: Net = group(Net)             # of the density alone
+    features_net_cfg: Net = group(Net)          # of the albedo alone
+    density_activation: str = choice('exp', 'exp', 'softplus')  # from the network's number to a density
     blob_density: float = number(9, 0, 100)     # height of the ball at the start, before the activation
     blob_radius: float = number(.2, .01, 16)    # its size: Gaussian for exp, cone for softplus
     density_bias: float = number(-4, -20, 20)   # raw density everywhere; exp(0) = 1 is thin fog, at -4 the box starts empty
-    normal_type: str = choice('forward_finite_difference', 'autograd', 'central_finite_difference', 'forward_finite_difference', 'backward_finite_difference')
-    normal_eps: float = number(.03, 1e-5, 1)    # step of the difference
+    # how the direction of a surface is found
+    normal_type: str = choice('forward_finite_difference', 'autograd',
+        'central_finite_difference', 'forward_finite_difference', 'backward_finite_difference')
+    normal_eps: float = number(.03, 1e-5, 1)    # step of the difference, world units
 
 # %% ../nbs/00_config.ipynb #2bb8694c
 @dataclass
 class BackgroundNet(Group):
     "The network of a learned background"
-    num_hidden_dims: int = number(32, 1, 1024)
+    num_hidden_dims: int = number(32, 1, 1024)  # width of the hidden layers
     num_layers: int = number(2, 1, 9)           # linear layers, the last one too
-    bias: bool = flag(True)
+    bias: bool = flag(True)                     # whether they add constants
 
 
 @dataclass
@@ -231,13 +247,14 @@ class BackgroundGrid(Group):
 @dataclass
 class Background(Group):
     "What stands behind the object"
-    type: str = choice('random', 'static', 'random', 'torchngp', 'tcnn')
+    type: str = choice('random', 'static', 'random', 'torchngp', 'tcnn')  # one colour, colours by chance, or learned
     color: tuple[float, float, float] = number((1, 1, 1), 0, 1)  # static: the colour; random: the colour where none is drawn
     random_ratio: float = number(1, 0, 1)       # random: how often a colour is drawn, one a picture
-    mix_ratio: float = number(0, 0, 1)          # learned: how often a drawn colour stands in for it, one a picture (stable-dreamfusion: 0.5)
+    # learned: how often a drawn colour stands in for it, one a picture (stable-dreamfusion: 0.5)
+    mix_ratio: float = number(0, 0, 1)
     encoder_multi_res: int = number(6, 1, 16)   # torchngp: octaves of the direction
-    encoder_cfg: BackgroundGrid = group(BackgroundGrid)
-    net_cfg: BackgroundNet = group(BackgroundNet)
+    encoder_cfg: BackgroundGrid = group(BackgroundGrid)  # tcnn: its hash grid
+    net_cfg: BackgroundNet = group(BackgroundNet)        # torchngp and tcnn: their network
 
 # %% ../nbs/00_config.ipynb #47c1a9fa
 @dataclass
@@ -265,29 +282,37 @@ class Renderer(Group):
 class Guidance(Group):
     "The diffusion model and the noise it is asked about"
     name: str = text('toybox', empty=False)     # 'toybox', or a Stable Diffusion folder or hub name
-    kind: str = choice('sds', 'sds', 'csd', 'nfsd')  # score distillation; classifier score (Yu et al. 2023); noise-free (Katzir et al. 2023)
-    timesteps: str = choice('random', 'random', 'annealed')  # drawn at each step; or one path down from t_range to t_range_end (HiFA, Zhu & Zhuang 2023)
+    # score distillation; classifier score (Yu et al. 2023); noise-free (Katzir et al. 2023)
+    kind: str = choice('sds', 'sds', 'csd', 'nfsd')
+    # drawn at each step; or one path down from t_range to t_range_end (HiFA, Zhu & Zhuang 2023)
+    timesteps: str = choice('random', 'random', 'annealed')
     t_range: tuple[float, float] = span((.4, .98), 0, 1, scheduled=True)  # timesteps, as a part of all, at the start
     t_range_end: tuple[float, float] | None = span((.02, .4), 0, 1)  # and at the end, linear between; null: as at the start
-    t_range_first: tuple[float, float] | None = span((.6, .98), 0, 1)  # in the first part of the run these instead: words choose colours only where the picture does not yet show one; null: no such part
+    # in the first part of the run these instead: words choose colours only where the picture
+    # does not yet show one; null: no such part
+    t_range_first: tuple[float, float] | None = span((.6, .98), 0, 1)
     t_range_first_ratio: float = number(.08, 0, 1)  # how long that part is
     scale_decay: float = number(.2, 0, 10)      # guidance_scale goes linearly to this part of itself; 1: it stays
-    perp_neg: float = number(1, 0, 10)          # how much a view is kept from looking like the others (Perp-Neg, Armandpour et al. 2023); 0: not at all, and a third less work
+    # how much a view is kept from looking like the others (Perp-Neg, Armandpour et al. 2023);
+    # 0: not at all, and a third less work
+    perp_neg: float = number(1, 0, 10)
     rescale: float = number(0, 0, 1)            # how far strong guidance is brought back to the spread of the plain prediction
-    clamp_x0: float | None = number(None, .1, 100)  # the predicted clean latents are clamped to ± this (after Imagen, Saharia et al. 2022); null: they are not
+    # the predicted clean latents are clamped to ± this (after Imagen, Saharia et al. 2022); null: they are not
+    clamp_x0: float | None = number(None, .1, 100)
     weighting: str = choice('uniform', 'sds', 'uniform', 'fantasia3d')  # w(t) of the SDS gradient
-    precision: str = choice('auto', 'auto', '32', '16', 'bf16')  # of the diffusion model alone; auto: 16 on a GPU, bf16 on a CPU that computes with it, else 32
+    # of the diffusion model alone; auto: 16 on a GPU, bf16 on a CPU that computes with it, else 32
+    precision: str = choice('auto', 'auto', '32', '16', 'bf16')
 
 
 @dataclass
 class Optim(Group):
     "The optimiser"
-    name: str = choice('adam', 'adam', 'adan')
-    lr: float = number(.01, 0, 10, scheduled=True)
+    name: str = choice('adam', 'adam', 'adan')  # Kingma & Ba 2015, or Xie et al. 2022
+    lr: float = number(.01, 0, 10, scheduled=True)  # learning rate
     betas: tuple[float, ...] | None = number((.9, .99), 0, .999999)  # adam: 2, adan: 3; null: the optimiser's own
-    eps: float = number(1e-8, 0, 1)
+    eps: float = number(1e-8, 0, 1)             # added to the root of the mean squared gradient
     encoder_lr_scale: float = number(1, 0, 1000)  # the encoding's tables learn at lr times this (stable-dreamfusion: 10)
-    weight_decay: float = number(0, 0, 1)
+    weight_decay: float = number(0, 0, 1)       # part of itself, times lr, by which a weight shrinks a step
     no_prox: bool = flag(False)                 # adan: weight decay as in AdamW
     max_grad_norm: float | None = number(None, 0, 1e9)  # gradients are scaled down to this norm; null: never
     lr_decay: float = number(.3, 0, 1)          # the learning rate is multiplied by this ...
@@ -297,27 +322,28 @@ class Optim(Group):
 @dataclass
 class Loss(Group):
     "Weights of the losses; 0 leaves one out"
-    lambda_sds: float = number(1, 0, 1e6, scheduled=True)
-    lambda_opacity: float = number(0, 0, 1e6, scheduled=True)
-    lambda_entropy: float = number(50, 0, 1e6, scheduled=True)
-    lambda_orientation: float = number(1e-2, 0, 1e6, scheduled=True)
-    lambda_2d_normal_smooth: float = number(0, 0, 1e6, scheduled=True)
-    lambda_3d_normal_smooth: float = number(0, 0, 1e6, scheduled=True)
-    lambda_mesh_normal: float = number(0, 0, 1e6, scheduled=True)
-    lambda_mesh_laplacian: float = number(0, 0, 1e6, scheduled=True)
+    lambda_sds: float = number(1, 0, 1e6, scheduled=True)            # score distillation
+    lambda_opacity: float = number(0, 0, 1e6, scheduled=True)        # stay empty where you can
+    lambda_entropy: float = number(50, 0, 1e6, scheduled=True)       # be there or not, never half
+    lambda_orientation: float = number(1e-2, 0, 1e6, scheduled=True) # what is visible faces the camera
+    lambda_2d_normal_smooth: float = number(0, 0, 1e6, scheduled=True)  # no wrinkles in the picture
+    lambda_3d_normal_smooth: float = number(0, 0, 1e6, scheduled=True)  # no wrinkles in space
+    lambda_mesh_normal: float = number(0, 0, 1e6, scheduled=True)    # faces that meet are nearly flat
+    lambda_mesh_laplacian: float = number(0, 0, 1e6, scheduled=True) # a vertex lies amid its neighbours
 
 # %% ../nbs/00_config.ipynb #6d05c186
 @dataclass
 class Train(Group):
     "Random cameras, a new batch every step"
-    batch_size: int = number(1, 1, 64)
-    width: int = number(64, 8, 2048, scheduled=True)
-    height: int = number(64, 8, 2048, scheduled=True)
-    start_size: int | None = number(None, 8, 2048)  # the shorter side at first, growing to its full size over half the run; null: always full
-    radius_range: tuple[float, float] = span((3, 3.5), .1, 100)
-    theta_range: tuple[float, float] = span((10, 100), 0, 180)
-    phi_range: tuple[float, float] = span((-180, 180), -360, 360)  # azimuth, 0 is the front
-    fovy_range: tuple[float, float] = span((19, 23), 1, 150)
+    batch_size: int = number(1, 1, 64)          # views a step
+    width: int = number(64, 8, 2048, scheduled=True)   # pixels
+    height: int = number(64, 8, 2048, scheduled=True)  # pixels
+    # the shorter side at first, growing to its full size over half the run; null: always full
+    start_size: int | None = number(None, 8, 2048)
+    radius_range: tuple[float, float] = span((3, 3.5), .1, 100)  # distance to the origin
+    theta_range: tuple[float, float] = span((10, 100), 0, 180)   # polar angle, degrees: 0 is straight above
+    phi_range: tuple[float, float] = span((-180, 180), -360, 360)  # azimuth, degrees: 0 is the front
+    fovy_range: tuple[float, float] = span((19, 23), 1, 150)     # vertical field of view, degrees
     uniform_sphere_rate: float = number(0, 0, 1)  # how often a camera is uniform on the upper hemisphere instead
     angle_overhead: float = number(30, 0, 90)   # a camera with a theta below this looks from overhead
     angle_front: float = number(60, 0, 180)     # width of the front sector, where view_prompts is nearest
@@ -328,10 +354,10 @@ class Train(Group):
     progressive_view: bool = flag(False)        # cameras begin in the default pose, and spread over their ranges ...
     progressive_view_start_step: int = number(0, 0, 1000000)  # ... from this step
     progressive_view_end_step: int = number(500, 0, 1000000)  # ... to this
-    default_radius: float = number(3.2, .1, 100)
-    default_polar: float = number(90, 0, 180)
-    default_azimuth: float = number(0, -360, 360)
-    default_fovy: float = number(20, 1, 150)
+    default_radius: float = number(3.2, .1, 100)   # of the default pose: distance ...
+    default_polar: float = number(90, 0, 180)      # ... polar angle, degrees ...
+    default_azimuth: float = number(0, -360, 360)  # ... azimuth, degrees ...
+    default_fovy: float = number(20, 1, 150)       # ... and vertical field of view, degrees
 
 # %% ../nbs/00_config.ipynb #f0e4556e
 @dataclass
@@ -339,30 +365,30 @@ class Preview(Group):
     "Pictures from all around: while it trains, and of the finished object"
     val_check_interval: int | None = number(None, 1, 1000000)  # steps from one validation to the next while it trains; null: none
     size: int = number(5, 1, 1000)              # pictures of a validation
-    width: int = number(256, 8, 4096)
-    height: int = number(256, 8, 4096)
-    default_radius: float = number(3.2, .1, 100)
-    default_polar: float = number(75, 0, 180)
-    default_fovy: float = number(20, 1, 150)
+    width: int = number(256, 8, 4096)           # pixels
+    height: int = number(256, 8, 4096)          # pixels
+    default_radius: float = number(3.2, .1, 100)  # distance to the origin
+    default_polar: float = number(75, 0, 180)   # degrees from straight above
+    default_fovy: float = number(20, 1, 150)    # vertical field of view, degrees
 
 
 @dataclass
 class Video(Group):
     "Once around the finished object"
     size: int = number(50, 1, 10000)            # pictures
-    width: int = number(192, 8, 4096)
-    height: int = number(192, 8, 4096)
-    default_radius: float = number(3.2, .1, 100)
-    default_polar: float = number(75, 0, 180)
-    default_fovy: float = number(20, 1, 150)
+    width: int = number(192, 8, 4096)           # pixels
+    height: int = number(192, 8, 4096)          # pixels
+    default_radius: float = number(3.2, .1, 100)  # distance to the origin
+    default_polar: float = number(75, 0, 180)   # degrees from straight above
+    default_fovy: float = number(20, 1, 150)    # vertical field of view, degrees
 
 
 @dataclass
 class Data(Group):
     "Cameras"
-    train: Train = group(Train)
-    val: Preview = group(Preview)
-    test: Video = group(Video)
+    train: Train = group(Train)     # of the steps
+    val: Preview = group(Preview)   # of the preview
+    test: Video = group(Video)      # of the video
 
 # %% ../nbs/00_config.ipynb #1448053e
 @dataclass
@@ -374,9 +400,16 @@ class Checkpoint(Group):
 # %% ../nbs/00_config.ipynb #1c6bc0b2
 class _Root(Group):
     "What the whole tree can do"
-    def flat(self): return {key: attrgetter(key)(self) for key in KEYS}
-    def to_dict(self): return _plain(asdict(self))
+    def flat(self):
+        "All keys by their dotted names: {'nerf.bound': 0.6, …}"
+        return {key: attrgetter(key)(self) for key in KEYS}
+
+    def to_dict(self):
+        "Nested dicts and lists, which `load_config` reads back"
+        return _plain(asdict(self))
+
     def to_yaml(self):
+        "YAML text, which `load_config` reads back; keys without effect are comments at its end"
         written = yaml.dump(self.to_dict(), Dumper=_Writer, sort_keys=False, allow_unicode=True, width=120)
         return written + ''.join(f'# {key}: {reason}\n' for key, reason in self.not_honoured)
 
@@ -385,7 +418,7 @@ class _Root(Group):
     def replace(self,
                 *changes  # mappings (nested, or with dotted or plain keys) and texts `key=value`
                ):         # a new Config
-        "A copy with changes, all checked. Raises `ConfigError` for the first wrong one"
+        "A copy with changes, mappings or texts `key=value`, all checked. Raises `ConfigError` for the first wrong one"
         result = copy.deepcopy(self)
         for change in changes:
             for key, value in pairs(change): _assign(result, key, value)
@@ -394,7 +427,8 @@ class _Root(Group):
         return result
 
 # %% ../nbs/00_config.ipynb #3ff90787
-def not_compared(spec):
+def not_compared(spec  # `dataclasses.field` of the key
+                ):     # the same field
     "A key that `==` overlooks"
     spec.compare = False
     return spec
@@ -403,21 +437,22 @@ def not_compared(spec):
 @dataclass
 class Config(_Root):
     "All that a run depends on. Two runs with equal configurations on one machine give equal bytes"
-    prompt: str = text('a hamburger', empty=False)
-    negative_prompt: str = text('')
+    prompt: str = text('a hamburger', empty=False)  # what to make
+    negative_prompt: str = text('')             # what it shall not be
     front_prompt: str = text(', front view')    # appended to the prompt, mixed by the camera's angle
     side_prompt: str = text(', side view')
     back_prompt: str = text(', back view')
     overhead_prompt: str = text(', overhead view')
     view_prompts: str = choice('blend', 'blend', 'nearest')  # of their embeddings; nearest: the one of the camera's sector
-    guidance_scale: float = number(10, 0, 1000, scheduled=True)
-    iters: int = number(1000, 1, 1000000)
-    seed: int = number(0, 0, 2**32 - 1)
+    guidance_scale: float = number(10, 0, 1000, scheduled=True)  # how much the words count, of classifier-free guidance
+    iters: int = number(1000, 1, 1000000)       # steps
+    seed: int = number(0, 0, 2**32 - 1)         # of all random draws
     latent_iter_ratio: float = number(0, 0, 1)  # first part of the run: normals straight to the diffusion model as latents
     albedo_iter_ratio: float = number(.2, 0, 1) # then, up to this part: albedo without light
     min_ambient_ratio: float = number(.3, 0, 1) # from then on light, with ambient drawn from here to 1
     textureless_ratio: float = number(.1, 0, 1) # and this often without albedo
-    phase_iters: int | None = number(None, 1, 1000000)  # the length that parts of a run are parts of; null: iters. A run that is made longer may keep its phases
+    # the length that parts of a run are parts of; null: iters. A run that is made longer may keep its phases
+    phase_iters: int | None = number(None, 1, 1000000)
     update_extra_interval: int = number(1, 1, 10000)  # steps between updates of what no gradient reaches: see below
     export_video: bool = flag(True)             # a finished run writes a video
     resume_from_checkpoint: str | None = text(None, empty=False)  # a result or checkpoint folder whose weights a new run begins with
@@ -451,11 +486,15 @@ KEYS = _keys(Config)
 SCHEDULED = [name for name, spec in KEYS.items() if spec.metadata.get('scheduled')]
 
 # %% ../nbs/00_config.ipynb #f71d6c5a
-NEMO_BEGINNINGS = {'nerf.encoder_cfg.': 'nerf.', 'data.train_dataset.': 'data.train.', 'data.val_dataset.': 'data.val.', 'data.test_dataset.': 'data.test.',
+NEMO_BEGINNINGS = {'nerf.encoder_cfg.': 'nerf.',
+                   'data.train_dataset.': 'data.train.', 'data.val_dataset.': 'data.val.', 'data.test_dataset.': 'data.test.',
                    'background.background_net_cfg.': 'background.net_cfg.', 'exp_manager.checkpoint_callback_params.': 'checkpoint.'}
-NEMO_NAMES = {'trainer.max_steps': 'iters', 'trainer.precision': 'guidance.precision', 'trainer.val_check_interval': 'data.val.val_check_interval',
-              'nerf.otype': 'nerf.encoder_type', 'nerf.num_levels': 'nerf.n_levels', 'nerf.level_dim': 'nerf.n_features_per_level', 'nerf.multires': 'nerf.n_levels',
-              'nerf.per_level_scale': 'nerf.desired_resolution', 'background.encoder_cfg.per_level_scale': 'background.encoder_cfg.desired_resolution',
+NEMO_NAMES = {'trainer.max_steps': 'iters', 'trainer.precision': 'guidance.precision',
+              'trainer.val_check_interval': 'data.val.val_check_interval',
+              'nerf.otype': 'nerf.encoder_type', 'nerf.num_levels': 'nerf.n_levels',
+              'nerf.level_dim': 'nerf.n_features_per_level', 'nerf.multires': 'nerf.n_levels',
+              'nerf.per_level_scale': 'nerf.desired_resolution',
+              'background.encoder_cfg.per_level_scale': 'background.encoder_cfg.desired_resolution',
               'background.background': 'background.color', 'background.base_background': 'background.color',
               'renderer.render_step_size': 'renderer.max_steps', 'renderer.cone_angle': 'renderer.dt_gamma',
               'guidance.model_key': 'guidance.name', 'data.train_batch_size': 'data.train.batch_size'}
@@ -495,7 +534,8 @@ FOREIGN = [    # (NeMo's key without `model.`, values that change nothing, what 
     ('nerf.num_input_dims', (3,), 'space has 3 dimensions'),
     ('*net_num_output_dims', (1, 3), 'density is 1 number, a colour 3'),
     ('nerf.features_net_cfg', (), 'albedo always has a network'),
-    ('*_cfg.otype', ('HashGrid', 'FullyFusedMLP', 'CutlassMLP'), 'here nerf.encoder_type chooses the encoding, and networks are plain PyTorch'),
+    ('*_cfg.otype', ('HashGrid', 'FullyFusedMLP', 'CutlassMLP'),
+     'here nerf.encoder_type chooses the encoding, and networks are plain PyTorch'),
     ('*_net_cfg.activation', ('ReLU',), 'the networks have ReLU'),
     ('*_net_cfg.output_activation', ('None', None), 'the last layer is linear'),
     ('*.align_corners', (False,), 'the arithmetic is that of tiny-cuda-nn'),
@@ -512,7 +552,8 @@ FOREIGN = [    # (NeMo's key without `model.`, values that change nothing, what 
     ('guidance.sampler_type*', (), 'score distillation has no sampler; NeMo does not read it either'),
     ('optim.foreach', (False, None), 'the arithmetic is the same'),
     ('optim.fused', (False, None), 'the arithmetic is the same'),
-    ('data.train_dataset.fovx_range', lambda value, config: _tuples(value) == config.data.train.fovy_range, 'pixels are square: fovy_range and the shape of the picture decide'),
+    ('data.train_dataset.fovx_range', lambda value, config: _tuples(value) == config.data.train.fovy_range,
+     'pixels are square: fovy_range and the shape of the picture decide'),
     ('data.*_dataset.internal_batch_size', (), 'every pose is drawn by itself'),
     ('data.*_shuffle', (False,), 'cameras are drawn anew at every step'),
     ('data.*_batch_size', (1,), 'these pictures are rendered one by one'),
@@ -569,11 +610,12 @@ def _finest(value, grid, bound):
     return round(2048*bound) if value is None else round(grid.base_resolution*value**(grid.n_levels - 1))
 
 
+_ENCODINGS = dict(hashgrid='hashgrid', frequency='frequency', sphericalharmonics='sphere_harmonics')
 OUR_VALUES = {    # NeMo's key without `model.`: its value here
     '*precision': lambda value, config: str(value).split('-')[0],    # 16-mixed
     '*.interpolation': lambda value, config: value.lower(),
     'nerf.encoder_cfg.encoder_type': lambda value, config: value.removesuffix('_torch'),
-    'nerf.encoder_cfg.otype': lambda value, config: dict(hashgrid='hashgrid', frequency='frequency', sphericalharmonics='sphere_harmonics')[value.lower()],
+    'nerf.encoder_cfg.otype': lambda value, config: _ENCODINGS[value.lower()],
     '*_net_cfg.n_hidden_layers': lambda value, config: value + 1,
     'nerf.encoder_cfg.per_level_scale': lambda value, config: _finest(value, config.nerf, config.nerf.bound),
     'background.encoder_cfg.per_level_scale': lambda value, config: _finest(value, config.background.encoder_cfg, 1),
@@ -598,7 +640,9 @@ class _Reader(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key, _ in node.value:
-            if str(key.value) in seen: raise yaml.constructor.ConstructorError(problem=f'key {key.value!r} stands twice', problem_mark=key.start_mark)
+            if str(key.value) in seen:
+                problem = f'key {key.value!r} stands twice'
+                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
@@ -608,14 +652,23 @@ class _Writer(yaml.SafeDumper):
     yaml_implicit_resolvers = {first: list(rules) for first, rules in yaml.SafeDumper.yaml_implicit_resolvers.items()}
 
 
+def _write_text(writer, line):
+    style = None if line.isprintable() else '"'    # PyYAML loses some Unicode line breaks outside double quotes
+    return writer.represent_scalar('tag:yaml.org,2002:str', line, style=style)
+
+
 _Writer.add_representer(list, lambda writer, items: writer.represent_sequence('tag:yaml.org,2002:seq', items, flow_style=True))
-# PyYAML loses some Unicode line breaks outside double quotes
-_Writer.add_representer(str, lambda writer, line: writer.represent_scalar('tag:yaml.org,2002:str', line, style=None if line.isprintable() else '"'))
+_Writer.add_representer(str, _write_text)
 
 # %% ../nbs/00_config.ipynb #11711cd1
-for _tag, _pattern, _first in (('null', r'null|~|', ['n', '~', '']), ('bool', r'true|false|True|False', 'tTfF'), ('int', r'[-+]?(0|[1-9][0-9]*)', '-+0123456789'),
-                               ('float', r'[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan', '-+.0123456789')):
-    for _kind in (_Reader, _Writer): _kind.add_implicit_resolver(f'tag:yaml.org,2002:{_tag}', re.compile(f'^(?:{_pattern})$'), list(_first))
+_PLAIN_VALUES = (    # tag, pattern, characters that it may begin with
+    ('null', r'null|~|', ['n', '~', '']),
+    ('bool', r'true|false|True|False', 'tTfF'),
+    ('int', r'[-+]?(0|[1-9][0-9]*)', '-+0123456789'),
+    ('float', r'[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan', '-+.0123456789'))
+for _tag, _pattern, _first in _PLAIN_VALUES:
+    for _kind in (_Reader, _Writer):
+        _kind.add_implicit_resolver(f'tag:yaml.org,2002:{_tag}', re.compile(f'^(?:{_pattern})$'), list(_first))
 
 
 def _read_yaml(written, name):
@@ -640,13 +693,16 @@ def _value_of(written, key):
     except ConfigError: return written    # the check of the key will say what is wrong
 
 
-def pairs(change, prefix=''):
-    "(key, value) pairs of a nested or flat mapping, or of a text `key=value`"
+def pairs(change,    # mapping, nested or with dotted keys, or a text `key=value`
+          prefix=''  # what every key begins with
+         ):          # iterator of (dotted key, value)
+    "The changes in a mapping or a text, one by one and not yet checked. Raises `ConfigError` where it is neither"
     if isinstance(change, str):
         key, equals, written = (part.strip() for part in change.partition('='))
         if not equals: raise ConfigError(f'{change!r} is no override: write key=value')
         change = {key: _value_of(written, key)}
-    if not isinstance(change, Mapping): raise ConfigError(f'settings must be a mapping of keys to values, not {reprlib.repr(change)}')
+    if not isinstance(change, Mapping):
+        raise ConfigError(f'settings must be a mapping of keys to values, not {reprlib.repr(change)}')
     for key, value in change.items():
         if isinstance(value, Mapping): yield from pairs(value, f'{prefix}{key}.')
         else: yield f'{prefix}{key}', value
@@ -660,7 +716,8 @@ def _assign(config, key, value):
     if key != name: value = _our_value(key, value, config)
     value = checked(value, KEYS[name], label)
     if name == 'preset' and value != config.preset:
-        raise ConfigError(f'preset {value!r} cannot follow on {config.preset!r}: it chooses the defaults that other keys change, so it comes first')
+        raise ConfigError(f'preset {value!r} cannot follow on {config.preset!r}: '
+                          'it chooses the defaults that other keys change, so it comes first')
     *path, last = name.split('.')
     setattr(attrgetter('.'.join(path))(config) if path else config, last, value)
 
@@ -671,15 +728,20 @@ def _check_parts(config):
     for grid, name in ((nerf, 'nerf'), (behind.encoder_cfg, 'background.encoder_cfg')):
         if grid is nerf and nerf.encoder_type != 'hashgrid': continue
         if grid.desired_resolution < grid.base_resolution:
-            raise ConfigError(f'{name}.desired_resolution must be at least {name}.base_resolution, {grid.base_resolution}, not {grid.desired_resolution}')
+            raise ConfigError(f'{name}.desired_resolution must be at least {name}.base_resolution, {grid.base_resolution}, '
+                              f'not {grid.desired_resolution}')
     if nerf.encoder_max_level is not None and nerf.encoder_type != 'hashgrid':
-        raise ConfigError(f'nerf.encoder_max_level must be null for nerf.encoder_type {nerf.encoder_type}, which has no levels to leave out')
+        raise ConfigError(f'nerf.encoder_max_level must be null for nerf.encoder_type {nerf.encoder_type}, '
+                          'which has no levels to leave out')
     count = dict(adam=2, adan=3)[optim.name]
     if optim.betas and len(optim.betas) != count:
-        raise ConfigError(f'optim.betas must be {count} numbers for {optim.name}, not {list(optim.betas)}; optim.betas=null takes its usual ones')
-    if optim.no_prox and optim.name != 'adan': raise ConfigError(f'optim.no_prox must be false for {optim.name}: it is an option of adan')
+        raise ConfigError(f'optim.betas must be {count} numbers for {optim.name}, not {list(optim.betas)}; '
+                          'optim.betas=null takes its usual ones')
+    if optim.no_prox and optim.name != 'adan':
+        raise ConfigError(f'optim.no_prox must be false for {optim.name}: it is an option of adan')
     if behind.mix_ratio and behind.type in ('static', 'random'):
-        raise ConfigError(f'background.mix_ratio must be 0 for background.type {behind.type}, which is not learned; background.random_ratio is how often random draws')
+        raise ConfigError(f'background.mix_ratio must be 0 for background.type {behind.type}, which is not learned; '
+                          'background.random_ratio is how often random draws')
 
 # %% ../nbs/00_config.ipynb #13c036f9
 VOLUME_LOSSES, MESH_LOSSES = ('opacity', 'entropy', 'orientation', '3d_normal_smooth'), ('mesh_normal', 'mesh_laplacian')
@@ -690,27 +752,37 @@ def _check_mesh(config):
     r = config.renderer
     if r.name != 'nvdiffrast':
         for name in ('lock_geometry', 'lock_texture'):
-            if getattr(r, name): raise ConfigError(f'renderer.{name} must be false for renderer.name {r.name}: it is an option of the mesh stage, renderer.name=nvdiffrast')
-    elif r.grid_resolution > 256: raise ConfigError(f'renderer.grid_resolution must be at most 256 for a grid of tetrahedra, not {r.grid_resolution}; nearest right value: 256')
-    elif r.lock_geometry and r.lock_texture: raise ConfigError('renderer.lock_geometry and renderer.lock_texture must not both be true: nothing would be left to learn')
+            if getattr(r, name):
+                raise ConfigError(f'renderer.{name} must be false for renderer.name {r.name}: '
+                                  'it is an option of the mesh stage, renderer.name=nvdiffrast')
+    elif r.grid_resolution > 256:
+        raise ConfigError(f'renderer.grid_resolution must be at most 256 for a grid of tetrahedra, not {r.grid_resolution}; '
+                          'nearest right value: 256')
+    elif r.lock_geometry and r.lock_texture:
+        raise ConfigError('renderer.lock_geometry and renderer.lock_texture must not both be true: nothing would be left to learn')
 
 
 def _check_losses(config):
     "Raises `ConfigError` for a loss that the renderer has nothing for"
-    mesh = config.renderer.name == 'nvdiffrast'
-    for name in VOLUME_LOSSES if mesh else MESH_LOSSES:
+    names, other = (MESH_LOSSES, 'a mesh, which renderer.name=nvdiffrast gives (preset dreamfusion-dmtet)')
+    if config.renderer.name == 'nvdiffrast':
+        names, other = (VOLUME_LOSSES, 'a volume, which renderer.name=torchngp_raymarching gives (preset dreamfusion)')
+    for name in names:
         if getattr(config.loss, f'lambda_{name}') == 0: continue
-        raise ConfigError(f'loss.lambda_{name} must be 0 for renderer.name {config.renderer.name}: it looks at {"a volume" if mesh else "a mesh"}, '
-            f'which renderer.name={"torchngp_raymarching" if mesh else "nvdiffrast"} gives (preset {"dreamfusion" if mesh else "dreamfusion-dmtet"})')
-    if config.material.phong_ratio + config.textureless_ratio > 1:
-        raise ConfigError(f'textureless_ratio and material.phong_ratio must be at most 1 together, not {config.textureless_ratio} and {config.material.phong_ratio}')
+        raise ConfigError(f'loss.lambda_{name} must be 0 for renderer.name {config.renderer.name}: it looks at {other}')
+    textureless, phong = config.textureless_ratio, config.material.phong_ratio
+    if phong + textureless > 1:
+        raise ConfigError(f'textureless_ratio and material.phong_ratio must be at most 1 together, not {textureless} and {phong}')
 
 # %% ../nbs/00_config.ipynb #a8a373fc
-def check_latents(config, channels):  # channels: of the diffusion model's latents; a model that works on pixels has three
+def check_latents(config,   # `Config`
+                  channels  # of the diffusion model's latents; a model that works on pixels has three
+                 ):
     "Raises `ConfigError` for a latent phase, in which normals and opacity are the latents, where these have not four channels"
     if channels != 4 and config.latent_iter_ratio:
         what = 'pixels and has no latents' if channels == 3 else f'latents of {channels} channels'
-        raise ConfigError(f'latent_iter_ratio must be 0, not {config.latent_iter_ratio:g}: the diffusion model works on {what}, and normals and opacity have four')
+        raise ConfigError(f'latent_iter_ratio must be 0, not {config.latent_iter_ratio:g}: '
+                          f'the diffusion model works on {what}, and normals and opacity have four')
 
 # %% ../nbs/00_config.ipynb #9c71d269
 def _scheduled(value): return isinstance(value, tuple) and (len(value) == 4 or any(map(_scheduled, value)))
@@ -727,12 +799,15 @@ def _check_schedules(config):
             ('optim.lr', o.lr, 'optim.lr_decay', '1', o.lr_decay != 1),
             ('data.train.width', t.width, 'data.train.start_size', 'null', t.start_size is not None),
             ('data.train.height', t.height, 'data.train.start_size', 'null', t.start_size is not None)):
-        if on and _scheduled(value): raise ConfigError(f'{name} is a schedule, so {other} must be {off}: both would change the same number')
+        if on and _scheduled(value):
+            raise ConfigError(f'{name} is a schedule, so {other} must be {off}: both would change the same number')
     short = None if t.start_size is None else min(t.width, t.height)
     if short and t.start_size > short:
-        raise ConfigError(f'data.train.start_size must be at most the shorter side, {short}, of data.train.width and height, not {t.start_size}')
+        raise ConfigError(f'data.train.start_size must be at most the shorter side, {short}, '
+                          f'of data.train.width and height, not {t.start_size}')
     if t.progressive_view_end_step < t.progressive_view_start_step:
-        raise ConfigError(f'data.train.progressive_view_end_step must be at least progressive_view_start_step, {t.progressive_view_start_step}, not {t.progressive_view_end_step}')
+        raise ConfigError('data.train.progressive_view_end_step must be at least progressive_view_start_step, '
+                          f'{t.progressive_view_start_step}, not {t.progressive_view_end_step}')
 
 
 def _check_together(config):
@@ -741,29 +816,39 @@ def _check_together(config):
     check_latents(config, 3 if config.guidance.name.startswith('DeepFloyd/') else 4)
 
 # %% ../nbs/00_config.ipynb #0ac3d163
-_field = dict(bound=1, density_bias=0, encoder_type='hashgrid', encoder_max_level=None, n_levels=16, n_features_per_level=2, log2_hashmap_size=19, base_resolution=16,
-    desired_resolution=2048, interpolation='smoothstep', hidden_dims=64, normal_type='central_finite_difference', normal_eps=.01)
-_volume = dict(name='torchngp_raymarching', grid_resolution=128, update_interval=16, grid_decay=.95, density_thresh=10, near_plane=.2, max_steps=1024, dt_gamma=0)
-_diffusion = dict(name='stable-diffusion-v1-5/stable-diffusion-v1-5', t_range=[.02, .98], t_range_end=None, t_range_first=None, scale_decay=1, perp_neg=0, weighting='sds', precision='16')
+_field = dict(bound=1, density_bias=0, encoder_type='hashgrid', encoder_max_level=None, n_levels=16, n_features_per_level=2,
+    log2_hashmap_size=19, base_resolution=16, desired_resolution=2048, interpolation='smoothstep', hidden_dims=64,
+    normal_type='central_finite_difference', normal_eps=.01)
+_volume = dict(name='torchngp_raymarching', grid_resolution=128, update_interval=16, grid_decay=.95, density_thresh=10,
+    near_plane=.2, max_steps=1024, dt_gamma=0)
+_diffusion = dict(name='stable-diffusion-v1-5/stable-diffusion-v1-5', t_range=[.02, .98], t_range_end=None, t_range_first=None,
+    scale_decay=1, perp_neg=0, weighting='sds', precision='16')
 _optim = dict(lr=5e-3, eps=1e-8, weight_decay=2e-5, lr_decay=1)
-_losses = dict(lambda_sds=1, lambda_opacity=0, lambda_entropy=1e-3, lambda_orientation=1e-2, lambda_2d_normal_smooth=0, lambda_3d_normal_smooth=0, lambda_mesh_normal=0, lambda_mesh_laplacian=0)
+_losses = dict(lambda_sds=1, lambda_opacity=0, lambda_entropy=1e-3, lambda_orientation=1e-2, lambda_2d_normal_smooth=0,
+    lambda_3d_normal_smooth=0, lambda_mesh_normal=0, lambda_mesh_laplacian=0)
 _around = dict(width=800, height=800, default_radius=3.2, default_polar=90, default_fovy=20)
 
 # %% ../nbs/00_config.ipynb #353b558e
 OPTIONS = {
     'nerf': {'torchngp': _field | dict(density_activation='exp', blob_density=5, blob_radius=.2, n_hidden_layers=2),
              # its networks are tiny-cuda-nn's, which have no bias
-             'tcnn': _field | dict(density_activation='softplus', blob_density=10, blob_radius=.5, n_hidden_layers=3, sigma_net_cfg=dict(bias=False), features_net_cfg=dict(bias=False))},
-    'background': {'static': dict(type='static', color=[0, 0, 1]), 'random': dict(type='random', color=[1, 1, 1], random_ratio=.5),
+             'tcnn': _field | dict(density_activation='softplus', blob_density=10, blob_radius=.5, n_hidden_layers=3,
+                                   sigma_net_cfg=dict(bias=False), features_net_cfg=dict(bias=False))},
+    'background': {'static': dict(type='static', color=[0, 0, 1]),
+                   'random': dict(type='random', color=[1, 1, 1], random_ratio=.5),
                    'torchngp': dict(type='torchngp', encoder_multi_res=6, net_cfg=dict(num_hidden_dims=32, num_layers=2, bias=True)),
                    'tcnn': dict(type='tcnn', net_cfg=dict(num_hidden_dims=32, num_layers=3, bias=False))},
     'material': {'basic_shading': {}},
     'renderer': {'torchngp_raymarching': _volume, 'nvdiffrast': _volume | dict(name='nvdiffrast'),
                  'nerfacc': _volume | dict(max_steps=3464, dt_gamma=.004)},    # steps of 0.001 in the cube of bound 1
-    'guidance': {'sd_huggingface': _diffusion | dict(name='stabilityai/stable-diffusion-2-1-base'), 'sd_nemo': _diffusion, 'sd_trt': _diffusion},
-    'optim': {'adan': _optim | dict(name='adan', betas=[.98, .92, .99], max_grad_norm=5), 'adam': _optim | dict(name='adam', betas=[.9, .99], max_grad_norm=None)},
-    'loss': {'dreamfusion': _losses, 'dmtet': _losses | dict(lambda_entropy=0, lambda_orientation=0, lambda_mesh_normal=.5, lambda_mesh_laplacian=.5)},
-    'data': {'data': dict(train=dict(batch_size=1, width=64, height=64, radius_range=[3, 3.5], theta_range=[45, 105], phi_range=[-180, 180], fovy_range=[10, 30]),
+    'guidance': {'sd_huggingface': _diffusion | dict(name='stabilityai/stable-diffusion-2-1-base'),
+                 'sd_nemo': _diffusion, 'sd_trt': _diffusion},
+    'optim': {'adan': _optim | dict(name='adan', betas=[.98, .92, .99], max_grad_norm=5),
+              'adam': _optim | dict(name='adam', betas=[.9, .99], max_grad_norm=None)},
+    'loss': {'dreamfusion': _losses,
+             'dmtet': _losses | dict(lambda_entropy=0, lambda_orientation=0, lambda_mesh_normal=.5, lambda_mesh_laplacian=.5)},
+    'data': {'data': dict(train=dict(batch_size=1, width=64, height=64, radius_range=[3, 3.5], theta_range=[45, 105],
+                                     phi_range=[-180, 180], fovy_range=[10, 30]),
                           val=_around | dict(size=5, val_check_interval=100), test=_around | dict(size=100))}}
 
 # %% ../nbs/00_config.ipynb #43abfe55
@@ -781,7 +866,8 @@ PRESETS = {'toybox': '{}', 'quality': """
 iters: 2000
 data: {val: {width: 512, height: 512}, test: {size: 60, width: 384, height: 384}}
 """, 'dreamfusion': """
-defaults: [nerf: torchngp, background: static, material: basic_shading, renderer: torchngp_raymarching, guidance: sd_huggingface, optim: adan, loss: dreamfusion, data: data]
+defaults: [nerf: torchngp, background: static, material: basic_shading, renderer: torchngp_raymarching,
+    guidance: sd_huggingface, optim: adan, loss: dreamfusion, data: data]
 iters: 10000
 latent_iter_ratio: 0.2
 """ + _page, 'toybox-dmtet': """
@@ -792,7 +878,8 @@ data: {train: {width: 128, height: 128}}
 guidance: {t_range: [.02, .5], t_range_end: null, t_range_first: null}
 loss: {lambda_entropy: 0, lambda_orientation: 0, lambda_mesh_normal: 200, lambda_mesh_laplacian: 200}
 """, 'dreamfusion-dmtet': """
-defaults: [nerf: torchngp, background: torchngp, material: basic_shading, renderer: nvdiffrast, guidance: sd_huggingface, optim: adan, loss: dmtet, data: data]
+defaults: [nerf: torchngp, background: torchngp, material: basic_shading, renderer: nvdiffrast,
+    guidance: sd_huggingface, optim: adan, loss: dmtet, data: data]
 iters: 5000
 latent_iter_ratio: 0.0
 data: {train: {width: 512, height: 512}}
@@ -823,7 +910,8 @@ def _default_lines(settings, name):
     for line in lines:
         if isinstance(line, str): line = {'': line}
         group, option = next(iter(line.items()), ('', None)) if isinstance(line, Mapping) and len(line) == 1 else ('@', None)
-        if '@' in str(group) or not isinstance(option, str | None): raise ConfigError(f'{name}: a line of defaults must be a name or "group: name", not {reprlib.repr(line)}')
+        if '@' in str(group) or not isinstance(option, str | None):
+            raise ConfigError(f'{name}: a line of defaults must be a name or "group: name", not {reprlib.repr(line)}')
         yield str(group), option
     if '_self_' not in lines: yield '', '_self_'
 
@@ -855,9 +943,12 @@ def _beside(folder):
     def read(path, name):
         file = folder/f'{path}.yaml'
         there = sorted(p.stem for p in file.parent.glob('*.yaml'))
-        if not file.is_file(): raise ConfigError(f'{name}: its defaults name {path}, but there is no {file}' + (f'; there are {", ".join(there)}' if there else '') + did_you_mean(file.stem, there))
+        if not file.is_file():
+            others = f'; there are {", ".join(there)}' if there else ''
+            raise ConfigError(f'{name}: its defaults name {path}, but there is no {file}{others}{did_you_mean(file.stem, there)}')
         settings = _read_yaml(_read_file(file)[0], str(file))
-        if not isinstance(settings, Mapping | None): raise ConfigError(f'{file} must hold keys and values, not {reprlib.repr(settings)}')
+        if not isinstance(settings, Mapping | None):
+            raise ConfigError(f'{file} must hold keys and values, not {reprlib.repr(settings)}')
         return settings or {}
     return read
 
@@ -866,8 +957,11 @@ def _built_in(path, name):
     "The option of a group, as the name of a class"
     group, _, option = path.removeprefix('model/').rpartition('/')
     options = PRESETS if path.startswith('model/') and not group else OPTIONS.get(group)
-    if options is None: raise ConfigError(f'{name}: {group or path!r} is none of the groups {", ".join(OPTIONS)}{did_you_mean(group, OPTIONS)}')
-    if option not in options: raise ConfigError(f'{name}: {group or "model"} must be one of {", ".join(options)}, not {option!r}{did_you_mean(option, options)}')
+    if options is None:
+        raise ConfigError(f'{name}: {group or path!r} is none of the groups {", ".join(OPTIONS)}{did_you_mean(group, OPTIONS)}')
+    if option not in options:
+        raise ConfigError(f'{name}: {group or "model"} must be one of {", ".join(options)}, '
+                          f'not {option!r}{did_you_mean(option, options)}')
     return {'_target_': path.removeprefix('model/') if group else path}
 
 # %% ../nbs/00_config.ipynb #eb0141ff
@@ -880,14 +974,17 @@ def _look_up(root, path, at):
     for part in path.split('.'):
         if not isinstance(found, Mapping) or part not in found:
             every = [key for key, _ in pairs(root)]
-            raise ConfigError(f'{at}: ${{{path}}} refers to a key that is not there (references count from the root){did_you_mean(path, every)}')
+            raise ConfigError(f'{at}: ${{{path}}} refers to a key that is not there (references count from the root)'
+                              f'{did_you_mean(path, every)}')
         found = found[part]
     return found
 
 
 def _resolved(value, root, trail=()):
     "`value`, the one at the last path of `trail`, without references"
-    if isinstance(value, Mapping): return {key: _resolved(v, root, (*trail, '.'.join(filter(None, (*trail[-1:], str(key)))))) for key, v in value.items()}
+    if isinstance(value, Mapping):
+        def below(key): return '.'.join(filter(None, (*trail[-1:], str(key))))
+        return {key: _resolved(v, root, (*trail, below(key))) for key, v in value.items()}
     if isinstance(value, list): return [_resolved(v, root, trail) for v in value]
     if value == '???': raise ConfigError(f'{trail[-1]} is ???: it must be given a value')
     while isinstance(value, str) and (match := _REFERENCE.search(value)):
@@ -955,10 +1052,13 @@ def _read_file(path):
         if path.is_dir(): name = path/'config.yaml'
         return name.read_text(encoding='utf-8'), str(name)
     except FileNotFoundError:
-        if name != path: raise ConfigError(f'{str(path)!r} is no result folder and no tree of NeMo\'s: it holds no config.yaml') from None
-        raise ConfigError(f'there is no preset, file or result folder {str(path)!r}; presets are {", ".join(PRESETS)}{did_you_mean(path, PRESETS)}') from None
+        if name != path:
+            raise ConfigError(f'{str(path)!r} is no result folder and no tree of NeMo\'s: it holds no config.yaml') from None
+        raise ConfigError(f'there is no preset, file or result folder {str(path)!r}; presets are {", ".join(PRESETS)}'
+                          f'{did_you_mean(path, PRESETS)}') from None
+    except UnicodeError: raise ConfigError(f'{str(path)!r} cannot be read: it is no UTF-8 text') from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f'{str(path)!r} cannot be read: {"it is no UTF-8 text" if isinstance(error, UnicodeError) else getattr(error, "strerror", None) or error}') from None
+        raise ConfigError(f'{str(path)!r} cannot be read: {getattr(error, "strerror", None) or error}') from None
 
 
 def _settings(source):
@@ -971,7 +1071,10 @@ def _settings(source):
     return settings, name, _built_in if is_text else _beside(Path(name).parent)
 
 # %% ../nbs/00_config.ipynb #9ad5d6ed
-def _is_nemo(settings): return not {'defaults', 'model', 'trainer', 'exp_manager'}.isdisjoint(settings) or any(key.endswith('_target_') for key, _ in pairs(settings))
+def _is_nemo(settings):
+    "Whether a mapping is NeMo's"
+    if not {'defaults', 'model', 'trainer', 'exp_manager'}.isdisjoint(settings): return True
+    return any(key.endswith('_target_') for key, _ in pairs(settings))
 
 
 def _put(tree, key, value, name):
@@ -1032,10 +1135,12 @@ def _nemo_page(tree):
 def load_config(source,     # preset name, mapping, YAML text, file, result folder, NeMo's file or folder, or `Config`
                 *overrides  # mappings and texts `key=value`, later ones win
                ):           # `Config`
-    "A checked configuration. What `source` doesn't set comes from its key `preset`, else from preset toybox (from NeMo's page for a file of NeMo's). Raises `ConfigError`"
+    """A checked configuration. What `source` doesn't set comes from the preset that its key `preset` names, else from preset toybox,
+    and for a file of NeMo's from NeMo's page with the same renderer. Raises `ConfigError`; warns of NeMo's keys that have no effect"""
     if isinstance(source, Config): return source.replace(*overrides)
     if isinstance(source, str) and source in PRESETS: return preset(source).replace(*overrides)
-    if not isinstance(source, (str, Path, Mapping)): raise ConfigError(f'a configuration is a preset name, file, folder, mapping or YAML text, not {reprlib.repr(source)}')
+    if not isinstance(source, (str, Path, Mapping)):
+        raise ConfigError(f'a configuration is a preset name, file, folder, mapping or YAML text, not {reprlib.repr(source)}')
     settings, name, read = _settings(source)
     if not _is_nemo(settings): return preset(settings.get('preset', 'toybox')).replace(settings, *overrides)
     tree, rest = _nemo_tree(settings, name, read, overrides)

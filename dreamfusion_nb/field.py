@@ -23,7 +23,7 @@ def gaussian_blob(x,           # points [N,3], world coordinates
                   density=5.,  # height at the origin
                   radius=.2    # standard deviation
                  ):            # bias of the raw density [N]
-    "A soft ball at the origin, to go with `exp` (stable-dreamfusion, NeMo)"
+    "A soft ball at the origin, to go with `exp` (DreamFusion, section 3.2; shape and numbers are stable-dreamfusion's and NeMo's)"
     return density*torch.exp(_square(x)/(-2*radius**2))
 
 # %% ../nbs/03_field.ipynb #1017e2ba
@@ -46,8 +46,9 @@ class _TruncExp(torch.autograd.Function):
         x, = ctx.saved_tensors
         return g*x.clamp(max=15).exp()
 
-def trunc_exp(x):
-    "exp that stays finite, with a gradient of at most e^15"
+def trunc_exp(x  # raw density, any shape
+             ):  # density, same shape
+    "exp that stays finite (e^80), with a gradient of at most e^15 (after torch-ngp)"
     return _TruncExp.apply(x)
 
 # %% ../nbs/03_field.ipynb #087e258b
@@ -108,16 +109,17 @@ class MLP(nn.Sequential):
         super().__init__(*layers[:-1])
 
     def forward(self, x):
-        "On the CPU in chunks; second derivatives in one piece"
+        "x [N, n_in] -> [N, n_out]; on the CPU in chunks, second derivatives in one piece"
         if x.device.type != 'cpu': return super().forward(x)
-        return _Chunked.apply(x, *(p for l in list(self)[::2] for p in (l.weight, l.weight.new_zeros(len(l.weight)) if l.bias is None else l.bias)))
+        def bias(layer): return layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
+        return _Chunked.apply(x, *(p for layer in list(self)[::2] for p in (layer.weight, bias(layer))))
 
 # %% ../nbs/03_field.ipynb #a3dba355
 DIFFERENCES = {'central_finite_difference': (1, -1), 'forward_finite_difference': (1,), 'backward_finite_difference': (-1,)}
 NORMAL_TYPES = *DIFFERENCES, 'autograd'
 
-def neighbours(x,      # points [N,3]
-               eps,    # step
+def neighbours(x,      # points [N,3], world coordinates
+               eps,    # step, world units
                kind,   # a name in `DIFFERENCES`
                bound   # half the side of the box
               ):       # points [3N] or [6N,3]: all x steps, all y steps, all z steps, and the same the other way
@@ -128,7 +130,7 @@ def neighbours(x,      # points [N,3]
 # %% ../nbs/03_field.ipynb #34bda288
 def downhill(uphill  # slope or differences [3,N]
             ):       # unit normals [N,3]; zero where the density is flat
-    "Against the slope. One below 1e-8 is rounding noise, and dividing by it would send an enormous gradient back"
+    "Against the slope, of length 1. A slope below 1e-8 is rounding noise, and dividing by it would send an enormous gradient back"
     square = uphill.square().sum(0)
     return (-uphill*torch.where(square > 1e-16, square, torch.inf).rsqrt()).t()
 
@@ -143,8 +145,8 @@ def normal_from_differences(raw,     # raw density at the points [N]
 # %% ../nbs/03_field.ipynb #9a3b5900
 def slope_by_autograd(raw_density,  # function of points [N,3] -> anything, raw density [N]
                       x             # points [N,3]
-                     ):             # (what the function said first, raw density [N], its gradient [3,N]); differentiable where autograd is on
-    "The slope of the raw density at points"
+                     ):             # (what the function said first, raw density [N], its gradient [3,N])
+    "The slope of the raw density at points; what comes out can be differentiated where autograd is on"
     learn = torch.is_grad_enabled()
     with torch.enable_grad():
         x = x if x.requires_grad else x.detach().requires_grad_()
@@ -161,7 +163,7 @@ def _known(name, value, options):
 
 # %% ../nbs/03_field.ipynb #74cab7c0
 class FieldParts(nn.Module):
-    "Encoding, networks, ball and activation of a `Field`"
+    "Encoding, networks, ball and activation of a `Field`. Raises `ConfigError` for a name that it doesn't know"
     def __init__(self,
                  encoding=None,             # module [N,3] in [0,1] -> [N, n_output_dims]; None for the default `HashGrid`
                  *,
@@ -169,9 +171,9 @@ class FieldParts(nn.Module):
                  hidden_dims=64,            # width of both networks
                  n_hidden_layers=2,         # their depth: hidden layers, one fewer than matrices
                  bias=True,                 # whether their layers add constants
-                 albedo_hidden_dims=None,   # width, depth and bias of the colour network alone; None: like the density's
-                 albedo_n_hidden_layers=None,
-                 albedo_bias=None,
+                 albedo_hidden_dims=None,   # width of the colour network alone; None: like the density's
+                 albedo_n_hidden_layers=None,  # its depth
+                 albedo_bias=None,          # whether its layers add constants
                  density_activation='exp',  # 'exp' with a Gaussian ball, 'softplus' with a cone
                  blob_density=5.,           # height of the ball, before the activation
                  blob_radius=.2,            # its radius
@@ -188,10 +190,11 @@ class FieldParts(nn.Module):
         n = self.encoding.n_output_dims
         def own(value, density): return density if value is None else value
         self.density_net = MLP(n, hidden_dims, n_hidden_layers, 1, generator, bias)
-        self.albedo_net = MLP(n, own(albedo_hidden_dims, hidden_dims), own(albedo_n_hidden_layers, n_hidden_layers), 3, generator, own(albedo_bias, bias))
+        width, depth = own(albedo_hidden_dims, hidden_dims), own(albedo_n_hidden_layers, n_hidden_layers)
+        self.albedo_net = MLP(n, width, depth, 3, generator, own(albedo_bias, bias))
 
     def encode(self, x):
-        "Features of points [N,3] in world coordinates"
+        "Features [N, encoding.n_output_dims] of points [N,3] in world coordinates"
         return self.encoding((x + self.bound)/(2*self.bound))
 
     def raw_density(self, x, features):
@@ -200,17 +203,17 @@ class FieldParts(nn.Module):
 
 # %% ../nbs/03_field.ipynb #fa3cbf5d
 class Field(FieldParts):
-    "Density, albedo and normal at points [N,3] within ±bound (N may be 0). The parts are NeMo's; arguments as for `FieldParts`"
+    "Density, albedo and normal at points [N,3], world coordinates within ±bound (N may be 0). Arguments as for `FieldParts`"
     def density(self, x):
-        "Density [N] per unit of length"
+        "Density [N] of points [N,3], per unit of length"
         return self.activation(self.raw_density(x, self.encode(x)))
 
     def albedo(self, x):
-        "Colour [N,3] in [0,1]"
+        "Colour [N,3] in [0,1] of points [N,3]"
         return self.albedo_net(self.encode(x)).sigmoid()
 
     def forward(self, x):
-        "(density [N], albedo [N,3])"
+        "(density [N] per unit of length, albedo [N,3] in [0,1]) of points [N,3]"
         features = self.encode(x)
         return self.activation(self.raw_density(x, features)), self.albedo_net(features).sigmoid()
 

@@ -25,7 +25,7 @@ from .config import ConfigError, did_you_mean
 def inject_gradient(x,    # tensor [B, ...] that carries a graph
                     grad  # the wanted gradient, same shape, constant
                    ):     # scalar with d/dx = grad/B and value |grad|²/2B
-    "A loss whose gradient with respect to `x` is `grad/B`, bit for bit, and whose value is half its squared norm over B."
+    "A loss whose gradient with respect to `x` is `grad/B`, bit for bit, and whose value is half the squared norm of `grad` over B."
     grad = grad.detach()
     dot = (x*(grad/len(x))).sum()
     return dot - dot.detach() + .5*grad.square().sum()/len(x)
@@ -41,8 +41,10 @@ WEIGHTINGS = {
 def sample_timesteps(n,                  # how many
                      n_levels,           # noise levels of the model, usually 1000
                      t_range=(.02, .98), # part of the levels, both ends included
-                     generator=None, device=None):
-    "Integer noise levels [n], uniform over `t_range`: 20…980 of 1000 by default, as in DreamFusion. Raises `ValueError`."
+                     generator=None,     # torch.Generator of the draw
+                     device=None         # of the result
+                    ):                   # int64 [n]
+    "Integer noise levels, uniform over `t_range`: 20…980 of 1000 by default, as in DreamFusion. Raises `ValueError` for a bad range."
     low, high = t_range
     if not 0 <= low <= high <= 1:
         raise ValueError(f't_range is (low, high) with 0 <= low <= high <= 1, not {tuple(t_range)}')
@@ -69,8 +71,8 @@ def classifier_free(uncond,      # prediction without text [B, ...]
                     cond,        # prediction with text
                     scale,       # 0: ignore the text, 1: the plain conditional model
                     rescale=0.   # 0…1: how far to bring the spread back (Lin et al. 2023, eq. 15-16)
-                   ):
-    "Classifier-free guidance: uncond + scale·(cond - uncond), optionally rescaled to cond's standard deviation"
+                   ):            # [B, ...]
+    "Classifier-free guidance (Ho & Salimans 2022): uncond + scale·(cond - uncond), optionally rescaled to cond's standard deviation"
     guided = uncond + scale*(cond - uncond)
     if not rescale: return guided
     spread = tuple(range(1, cond.ndim))
@@ -101,7 +103,7 @@ def predicted_x0(noisy,       # latents at a noise level [B, ...]
                  noise_pred,  # the noise predicted in them
                  alpha        # ᾱ, broadcastable to them
                 ):            # [B, ...]
-    "The clean latents that a noise prediction implies"
+    "The clean latents that a noise prediction implies (Ho et al. 2020, equation 15)"
     return (noisy - (1 - alpha).sqrt()*noise_pred)/alpha.sqrt()
 
 
@@ -154,8 +156,9 @@ def sds(guidance,             # any object with the guidance protocol
         as_latent=False,      # the image is the latent: resized and mapped to [-1, 1], not encoded
         generator=None        # draws the encoder's sample, then t, then the noise
        ) -> SDSOutput:
-    """Score distillation: d loss/d latents = w(t)·score/B, where the score is ε̂ - ε (DreamFusion, Poole et al. 2022, eq. 3) or another of `SCORES`.
-    The arithmetic is float32 whatever the model's precision. Non-finite gradients become zero. Raises `ValueError`."""
+    """Score distillation: d loss/d latents = w(t)·score/B, the score being ε̂ - ε (DreamFusion, Poole et al. 2022, eq. 3) or another.
+
+    The arithmetic is float32 whatever the model's precision. Non-finite gradients become zero. Raises `ValueError` for bad options."""
     latents = _as_latents(image, guidance.latent_shape) if as_latent else guidance.encode_image(image, generator)
     alphas = guidance.alphas_cumprod.to(latents.device)
     _check_options(len(latents), len(embeddings), kind, weighting, clamp_x0, other)
@@ -175,7 +178,9 @@ def sds(guidance,             # any object with the guidance protocol
 
 # %% ../nbs/09_guidance.ipynb #f2214285
 def _predictions(guidance, noisy, t, embeddings, other, other_weight):
-    "Noise predicted without text, with the negative prompt, with the prompt and away from the other; of two sets of embeddings the first stands for both"
+    """Noise predicted without text, with the negative prompt, and with the prompt and away from the other.
+
+    Of two sets of embeddings the first stands for both of the former"""
     embeddings = embeddings if other is None else torch.cat([embeddings, other])
     n = len(embeddings)//len(noisy)
     found = list(guidance.predict_noise(torch.cat([noisy]*n), torch.cat([t]*n), embeddings).float().chunk(n))
@@ -192,7 +197,8 @@ def _check_options(n, n_embeddings, kind, weighting, clamp_x0, other):
         raise ValueError(f'{n} images need {2*n} embeddings{more}, unconditional ones first, not {n_embeddings}')
     if weighting not in WEIGHTINGS: raise ValueError(f'unknown weighting {weighting!r}{did_you_mean(weighting, WEIGHTINGS)}')
     if clamp_x0 is not None and not clamp_x0 > 0: raise ValueError(f'clamp_x0 is None or a bound above 0, not {clamp_x0}')
-    if other is not None and len(other) != n: raise ValueError(f'{n} images need {n} embeddings of what they shall not be, not {len(other)}')
+    if other is not None and len(other) != n:
+        raise ValueError(f'{n} images need {n} embeddings of what they shall not be, not {len(other)}')
 
 # %% ../nbs/09_guidance.ipynb #35907bc5
 def _as_latents(image, latent_shape):
@@ -211,12 +217,15 @@ def _check_timesteps(t, n, n_levels):
 # %% ../nbs/09_guidance.ipynb #6d2df1fa
 class ViewPrompts:
     """A prompt in four views, encoded once. `texts` lists front, side, back, overhead in the order of `cameras.view_weights`.
+
     Raises `ConfigError` for an empty prompt."""
     def __init__(self, prompt,                 # what to make, "a hamburger"
                  *,
                  negative_prompt="",           # what the unconditional rows say
                  apart=False,                  # the negative prompt has rows of its own, after unconditional ones without text
-                 front=", front view", side=", side view", back=", back view", overhead=", overhead view"):
+                 front=", front view", side=", side view",      # what each view appends to the prompt
+                 back=", back view", overhead=", overhead view"
+                ):
         if not isinstance(prompt, str) or not prompt.strip():
             raise ConfigError(f'the prompt says what to make, such as "a hamburger"; got {prompt!r}')
         self.prompt, self.negatives = prompt.strip(), ['', negative_prompt] if apart else [negative_prompt]
@@ -232,14 +241,16 @@ class ViewPrompts:
 
     def embeddings(self, weights   # of front, side, back, overhead [B, 4]
                   ) -> torch.Tensor:  # [2B, tokens, width], unconditional rows first; with `apart` [3B]: no text, negative prompt, prompt
-        "Embeddings of a batch of cameras for `sds`. Call `encode` first."
+        "Embeddings [2B or 3B, tokens, width] of B cameras, from their view weights [B, 4], for `sds`. Call `encode` first."
         if self.guidance is None: raise ValueError('call encode(guidance) before embeddings(weights)')
         cond = torch.einsum('bv,vtw->btw', weights.to(self.cond), self.cond)
         return torch.cat([self.uncond.repeat_interleave(len(cond), 0), cond])
 
     def other(self, weights  # of front, side, back, overhead [B, 4]
              ):              # ([B, tokens, width], how much they count [B])
-        "Embeddings of what cameras do not see, for `sds`: instead of the front the back and the other way round, both instead of the side, nothing instead of overhead"
+        """Embeddings of what cameras do not see, for the `other` of `sds`. Call `encode` first.
+
+        Instead of the front the back and the other way round, half of each instead of the side, nothing instead of overhead"""
         opposite = torch.tensor([[0., 0, 1, 0], [.5, 0, .5, 0], [1, 0, 0, 0], [.5, 0, .5, 0]]).to(weights)
         return torch.einsum('bv,vtw->btw', (weights @ opposite).to(self.cond), self.cond), 1 - weights[:, 3]
 
@@ -354,7 +365,8 @@ def _load_parts(folder, device, dtype):
         if kind not in allowed: raise ConfigError(f'{part} of {str(folder)!r} is a {kind}; known: {", ".join(allowed)}')
         cls = CLIPTextModel if part == 'text_encoder' else getattr(diffusers, kind)
         variant = 'fp16' if any(name.startswith(part) and '.fp16.' in name for name in chosen) else None
-        model, report = cls.from_pretrained(folder/part, use_safetensors=True, variant=variant, local_files_only=True, output_loading_info=True)
+        model, report = cls.from_pretrained(folder/part, use_safetensors=True, variant=variant, local_files_only=True,
+                                            output_loading_info=True)
         # the libraries fill what is missing with random numbers, and only mention it
         if report['missing_keys']: raise ConfigError(f'{part} of {str(folder)!r} is incomplete: no {min(report["missing_keys"])}')
         return model.to(device=device, dtype=dtype)
@@ -372,7 +384,13 @@ def _load_parts(folder, device, dtype):
 # %% ../nbs/09_guidance.ipynb #ecea1ad9
 class Pipeline:
     "The parts of a Stable Diffusion: frozen, in eval mode. Raises `ConfigError` for parts that don't fit together."
-    def __init__(self, unet, vae, text_encoder, tokenizer, scheduler):
+    def __init__(self,
+                 unet,          # diffusers' UNet2DConditionModel
+                 vae,           # AutoencoderKL or AutoencoderTiny
+                 text_encoder,  # transformers' CLIPTextModel
+                 tokenizer,     # CLIPTokenizer
+                 scheduler      # whose ᾱ and `prediction_type` count, such as DDPMScheduler
+                ):
         self.unet, self.vae, self.text_encoder = (part.eval().requires_grad_(False) for part in (unet, vae, text_encoder))
         self.tokenizer, self.scheduler, self.prediction = tokenizer, scheduler, scheduler.config.prediction_type
         _check_parts(unet.config, vae.config, text_encoder.config, scheduler.config)
@@ -391,16 +409,13 @@ class Pipeline:
                         device=None,             # None: the CPU
                         dtype=None,              # None: float16 on CUDA, else float32
                         local_files_only=None):  # never ask the network; None: as HF_HUB_OFFLINE says
-        "Reads a folder or a Hub name, safetensors only. Raises `ConfigError` in one line."
+        "Reads a folder in diffusers' format or a Hub name, safetensors only, onto `device`. Raises `ConfigError`, in one line."
         device = torch.device(device or 'cpu')
         dtype = dtype or (torch.float16 if device.type == 'cuda' else torch.float32)
         half = dtype in (torch.float16, torch.bfloat16)
         guidance = cls(**_load_parts(find_pipeline(name_or_path, local_files_only=local_files_only, half=half), device, dtype))
         for part in (guidance.unet, guidance.vae): part.to(memory_format=torch.channels_last)  # what convolutions like best
         return guidance
-
-    device = property(lambda self: self.unet.device)
-    dtype = property(lambda self: next(self.unet.parameters()).dtype)  # diffusers' own walks through all modules, at every call
 
 # %% ../nbs/09_guidance.ipynb #10f7526d
 def _check_parts(unet, vae, text, scheduler):
@@ -410,6 +425,19 @@ def _check_parts(unet, vae, text, scheduler):
         raise ConfigError(f'the UNet takes {unet.in_channels} channels but the VAE makes {vae.latent_channels}')
     if unet.cross_attention_dim != text.hidden_size:
         raise ConfigError(f'the UNet wants text of width {unet.cross_attention_dim} but the text model gives {text.hidden_size}')
+
+
+def _device(self):
+    "Where the parts compute"
+    return self.unet.device
+
+
+def _dtype(self):
+    "In which precision"
+    return next(self.unet.parameters()).dtype  # diffusers' own walks through all modules, at every call
+
+
+Pipeline.device, Pipeline.dtype = property(_device), property(_dtype)
 
 # %% ../nbs/09_guidance.ipynb #172617ab
 def _tokenize(tokenizer, texts, max_tokens):
@@ -425,9 +453,9 @@ def _tokenize(tokenizer, texts, max_tokens):
 def ddim_sample(guidance,             # a `LatentDiffusion`
                 prompts,              # list of strings, one picture each
                 *,
-                guidance_scale=7.5,
+                guidance_scale=7.5,   # of classifier-free guidance
                 steps=25,             # DDIM steps
-                negative_prompt="",
+                negative_prompt="",   # what the unconditional rows say
                 generator=None        # draws the first noise
                ):                     # pictures [n, 3, H, W] in [0, 1]
     "Pictures of the prompts by DDIM (Song et al. 2021), as diffusers' Stable Diffusion pipeline draws them"
@@ -444,18 +472,18 @@ def ddim_sample(guidance,             # a `LatentDiffusion`
 
 # %% ../nbs/09_guidance.ipynb #af1c1d9a
 class LatentDiffusion(Pipeline):
-    "Stable Diffusion as guidance: float32 at its doors whatever precision it runs in."
+    "Stable Diffusion as guidance, the object that `sds` asks: float32 at its doors whatever precision it runs in."
     @torch.no_grad()
     def encode_text(self, texts  # list of strings
                    ):            # [n, tokens, width]
-        "Last hidden state of the text model, texts padded to full length. Warns when a text is too long and says what was cut."
+        "Last hidden state [n, tokens, width] of n texts, padded to full length. Warns when one is too long and says what was cut."
         tokens = _tokenize(self.tokenizer, [texts] if isinstance(texts, str) else list(texts), self.max_tokens)
         return self.text_encoder(tokens.to(self.device))[0].float()
 
     def encode_image(self, image,     # [B, 3, H, W] in [0, 1]
                      generator=None   # draws from a KL autoencoder's posterior
                     ):                # latents [B, C, h, w], with a graph
-        "Resizes to `image_size` if need be and encodes, times the VAE's scaling factor"
+        "Latents [B, C, h, w], scaled and with a graph, of pictures [B, 3, H, W] in [0, 1], which are resized to `image_size` if need be"
         if image.ndim != 4 or image.shape[1] != 3: raise ValueError(f'an image is [B,3,H,W], not {list(image.shape)}')
         if image.shape[2:] != (self.image_size,)*2:
             image = F.interpolate(image, (self.image_size,)*2, mode='bilinear', align_corners=False)
@@ -464,11 +492,11 @@ class LatentDiffusion(Pipeline):
         return (latents.float() - self.shift)*self.scale
 
     def decode_latents(self, latents):
-        "Pictures [B, 3, H, W] in [0, 1] of latents"
+        "Pictures [B, 3, H, W] in [0, 1] of scaled latents [B, C, h, w]"
         return (self.vae.decode((latents/self.scale + self.shift).to(self.dtype)).sample.float()/2 + .5).clamp(0, 1)
 
     def predict_noise(self, noisy, t, embeddings):
-        "Noise in `noisy` [N, C, h, w] at levels `t` [N] given text [N, tokens, width]; a constant, without a graph"
+        "Noise in `noisy` [N, C, h, w] at levels `t` [N] given text [N, tokens, width]; float32, a constant without a graph"
         predicted = self._unet(noisy, t, embeddings)
         if self.prediction == 'epsilon': return predicted
         alpha = self.alphas_cumprod[t].view(-1, 1, 1, 1)

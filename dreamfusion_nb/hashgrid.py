@@ -49,13 +49,14 @@ def table_index(x, y, z,  # vertex coordinates, int64, of shapes that broadcast
                 size,     # rows of the table
                 hashed    # hash, or count through?
                ):         # row of the table
-    "The row in which a vertex keeps its features"
+    "The row in which a vertex keeps its features (Müller et al. 2022, equation 4); of the broadcast shape, int64"
     index = x ^ y*2654435761 ^ z*805459861 if hashed else x + y*side + z*side**2
     return index % size
 
 # %% ../nbs/02_hashgrid.ipynb #c8ffd168
-def smoothstep(t):
-    "0…1 to 0…1, with slope 0 at both ends; any shape"
+def smoothstep(t  # numbers in 0…1, any shape
+              ):  # numbers in 0…1, same shape
+    "A rise from 0 to 1 that has slope 0 at both ends: 3t² − 2t³"
     return t*t*(3 - 2*t)
 
 # %% ../nbs/02_hashgrid.ipynb #77c5d709
@@ -174,10 +175,14 @@ def _scatter(grad, weight, row, n, g0, g1):
         x, y, z = weight[i], weight[BLOCK + i], weight[2*BLOCK + i]
         u, v, w = f4(1) - x, f4(1) - y, f4(1) - z
         a, b, c, d, p, q = v*w, y*w, v*z, y*z, g0[i], g1[i]
-        _add(grad, row[i], u*a, p, q);         _add(grad, row[BLOCK+i], x*a, p, q)
-        _add(grad, row[2*BLOCK+i], u*b, p, q); _add(grad, row[3*BLOCK+i], x*b, p, q)
-        _add(grad, row[4*BLOCK+i], u*c, p, q); _add(grad, row[5*BLOCK+i], x*c, p, q)
-        _add(grad, row[6*BLOCK+i], u*d, p, q); _add(grad, row[7*BLOCK+i], x*d, p, q)
+        _add(grad, row[i], u*a, p, q)
+        _add(grad, row[BLOCK+i], x*a, p, q)
+        _add(grad, row[2*BLOCK+i], u*b, p, q)
+        _add(grad, row[3*BLOCK+i], x*b, p, q)
+        _add(grad, row[4*BLOCK+i], u*c, p, q)
+        _add(grad, row[5*BLOCK+i], x*c, p, q)
+        _add(grad, row[6*BLOCK+i], u*d, p, q)
+        _add(grad, row[7*BLOCK+i], x*d, p, q)
 
 # %% ../nbs/02_hashgrid.ipynb #c93a7143
 @_jit
@@ -244,8 +249,12 @@ def _empty(*shape): return torch.from_numpy(np.empty(shape, f4))
 def _flat(x): return x.contiguous().view(-1).numpy()
 
 # %% ../nbs/02_hashgrid.ipynb #c5f76c06
-def plain_gradients(function, inputs, needs, grad):
-    "Gradients of `function(*inputs)`, plain torch, that can be differentiated again; None where `needs` is False"
+def plain_gradients(function,  # of plain torch
+                    inputs,    # tensors that it takes
+                    needs,     # for each input, whether its gradient is wanted
+                    grad       # gradient of what the function returns, same shape
+                   ):          # a gradient of each input's shape, or None where it is not wanted
+    "Gradients of `function(*inputs)` that can be differentiated again"
     wanted = [v for v, needed in zip(inputs, needs) if needed]
     found = iter(torch.autograd.grad(function(*inputs), wanted, grad, create_graph=True))
     return [next(found) if needed else None for needed in needs]
@@ -282,21 +291,28 @@ class _NumbaEncode(torch.autograd.Function):
         return dx, dparams, None, None
 
 # %% ../nbs/02_hashgrid.ipynb #5ae9b3d5
-def encode_numba(x, params, levels, n_features=2, smooth=True):
-    "`encode_torch` for float32 on the CPU and two features a row; its second derivatives are plain torch's"
+def encode_numba(x,             # points [N, 3] in the unit cube, float32 on the CPU
+                 params,        # all tables, flat, float32 on the CPU
+                 levels,        # from `grid_levels`
+                 n_features=2,  # features of a row: only 2
+                 smooth=True    # smoothstep or linear weights
+                ):              # features [N, L*2], a view of [L*2, N]
+    "`encode_torch`, compiled, with the same bits whatever the number of threads; its second derivatives are plain torch's"
     return _NumbaEncode.apply(x, params, levels, smooth)
 
 # %% ../nbs/02_hashgrid.ipynb #73cbacf8
 ENCODERS = {'torch': encode_torch, 'numba': encode_numba}
 
 def pick_backend(backend,    # 'auto' or a name in `ENCODERS`
-                 x, params,  # what will be encoded
-                 n_features=2):
-    "Name of the backend to use: Numba where it can, else torch. A forced one that is unknown or cannot raises `ConfigError`"
+                 x, params,  # points and tables, whose dtype and device decide
+                 n_features=2  # features of a row
+                ):             # a name in `ENCODERS`
+    "Name of the backend to use: Numba where it can, else torch. Raises `ConfigError` for a forced one that is unknown or cannot"
     fits = all(a.device.type == 'cpu' and a.dtype == torch.float32 for a in (x, params)) and n_features == 2
     if backend == 'auto': return 'numba' if fits else 'torch'
     if backend not in ENCODERS:
-        raise ConfigError(f'hash grid: backend must be one of auto, {", ".join(ENCODERS)}, not {backend!r}{did_you_mean(backend, ["auto", *ENCODERS])}')
+        meant = did_you_mean(backend, ['auto', *ENCODERS])
+        raise ConfigError(f'hash grid: backend must be one of auto, {", ".join(ENCODERS)}, not {backend!r}{meant}')
     if backend == 'numba' and not fits:
         raise ConfigError('hash grid: backend "numba" needs float32 on the CPU and 2 features a level; "auto" takes torch otherwise')
     return backend
@@ -311,7 +327,7 @@ def level_weights(n_levels,  # number of grids
 
 # %% ../nbs/02_hashgrid.ipynb #1b33b33b
 class HashGrid(nn.Module):
-    "Multiresolution hash grid (Müller et al. 2022): points [N,3] in [0,1] -> features [N, n_levels*n_features_per_level]"
+    "Multiresolution hash grid (Müller et al. 2022, section 3), its tables in the flat Parameter `params` as tiny-cuda-nn orders them"
     def __init__(self,
                  n_levels=16,                 # number of grids
                  n_features_per_level=2,      # features of a row
@@ -321,15 +337,16 @@ class HashGrid(nn.Module):
                  interpolation='smoothstep',  # or 'linear'
                  backend='auto',              # 'numba' or 'torch' to force one
                  generator=None,              # of the initial values, uniform within ±1e-4
-                 max_level=None               # share of the levels that is on, the coarse ones first; None: all. It may be set anew at any time
+                 max_level=None               # share of the levels that is on, coarse ones first; None: all. May be set anew at any time
                 ):
         super().__init__()
         if interpolation not in ('smoothstep', 'linear'):
             raise ConfigError(f'hash grid: interpolation must be smoothstep or linear, not {interpolation!r}')
         self.levels = grid_levels(n_levels, base_resolution, per_level_scale, log2_hashmap_size)
-        self.n_features, self.smooth, self.backend, self.max_level = n_features_per_level, interpolation == 'smoothstep', backend, max_level
-        self.n_output_dims = n_levels*n_features_per_level
-        self.params = nn.Parameter(torch.empty(int(self.levels.size.sum())*n_features_per_level).uniform_(-1e-4, 1e-4, generator=generator))
+        self.n_features, self.n_output_dims = n_features_per_level, n_levels*n_features_per_level
+        self.smooth, self.backend, self.max_level = interpolation == 'smoothstep', backend, max_level
+        count = int(self.levels.size.sum())*n_features_per_level
+        self.params = nn.Parameter(torch.empty(count).uniform_(-1e-4, 1e-4, generator=generator))
 
     def __setattr__(self, name, value):
         if name == 'max_level' and not (value is None or 0 <= value <= 1):
@@ -337,6 +354,7 @@ class HashGrid(nn.Module):
         super().__setattr__(name, value)
 
     def forward(self, x):
+        "Features [N, n_output_dims] of points x [N,3], outside [0,1] those of the nearest inside; differentiable in x and `params`"
         encode = ENCODERS[pick_backend(self.backend, x, self.params, self.n_features)]
         if self.max_level in (None, 1): return encode(x, self.params, self.levels, self.n_features, self.smooth)
         weight = level_weights(len(self.levels.scale), self.max_level)
@@ -350,7 +368,9 @@ class HashGrid(nn.Module):
 
 # %% ../nbs/02_hashgrid.ipynb #c971d726
 class FrequencyEncoding(nn.Module):
-    "Sines and cosines of doubling frequency: x [N,D] -> [x, sin x, cos x, sin 2x, cos 2x, sin 4x, …], each D wide"
+    """Sines and cosines of doubling frequency: x [N,D] -> [x, sin x, cos x, sin 2x, cos 2x, sin 4x, …], each D wide.
+
+    Mildenhall et al. 2020, equation 4, without its π and with x itself, as NeMo has it"""
     def __init__(self,
                  n_frequencies=6,     # octaves
                  include_input=True,  # x itself first
@@ -361,12 +381,15 @@ class FrequencyEncoding(nn.Module):
         self.n_output_dims = n_input_dims*(2*n_frequencies + include_input)
 
     def forward(self, x):
+        "x [..., D], any numbers -> [..., n_output_dims], octave by octave"
         waves = [wave(x*2**k) for k in range(self.n_frequencies) for wave in (torch.sin, torch.cos)]
         return torch.cat(([x] if self.include_input else []) + waves, -1)
 
 # %% ../nbs/02_hashgrid.ipynb #3ee09d44
 class SphericalHarmonicsEncoding(nn.Module):
-    "Real spherical harmonics, orthonormal on the sphere: x [N,3] -> [N, degree²], degree by degree, m = -l…l, with the sign (-1)^m; times |x|^l off the unit sphere"
+    """Real spherical harmonics, orthonormal on the sphere: x [N,3] -> [N, degree²], degree by degree, m = -l…l, with the sign (-1)^m.
+
+    Off the unit sphere they are times |x|^l. Raises `ConfigError` for a degree below 1"""
     def __init__(self,
                  degree=4,        # how many degrees, 0 among them, as NeMo counts
                  unit_cube=False  # x lies in [0,1]³, as a field gives it, and is brought to [-1,1]³; else x is a direction
@@ -376,6 +399,7 @@ class SphericalHarmonicsEncoding(nn.Module):
         self.degree, self.unit_cube, self.n_output_dims = degree, unit_cube, degree**2
 
     def forward(self, x):
+        "x [..., 3], a direction (with `unit_cube` a point in [0,1]³) -> [..., degree²]"
         if self.unit_cube: x = 2*x - 1
         (x, y, z), found = x.unbind(-1), {}
         square, a, b, top = x*x + y*y + z*z, torch.ones_like(z), torch.zeros_like(z), (4*np.pi)**-.5

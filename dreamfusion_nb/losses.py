@@ -59,7 +59,7 @@ def jitter(positions,          # points [M, 3]
            sigma=1e-2,         # standard deviation of the shift, world units
            generator=None,     # torch.Generator of the draw
           ) -> torch.Tensor:   # points nearby [M, 3]
-    "Every point moved by a normal draw of its own."
+    "Every point moved by a normal draw of its own (the other half of `normal_smooth_3d`)."
     shift = torch.randn(positions.shape, generator=generator, device=generator.device if generator else positions.device)
     return positions + sigma*shift.to(positions)
 

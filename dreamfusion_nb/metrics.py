@@ -39,15 +39,17 @@ from .show import image_grid
 from .trainer import is_finished, load, slug, train, write_text
 
 # %% ../nbs/17_metrics.ipynb #cd36eaac
-def check_mesh(mesh):
-    "Raise `ConfigError` for what has no surface"
+def check_mesh(mesh  # `trimesh.Trimesh`
+              ):
+    "Raises `ConfigError` for what is no mesh or has no surface"
     faces = getattr(mesh, 'faces', None)
     if faces is None: raise ConfigError(f'mesh must be a trimesh.Trimesh, not {type(mesh).__name__}')
     if not len(faces) or not mesh.area > 0: raise ConfigError('the mesh has no faces, or none with an area: there is nothing to measure')
 
 
-def placement(mesh):
-    "Centroid [3] of the surface of a `trimesh.Trimesh` and the root mean square distance from it"
+def placement(mesh  # `trimesh.Trimesh`
+             ):     # (centroid of its surface [3], root mean square distance of the surface from it)
+    "Where a mesh is, and how large; in closed form, from all its triangles. Raises `ConfigError` as `check_mesh`"
     check_mesh(mesh)
     t, w = mesh.triangles, mesh.area_faces/mesh.area
     centre = w @ t.mean(1)
@@ -55,30 +57,40 @@ def placement(mesh):
     return centre, math.sqrt(w @ ((t**2).sum((1, 2)) + (t.sum(1)**2).sum(1))/12)
 
 
-def align(mesh, truth):
-    "Scale and shift that bring `mesh` to `truth`: a point p goes to scale·p + shift"
+def align(mesh,  # `trimesh.Trimesh`
+          truth  # `trimesh.Trimesh`
+         ):      # (scale, shift [3]): a point p goes to scale·p + shift
+    "What gives a mesh the centre and the size of the truth; nothing is turned. Raises `ConfigError` as `check_mesh`"
     (centre, size), (true_centre, true_size) = placement(mesh), placement(truth)
     scale = true_size/size
     return scale, true_centre - scale*centre
 
 
-def aligned(mesh, truth):
-    "A copy of `mesh` with the centre and the size of `truth`"
+def aligned(mesh,  # `trimesh.Trimesh`
+            truth  # `trimesh.Trimesh`
+           ):      # `trimesh.Trimesh`, in the units of the truth
+    "A copy of a mesh with the centre and the size of the truth"
     scale, shift = align(mesh, truth)
     moved = mesh.copy()
     moved.vertices = scale*mesh.vertices + shift
     return moved
 
 # %% ../nbs/17_metrics.ipynb #fa03320e
-def surface_points(mesh, n=10_000, seed=0):
-    "`n` random points [n, 3] on a mesh, uniform by area; the same for the same seed"
+def surface_points(mesh,      # `trimesh.Trimesh`
+                   n=10_000,  # how many
+                   seed=0     # the same seed draws the same points
+                  ):          # array [n, 3]
+    "Random points on a mesh, uniform by area. Raises `ConfigError` as `check_mesh`"
     from trimesh.sample import sample_surface
     check_mesh(mesh)
     return np.asarray(sample_surface(mesh, n, seed=seed)[0])
 
 
-def surface_distances(mesh, truth, n=10_000):
-    "Distances from `n` points on `mesh` to the nearest of `n` points on `truth`, and the other way round"
+def surface_distances(mesh,     # `trimesh.Trimesh`
+                      truth,    # `trimesh.Trimesh`
+                      n=10_000  # points on each
+                     ):         # (from the mesh to the truth [n], from the truth to the mesh [n])
+    "Distances of points on one surface to the nearest point on the other, both as they stand"
     from scipy.spatial import cKDTree
     ours, theirs = surface_points(mesh, n), surface_points(truth, n, seed=1)
     return cKDTree(theirs).query(ours)[0], cKDTree(ours).query(theirs)[0]
@@ -86,8 +98,9 @@ def surface_distances(mesh, truth, n=10_000):
 
 def chamfer(mesh,   # trimesh.Trimesh
             truth,  # trimesh.Trimesh
-            n=10_000):  # points on each
-    "Chamfer distance: the mean of the two mean distances to the nearest point, after alignment. 0 is perfect, up to the spacing of the points"
+            n=10_000  # points on each
+           ):         # number, in the truth's units
+    "Chamfer distance, the mean of the two mean distances to the nearest point, after alignment. 0 is perfect, up to the points' spacing"
     there, back = surface_distances(aligned(mesh, truth), truth, n)
     return float(there.mean() + back.mean())/2
 
@@ -95,15 +108,20 @@ def chamfer(mesh,   # trimesh.Trimesh
 def f_score(mesh,            # trimesh.Trimesh
             truth,           # trimesh.Trimesh
             threshold=.05,   # what counts as near, in the truth's units
-            n=10_000):       # points on each
+            n=10_000         # points on each
+           ):                # number in 0..1
     "F-score (Knapitsch et al. 2017): harmonic mean of precision and recall at `threshold`, after alignment. 1 is perfect"
     there, back = surface_distances(aligned(mesh, truth), truth, n)
     precision, recall = (there < threshold).mean(), (back < threshold).mean()
     return float(2*precision*recall/max(precision + recall, 1e-9))
 
 # %% ../nbs/17_metrics.ipynb #76a12dc8
-def voxels(mesh, resolution, low, pitch):
-    "Filled voxels of a mesh as a bool array [resolution]³ over a cube that begins at `low`"
+def voxels(mesh,        # `trimesh.Trimesh`
+           resolution,  # R, voxels an axis
+           low,         # corner of the cube [3]
+           pitch        # side of a voxel
+          ):            # bool array [R, R, R]
+    "Which voxels of a cube a mesh fills, its inside too"
     filled = mesh.voxelized(pitch).fill()
     index = np.floor((filled.points - low)/pitch).astype(int)
     index = index[((index >= 0) & (index < resolution)).all(1)]
@@ -114,7 +132,8 @@ def voxels(mesh, resolution, low, pitch):
 
 def volume_iou(mesh,   # trimesh.Trimesh
                truth,  # trimesh.Trimesh
-               resolution=64):  # voxels along the longest side
+               resolution=64  # voxels along the longest side
+              ):              # number in 0..1
     "Intersection over union of the two solids, after alignment. 1 is perfect"
     ours = aligned(mesh, truth)
     low, high = np.minimum(ours.bounds[0], truth.bounds[0]), np.maximum(ours.bounds[1], truth.bounds[1])
@@ -125,13 +144,18 @@ def volume_iou(mesh,   # trimesh.Trimesh
     return float((a & b).sum()/(a | b).sum())
 
 # %% ../nbs/17_metrics.ipynb #973abad1
-def psnr(images, truth):
-    "Peak signal-to-noise ratio in dB of images [B, 3, H, W] in [0, 1], one number each"
+def psnr(images,  # [B, 3, H, W] in [0, 1]
+         truth    # the same shape
+        ):        # dB [B], at most 100
+    "Peak signal-to-noise ratio, −10·log₁₀ of the mean squared difference: 10 dB more are a tenth of it"
     return -10*torch.log10((images - truth).square().mean((1, 2, 3)).clamp(min=1e-10))
 
 
-def moved_cameras(cameras, scale, shift):
-    "Cameras that see the world as `cameras` would see it after every point p went to scale·p + shift"
+def moved_cameras(cameras,  # `Cameras`
+                  scale,    # from `align`
+                  shift     # from `align` [3]
+                 ):         # `Cameras`
+    "The cameras, after every point p of the world, their own places too, went to scale·p + shift"
     c2w = cameras.c2w.clone()
     c2w[:, :3, 3] = scale*c2w[:, :3, 3] + torch.as_tensor(shift).to(c2w)
     return replace(cameras, c2w=c2w)
@@ -140,8 +164,14 @@ def moved_cameras(cameras, scale, shift):
 BACKDROP = (.6, .7, .8)  # behind every scored picture: no toy has this colour
 
 
-def true_views(caption, cameras, size, scale=1., shift=(0., 0., 0.), shading='albedo'):
-    "Renderings of the canonical toy, as large and in the place as `align(mesh, truth)` found the result"
+def true_views(caption,             # text that names a toy
+               cameras,             # B of them
+               size,                # pixels a side
+               scale=1.,            # from `align(mesh, truth)`, of the result that is compared ...
+               shift=(0., 0., 0.),  # ... [3]
+               shading='albedo'     # or 'textureless', 'lambertian', 'normal'
+              ):                    # [B, 3, size, size] in [0, 1]
+    "Renderings of the canonical toy where the result stands, and as large as it is"
     return toybox.render(caption, moved_cameras(cameras, scale, shift), size, shading=shading, ambient=.4, background=BACKDROP)
 
 # %% ../nbs/17_metrics.ipynb #25d5d6ce
@@ -154,23 +184,28 @@ class Views:
     wanted: list      # what the cameras' azimuths say
 
 
-def around(n=16, elevation=15.):
-    "`n` cameras round the object, `elevation` degrees up; none stands on the border of two views"
+def around(n=16,          # how many
+           elevation=15.  # degrees above the horizon
+          ):              # `Cameras`
+    "Cameras evenly round the object; none stands on the border of two views"
     return orbit(n, elevation=elevation, azimuth_start=180/n)
 
 
-def count_arcs(flags):
-    "How many separate runs of True a circle of flags has"
+def count_arcs(flags  # booleans, around a circle
+              ):      # how many
+    "Separate runs of True; a circle of nothing else is one"
     flags = list(flags)
-    return int(all(flags)) if all(flags) or not any(flags) else sum(a and not b for a, b in zip(flags, flags[1:] + flags[:1]))
+    if all(flags) or not any(flags): return int(all(flags))
+    return sum(a and not b for a, b in zip(flags, flags[1:] + flags[:1]))
 
 
 def view_consistency(probabilities,  # of front, side, back (and overhead) [V, 3 or 4], for cameras evenly around the object
                      azimuths        # of those cameras in degrees [V], in order
                     ) -> Views:
-    "View agreement and the number of fronts, from a classifier's answers around an object"
+    "View agreement and the number of fronts, from a classifier's answers around an object. ValueError for fewer than 8 views"
     p = torch.as_tensor(probabilities)[:, :3]
-    if len(p) < 8 or len(p) != len(azimuths): raise ValueError(f'view_consistency needs 8 or more views and an azimuth for each, not {len(p)} and {len(azimuths)}')
+    if len(p) < 8 or len(p) != len(azimuths):
+        raise ValueError(f'view_consistency needs 8 or more views and an azimuth for each, not {len(p)} and {len(azimuths)}')
     names = toybox.VIEWS[:3]
     named = [names[i] for i in p.argmax(1).tolist()]
     wanted = [toybox.view_word(float(a), 90) for a in azimuths]
@@ -179,14 +214,20 @@ def view_consistency(probabilities,  # of front, side, back (and overhead) [V, 3
     return Views(sum(a == b for a, b in zip(named, wanted))/len(wanted), 2 if all(front) else count_arcs(front), named, wanted)
 
 # %% ../nbs/17_metrics.ipynb #5e1fdbaa
-def view_probabilities(images, prompt, examiner):
-    "Probabilities [V, 4] of front, side, back, overhead. `examiner` is a `Clip`, or the judge, which has names for them"
+def view_probabilities(images,   # [V, 3, H, W] in [0, 1]
+                       prompt,   # what they show
+                       examiner  # a `Clip`, or the judge, which has names for views
+                      ):         # [V, 4]: front, side, back, overhead
+    "How likely each picture is which view"
     if not isinstance(examiner, Judge): return view_by_words(images, prompt, examiner)
     with torch.no_grad(): return examiner(images)['view'].softmax(1)
 
 
 @torch.no_grad()
-def view_by_words(images, prompt, clip):
+def view_by_words(images,  # [V, 3, H, W] in [0, 1]
+                  prompt,  # what they show
+                  clip     # a `Clip`, or the judge
+                 ):        # [V, 4]: front, side, back, overhead
     "The same from four sentences, as CLIP is asked"
     texts = [f'{prompt}, {v} view' for v in toybox.VIEWS]
     return (clip.logit_scale*clip.images(images) @ clip.texts(texts).T).softmax(1)
@@ -195,20 +236,27 @@ def view_by_words(images, prompt, clip):
 class Clip:
     "A CLIP (Radford et al. 2021) that compares pictures with texts. Raises `ConfigError` for a folder that is none"
 
-    def __init__(self, model, tokenizer, mean, std):
+    def __init__(self,
+                 model,      # transformers' `CLIPModel`, float32
+                 tokenizer,  # its `CLIPTokenizer`
+                 mean, std   # of the colours that it was trained on, three numbers each
+                ):
         self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
         self.mean, self.std = (torch.tensor(v, device=model.device).view(3, 1, 1) for v in (mean, std))
 
     @classmethod
     def from_pretrained(cls, folder, device=None):
-        "Open a CLIP folder in the format of transformers (safetensors only)"
+        "Opens a CLIP `folder` in the format of transformers (safetensors only), never asking a network. Raises `ConfigError`"
         from transformers import CLIPModel, CLIPTokenizer
         folder = Path(folder).expanduser()
-        if not (folder/'config.json').is_file(): raise ConfigError(f'no CLIP folder {str(folder)!r}: it has no config.json; save one with CLIPModel.save_pretrained, or leave it out for the judge of the toybox')
+        if not (folder/'config.json').is_file():
+            raise ConfigError(f'no CLIP folder {str(folder)!r}: it has no config.json; save one with CLIPModel.save_pretrained, '
+                              'or leave it out for the judge of the toybox')
         try:
             kind = json.loads((folder/'config.json').read_text()).get('model_type')
             if kind != 'clip': raise ConfigError(f'{str(folder)!r} is no CLIP folder: its config.json says model_type {kind!r}, not "clip"')
-            model, report = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
+            model, report = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32,
+                                                      output_loading_info=True)
             if report['missing_keys']: raise ConfigError(f'the CLIP in {str(folder)!r} is incomplete: no {min(report["missing_keys"])}')
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
             how = folder/'preprocessor_config.json'
@@ -217,10 +265,13 @@ class Clip:
         except Exception as error:  # a damaged file shows as one of a dozen kinds of error
             raise ConfigError(f'cannot read the CLIP in {str(folder)!r}: {" ".join(str(error).split())[:150]}') from error
         # without a word about it: the statistics of OpenAI's CLIP
-        return cls(model.to(device or 'cpu'), tokenizer, how.get('image_mean', (.4815, .4578, .4082)), how.get('image_std', (.2686, .2613, .2758)))
+        mean, std = how.get('image_mean', (.4815, .4578, .4082)), how.get('image_std', (.2686, .2613, .2758))
+        return cls(model.to(device or 'cpu'), tokenizer, mean, std)
 
     @property
-    def logit_scale(self): return self.model.logit_scale.exp()
+    def logit_scale(self):
+        "Inverse temperature of its answers"
+        return self.model.logit_scale.exp()
 
 # %% ../nbs/17_metrics.ipynb #fb8cb9b3
 @torch.no_grad()
@@ -234,7 +285,7 @@ def _images(self, images):
 
 @torch.no_grad()
 def _texts(self, texts):
-    "Unit vectors [B, D] of texts"
+    "Unit vectors [B, D] of a list of B texts, which are cut at the model's length"
     length = self.model.config.text_config.max_position_embeddings
     tokens = self.tokenizer(list(texts), padding='max_length', truncation=True, max_length=length, return_tensors='pt').to(self.mean.device)
     return F.normalize(self.model.text_projection(self.model.text_model(tokens.input_ids).pooler_output), dim=-1)
@@ -255,10 +306,13 @@ def r_precision(images,    # one tensor [V, 3, H, W] of views in [0, 1] for each
                 captions,  # what the objects were made from; all differ
                 clip       # `Clip`, or the judge
                ) -> Retrieval:
-    "CLIP R-Precision (Jain et al. 2022; Poole et al. 2022): how often a rendering finds its own caption among all of them"
+    """CLIP R-Precision (Jain et al. 2022; Poole et al. 2022): how often a rendering finds its own caption among all of them.
+
+    ValueError for fewer than two captions, or the same one twice"""
     captions = list(captions)
     if len(images) != len(captions) or len(set(captions)) < len(captions) or len(captions) < 2:
-        raise ValueError(f'r_precision needs two or more different captions and pictures for each, not {len(captions)} captions and {len(images)} objects')
+        raise ValueError('r_precision needs two or more different captions and pictures for each, '
+                         f'not {len(captions)} captions and {len(images)} objects')
     with torch.no_grad():
         texts = clip.texts(captions)
         best = [(clip.images(views) @ texts.T).argmax(1).tolist() for views in images]
@@ -281,11 +335,13 @@ def _seen12():
 PROMPT_SETS = dict(heldout24=_heldout24, seen12=_seen12, kinds=lambda: [(k, None) for k in toybox.kinds()])  # pairs of kind and colour
 
 
-def prompt_set(name):
-    "The prompts of a set: a name in `PROMPT_SETS` or a text file with one prompt a line (# begins a comment). Raises `ConfigError`"
+def prompt_set(name  # in `PROMPT_SETS`, or a text file with one prompt a line (# begins a comment)
+              ):     # list of texts, all different
+    "The prompts of a set. Raises `ConfigError` for an unknown name, a file that can't be read, and a prompt that occurs twice"
     if str(name) in PROMPT_SETS: return [toybox.Caption(*pair).prompt for pair in PROMPT_SETS[str(name)]()]
     path = Path(name).expanduser()
-    if not path.is_file(): raise ConfigError(f'prompts: no set or file {str(name)!r}; sets are {", ".join(PROMPT_SETS)}{did_you_mean(str(name), PROMPT_SETS)}')
+    if not path.is_file():
+        raise ConfigError(f'prompts: no set or file {str(name)!r}; sets are {", ".join(PROMPT_SETS)}{did_you_mean(str(name), PROMPT_SETS)}')
     try: lines = [line.split('#')[0].strip() for line in path.read_text(encoding='utf-8').splitlines()]
     except (OSError, UnicodeDecodeError) as error: raise ConfigError(f'prompts: {path} cannot be read as text: {error}') from None
     prompts = [line for line in lines if line]
@@ -295,27 +351,35 @@ def prompt_set(name):
     return prompts
 
 # %% ../nbs/17_metrics.ipynb #18b1c23e
-def solidity(opacity):
+def solidity(opacity  # of pixels, in 0..1, any shape
+            ):        # number in 0..1
     "Mean opacity of the pixels that show anything at all (more than 0.1); 0 for an empty picture"
     shown = opacity[opacity > .1]
     return shown.mean().item() if len(shown) else 0.
 
 
 @torch.no_grad()
-def scored_views(result, size=64):
-    "What is scored of a result: its colours and its textureless shape from around, images [V, 3, size, size]"
-    return result.views(around(), size, background=BACKDROP), result.views(around(), size, shading='textureless', background=BACKDROP)
+def scored_views(result,  # `Result`
+                 size=64  # pixels a side
+                ):        # (colours, textureless shape), images [16, 3, size, size] in [0, 1]
+    "What is scored of a result: pictures from around, before `BACKDROP`"
+    return tuple(result.views(around(), size, shading=shading, background=BACKDROP) for shading in ('albedo', 'textureless'))
 
 
-def against_truth(result, caption, color, geometry):
-    "F-score, Chamfer distance, IoU and PSNR, of the colours and of the shape in white light, of a result against the canonical toy. Raises `EmptyMeshError`"
+def against_truth(result,   # `Result`
+                  caption,  # text that names the toy
+                  color,    # its coloured pictures, of `scored_views` ...
+                  geometry  # ... and the textureless ones
+                 ) -> dict: # f_score, chamfer, iou, psnr and shape_psnr (dB, mean over the views)
+    "A result against the canonical toy, `shape_psnr` in white light. Raises `EmptyMeshError`"
     mesh, truth = result.mesh(), toybox.mesh(caption)
     place = align(mesh, truth)
-    seen = dict(psnr=(color, 'albedo'), shape_psnr=(geometry, 'textureless'))
+    def likeness(views, shading):
+        return psnr(views, true_views(caption, around(), views.shape[-1], *place, shading=shading)).mean().item()
     return dict(f_score=f_score(mesh, truth), chamfer=chamfer(mesh, truth), iou=volume_iou(mesh, truth),
-        **{name: psnr(views, true_views(caption, around(), views.shape[-1], *place, shading=mode)).mean().item() for name, (views, mode) in seen.items()})
+                psnr=likeness(color, 'albedo'), shape_psnr=likeness(geometry, 'textureless'))
 
-
+# %% ../nbs/17_metrics.ipynb #36804d8b
 def score(result,         # `Result`
           examiner,       # who names views: a `Clip`, or the judge
           views=None      # `scored_views(result)`, if it is at hand
@@ -324,7 +388,8 @@ def score(result,         # `Result`
     color, geometry = views or scored_views(result)
     toy = toybox.parse(result.config.prompt) if result.config.guidance.name == 'toybox' else None
     with torch.no_grad(): opacity = torch.cat([result.renderer(c, 64, 64).opacity for c in around(4).to(result.device)])
-    found = dict(prompt=result.config.prompt, empty=False, solid=solidity(opacity), f_score=None, chamfer=None, iou=None, psnr=None, shape_psnr=None)
+    found = dict(prompt=result.config.prompt, empty=False, solid=solidity(opacity),
+                 f_score=None, chamfer=None, iou=None, psnr=None, shape_psnr=None)
     if toy is not None:
         try: found |= against_truth(result, toy.prompt, color, geometry)
         except EmptyMeshError: found |= dict(empty=True, f_score=0., iou=0.)
@@ -333,8 +398,9 @@ def score(result,         # `Result`
 
 # %% ../nbs/17_metrics.ipynb #3fa3c46d
 @lru_cache(maxsize=2)
-def open_examiner(clip=None):
-    "The judge of a benchmark: the CLIP in folder `clip`, or the small one that ships here"
+def open_examiner(clip=None  # folder of a CLIP in transformers' format; None: the judge that ships here
+                 ):          # `Clip` or `Judge`
+    "Who examines a benchmark, read once. Raises `ConfigError` as `Clip.from_pretrained`"
     return Clip.from_pretrained(clip) if clip else shipped_judge()
 
 
@@ -342,7 +408,9 @@ def _make(prompt, folder, preset, overrides, progress, clouds):
     "The result of one prompt, trained, resumed or read"
     if is_finished(folder): return load(folder)
     try:
-        if clouds: return load(Path(clouds)/folder.name).refine(preset=preset, out=folder, progress=progress, **dict(pair for o in overrides for pair in pairs(o)))
+        if clouds:
+            changes = dict(pair for o in overrides for pair in pairs(o))
+            return load(Path(clouds)/folder.name).refine(preset=preset, out=folder, progress=progress, **changes)
         return train(prompt, config=load_config(preset, *overrides), out=folder, progress=progress)
     except ConfigError:
         # a run that came to its end and left no surface is a result too, an empty one; anything else is an error
@@ -352,8 +420,15 @@ def _make(prompt, folder, preset, overrides, progress, clouds):
         return result
 
 # %% ../nbs/17_metrics.ipynb #07d59ba9
-def run_prompt(prompt, folder, preset='toybox', overrides=(), clip=None, clouds=None, progress=False):
-    "Train and score one prompt into `folder`, views named by the CLIP in folder `clip` or by the judge; returns its scores, from the file if it was finished before"
+def run_prompt(prompt,            # text
+               folder,            # of the result; `score.json` and `views.png` are added to it
+               preset='toybox',   # or a configuration file
+               overrides=(),      # 'key=value'
+               clip=None,         # folder of a CLIP that names views; None: the judge
+               clouds=None,       # folder of the benchmark whose result of this name is refined; None: training begins anew
+               progress=False     # pictures of the training
+              ) -> dict:          # as `score`, and the seconds, if all were spent here
+    "Trains and scores one prompt; a prompt that was finished before is read from its folder"
     folder = Path(folder)
     if (folder/'score.json').exists(): return json.loads((folder/'score.json').read_text())
     began, fresh = time.time(), not folder.exists()
@@ -368,8 +443,9 @@ def run_prompt(prompt, folder, preset='toybox', overrides=(), clip=None, clouds=
     return json.loads((folder/'score.json').read_text())
 
 
-def read_views(folder):
-    "The scored pictures of a prompt's folder: (colour, geometry), images [V, 3, H, W]"
+def read_views(folder  # of a prompt
+              ):       # (colour, geometry), images [V, 3, H, W] in [0, 1]
+    "The scored pictures of a prompt's folder"
     from PIL import Image
     sheet = torch.from_numpy(np.array(Image.open(Path(folder)/'views.png').convert('RGB'))).permute(2, 0, 1)/255
     size = sheet.shape[1]//2
@@ -388,40 +464,52 @@ def summarise(rows,     # what `run_prompt` returned, for each prompt
               color,    # `Retrieval` of the coloured renderings
               geometry  # `Retrieval` of the textureless ones
              ) -> dict:
-    "The scores of a set of prompts"
+    "The scores of a set of prompts: means of the shares (views only of what has a front), medians of the measures, counts"
     faced = [r for r in rows if r['has_front']]
     return dict(prompts=len(rows), r_color=color.score, r_geometry=geometry.score,
-        one_front=sum(r['fronts'] == 1 for r in faced)/len(faced) if faced else None, agreement=_over(faced, 'agreement', np.mean),
+        one_front=sum(r['fronts'] == 1 for r in faced)/len(faced) if faced else None,
+        agreement=_over(faced, 'agreement', np.mean),
         **{k: _over(rows, k, np.median) for k in ('f_score', 'chamfer', 'iou', 'psnr', 'shape_psnr', 'seconds')},
         empty=sum(r['empty'] for r in rows), fogged=sum(not r['empty'] and r['solid'] < FOG for r in rows))
 
 
-COLUMNS = dict(r_color='R colour', r_geometry='R geometry', fronts='fronts', agreement='views', f_score='F@0.05', chamfer='Chamfer', iou='IoU', psnr='PSNR', shape_psnr='PSNR shape', solid='solid', seconds='s')
+COLUMNS = dict(r_color='R colour', r_geometry='R geometry', fronts='fronts', agreement='views', f_score='F@0.05', chamfer='Chamfer',
+               iou='IoU', psnr='PSNR', shape_psnr='PSNR shape', solid='solid', seconds='s')
 
 
-def _cell(value): return '' if value is None else f'{value:.3f}' if isinstance(value, float) and value < 1.5 else f'{value:.1f}' if isinstance(value, float) else str(value)
+def _cell(value):
+    if value is None: return ''
+    if not isinstance(value, float): return str(value)
+    return f'{value:.3f}' if value < 1.5 else f'{value:.1f}'
 
-
-def as_table(rows, color, geometry, summary):
+# %% ../nbs/17_metrics.ipynb #e4d4a190
+def as_table(rows,      # what `run_prompt` returned, for each prompt
+             color,     # `Retrieval` of the coloured renderings
+             geometry,  # `Retrieval` of the textureless ones
+             summary    # from `summarise`
+            ):          # text
     "The scores as a Markdown table: a line for each prompt, then means of the shares and medians of the measures"
-    lines = [dict(r, r_color=c, r_geometry=g, fronts=r['fronts'] if r['has_front'] else None, agreement=r['agreement'] if r['has_front'] else None)
-             for r, c, g in zip(rows, color.each, geometry.each)]
+    def asked(row): return {k: row[k] if row['has_front'] else None for k in ('fronts', 'agreement')}
+    lines = [dict(r, r_color=c, r_geometry=g, **asked(r)) for r, c, g in zip(rows, color.each, geometry.each)]
     table = [['prompt', *COLUMNS.values()], ['---']*(len(COLUMNS) + 1)]
     table += [[r['prompt'] + ' (empty)'*r['empty'], *(_cell(r[k]) for k in COLUMNS)] for r in lines]
-    last = summary | dict(fronts='' if summary['one_front'] is None else f'one: {summary["one_front"]:.0%}', solid=f'{summary["empty"]} empty, {summary["fogged"]} fogged')
+    one = '' if summary['one_front'] is None else f'one: {summary["one_front"]:.0%}'
+    last = summary | dict(fronts=one, solid=f'{summary["empty"]} empty, {summary["fogged"]} fogged')
     table.append(['**all**', *(f'**{_cell(last[k])}**' if _cell(last[k]) else '' for k in COLUMNS)])
     return '\n'.join('| ' + ' | '.join(row) + ' |' for row in table) + '\n'
 
 # %% ../nbs/17_metrics.ipynb #b9e7b542
 def origin():
-    "Where figures come from: version, commit (with + if files were changed since), device, date"
+    "Where figures come from, for the file that keeps them: commit (with + if files were changed since), device, torch, date"
     import platform
     import subprocess
-    def ask(*words): return subprocess.run(words, cwd=Path(dreamfusion_nb.__file__).parent, capture_output=True, text=True).stdout.strip()
+    home = Path(dreamfusion_nb.__file__).parent
+    def ask(*words): return subprocess.run(words, cwd=home, capture_output=True, text=True).stdout.strip()
     try: commit = ask('git', 'rev-parse', '--short', 'HEAD') + '+'*bool(ask('git', 'status', '--porcelain', '-uno'))
     except OSError: commit = ''
     info = Path('/proc/cpuinfo')
-    cpu = next((line.split(':')[1].strip() for line in info.read_text().splitlines() if line.startswith('model name')), '') if info.exists() else platform.processor()
+    lines = info.read_text().splitlines() if info.exists() else [f'model name: {platform.processor()}']
+    cpu = next((line.split(':')[1].strip() for line in lines if line.startswith('model name')), '')
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f'{os.cpu_count()} × {cpu or platform.machine()}'
     return dict(commit=commit, device=where, torch=torch.__version__, date=time.strftime('%Y-%m-%d'))
 
@@ -431,8 +519,10 @@ def _claimed(out, settings):
     "Make the folder of a benchmark, or check that it is this one's, and keep others out of it. Raises `ConfigError`"
     note = out/'benchmark.json'
     if note.exists():
-        if json.loads(note.read_text()) != settings: raise ConfigError(f'out: {out} holds a benchmark with other prompts or settings; choose another folder')
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())): raise ConfigError(f'out: {out} holds something that is no benchmark of ours; choose another folder')
+        if json.loads(note.read_text()) != settings:
+            raise ConfigError(f'out: {out} holds a benchmark with other prompts or settings; choose another folder')
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f'out: {out} holds something that is no benchmark of ours; choose another folder')
     else:
         out.mkdir(parents=True, exist_ok=True)
         write_json(note, settings)
@@ -447,34 +537,39 @@ def benchmark(prompts,          # texts that differ
               preset='toybox',  # or a configuration file
               overrides=(),     # 'key=value' for every prompt
               clip=None,        # folder of a CLIP that examines; None: the judge, which knows toys only
-              clouds=None,      # folder of a finished benchmark of the same prompts: its results go on as meshes (`preset` of a mesh stage)
+              clouds=None,      # folder of a finished benchmark of the same prompts, whose results go on as meshes
               jobs=1            # prompts at a time, each in its own process with one thread when there are several
-             ) -> dict:
-    "Train and score every prompt; writes table.md, scores.json and sheet.png into `out` and returns the summary"
+             ) -> dict:         # as `summarise`
+    "Trains and scores every prompt; writes table.md, scores.json and sheet.png into `out`. Raises `ConfigError` before anything is made"
     out, prompts = Path(out), list(prompts)
     config, examiner = load_config(preset, *overrides), open_examiner(clip)
     if config.guidance.name == 'toybox':
         for p in prompts: toybox.parse(p)    # the one that can't be made is named now, not after an hour
     elif not clip: raise ConfigError('the judge knows toys only: for other prompts give a folder with a CLIP, clip= (--clip)')
-    folders, settings = [out/f'{i:02d}-{slug(p)}' for i, p in enumerate(prompts)], dict(prompts=prompts, preset=str(preset), overrides=list(overrides), clip=clip and str(clip))
+    folders = [out/f'{i:02d}-{slug(p)}' for i, p in enumerate(prompts)]
+    settings = dict(prompts=prompts, preset=str(preset), overrides=list(overrides), clip=clip and str(clip))
     if clouds:
-        for folder in folders:
-            if not is_finished(Path(clouds)/folder.name): raise ConfigError(f'refine: {Path(clouds)/folder.name} is no finished result; {clouds} must be the benchmark of the same prompts')
+        for cloud in (Path(clouds)/folder.name for folder in folders):
+            if is_finished(cloud): continue
+            raise ConfigError(f'refine: {cloud} is no finished result; {clouds} must be the benchmark of the same prompts')
         settings['clouds'] = str(clouds)
     with _claimed(out, settings):
         rows = _run_all(list(zip(prompts, folders)), (preset, overrides, clip, clouds), jobs)
         views = [read_views(f) for f in folders]
         color, geometry = (r_precision([v[i] for v in views], prompts, examiner) for i in range(2))
         summary = summarise(rows, color, geometry)
-        write_json(out/'scores.json', dict(summary=summary, rows=rows, r_color=asdict(color), r_geometry=asdict(geometry), **origin()))
+        found = dict(summary=summary, rows=rows, r_color=asdict(color), r_geometry=asdict(geometry))
+        write_json(out/'scores.json', found | origin())
         write_text(out/'table.md', as_table(rows, color, geometry, summary))
         contact_sheet(folders).save(out/'sheet.tmp.png')
         os.replace(out/'sheet.tmp.png', out/'sheet.png')
     return summary
 
 # %% ../nbs/17_metrics.ipynb #aaade864
-def contact_sheet(folders, every=4):
-    "Two columns of results: each from four sides, in colour and without"
+def contact_sheet(folders,  # of prompts
+                  every=4   # of the scored views, one in so many; without colour, one in twice as many
+                 ):         # PIL picture
+    "Two columns of results: each from four sides in colour, and from two without"
     from PIL import Image
     strips = []
     for folder in folders:
@@ -500,9 +595,11 @@ def _run_all(tasks, how, jobs):
     return [done[i] for i in range(len(tasks))]
 
 # %% ../nbs/17_metrics.ipynb #8f62b4dd
-def main(argv=None):
-    "python -m dreamfusion_nb.metrics: exit code 0 done, 2 bad input, 130 interrupted (resumable)"
-    parser = argparse.ArgumentParser('python -m dreamfusion_nb.metrics', description='Trains and scores a set of prompts: a table, a contact sheet and all results in one folder.')
+def main(argv=None  # words of the command line; None: `sys.argv`
+        ):          # exit code: 0 done, 2 bad input, 130 interrupted (resumable)
+    "The command `python -m dreamfusion_nb.metrics`"
+    about = 'Trains and scores a set of prompts: a table, a contact sheet and all results in one folder.'
+    parser = argparse.ArgumentParser('python -m dreamfusion_nb.metrics', description=about)
     parser.add_argument('overrides', nargs='*', metavar='key=value', help='any key of the configuration')
     parser.add_argument('--prompts', default='heldout24', help=f'{", ".join(PROMPT_SETS)}, or a file with one prompt a line')
     parser.add_argument('--preset', help='preset or configuration file (default: toybox, with --refine toybox-dmtet)')

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PRIOR_DIR', 'MAX_TOKENS', 'SHARD', 'byte_pairs', 'make_tokenizer', 'new_text_encoder', 'new_vae', 'new_unet',
            'new_scheduler', 'write_json', 'write_tensors', 'render_world', 'read_captions', 'read_world', 'Run',
-           'half_precision', 'train_vae', 'toybox_prior', 'encode_world', 'begin_with', 'train_unet', 'write_prior',
-           'exam', 'Judge', 'shipped_judge', 'same_thing', 'contrast', 'judge_targets', 'judge_batch', 'train_judge',
-           'agreement', 'measure', 'train_prior', 'main']
+           'half_precision', 'train_vae', 'toybox_prior', 'encode_world', 'begin_with', 'caption_tokens', 'train_unet',
+           'write_prior', 'exam', 'Judge', 'shipped_judge', 'same_thing', 'contrast', 'judge_targets', 'judge_batch',
+           'train_judge', 'agreement', 'measure', 'train_prior', 'main']
 
 # %% ../nbs/11_prior.ipynb #0007bdde
 import argparse
@@ -36,7 +36,8 @@ PRIOR_DIR = Path(dreamfusion_nb.__file__).parent/'prior_weights'  # the shipped 
 MAX_TOKENS = 16  # the longest caption has 13
 
 # %% ../nbs/11_prior.ipynb #1c2d58fc
-def byte_pairs(words):
+def byte_pairs(words  # list of texts
+              ):      # list of pairs of pieces, in the order in which they are merged
     "Merges that make one piece of each word. Ties go by the alphabet: a run that is resumed must number the words as before"
     pieces, merges = [[*w[:-1], w[-1] + '</w>'] for w in words], []
     while pairs := Counter(pair for word in pieces for pair in zip(word, word[1:])):
@@ -50,7 +51,7 @@ def byte_pairs(words):
 
 
 def make_tokenizer():
-    "A CLIP tokenizer whose byte-pair merges make one token of every word of the toybox"
+    "A `CLIPTokenizer` whose byte-pair merges make one token of every word of the toybox; the same one every time"
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
     alphabet, merges = sorted(ByteLevel.alphabet()), byte_pairs(toybox.vocabulary())
@@ -60,45 +61,53 @@ def make_tokenizer():
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
 
 # %% ../nbs/11_prior.ipynb #83632198
-def new_text_encoder(tokenizer, width=128):
-    "A small CLIP text encoder with random weights: token numbers [B, MAX_TOKENS] to embeddings [B, MAX_TOKENS, width]"
+def new_text_encoder(tokenizer,  # from `make_tokenizer`
+                     width=128   # of the embeddings
+                    ):           # `CLIPTextModel`: token numbers [B, MAX_TOKENS] to embeddings [B, MAX_TOKENS, width]
+    "A small CLIP text encoder with random weights"
     from transformers import CLIPTextConfig, CLIPTextModel
-    return CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2*width, projection_dim=width, num_hidden_layers=2,
-        num_attention_heads=4, max_position_embeddings=MAX_TOKENS, hidden_act='quick_gelu', bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+    return CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2*width, projection_dim=width,
+        num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=MAX_TOKENS, hidden_act='quick_gelu',
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
 
 
 def new_vae():
-    "An autoencoder with 4 latent channels at a quarter of the resolution; light where gradients will flow (the encoder)"
+    "An autoencoder, pictures [B, 3, 64, 64] to latents [B, 4, 16, 16]; light where gradients will flow (the encoder)"
     from diffusers import AutoencoderTiny
-    return AutoencoderTiny(encoder_block_out_channels=(48,)*3, decoder_block_out_channels=(48,)*3, num_encoder_blocks=(0, 3, 3), num_decoder_blocks=(3, 3, 1),
-        latent_channels=4, upsampling_scaling_factor=2)
+    return AutoencoderTiny(encoder_block_out_channels=(48,)*3, decoder_block_out_channels=(48,)*3,
+        num_encoder_blocks=(0, 3, 3), num_decoder_blocks=(3, 3, 1), latent_channels=4, upsampling_scaling_factor=2)
 
 
-def new_unet(width=128):
-    "A Stable Diffusion UNet for 16×16 latents; it reads the text at the lowest resolution only, where attention is cheap"
+def new_unet(width=128  # of the text's embeddings
+            ):          # `UNet2DConditionModel` with random weights
+    "A Stable Diffusion UNet for latents [B, 4, 16, 16]; it reads the text at the lowest resolution only, where attention is cheap"
     from diffusers import UNet2DConditionModel
     return UNet2DConditionModel(sample_size=16, in_channels=4, out_channels=4, block_out_channels=(64, 96, 192), layers_per_block=1,
-        down_block_types=('DownBlock2D', 'DownBlock2D', 'CrossAttnDownBlock2D'), up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D', 'UpBlock2D'),
+        down_block_types=('DownBlock2D', 'DownBlock2D', 'CrossAttnDownBlock2D'),
+        up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D', 'UpBlock2D'),
         cross_attention_dim=width, attention_head_dim=4, norm_num_groups=16)
 
 
 def new_scheduler():
-    "Stable Diffusion's noise schedule"
+    "Stable Diffusion's noise schedule, a `DDIMScheduler` of 1000 levels"
     from diffusers import DDIMScheduler
     return DDIMScheduler(num_train_timesteps=1000, beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', clip_sample=False,
         set_alpha_to_one=False, steps_offset=1, prediction_type='epsilon')
 
 # %% ../nbs/11_prior.ipynb #eaa2234f
-def write_json(path, value):
-    "Write a file whole or not at all"
+def write_json(path,  # of the file
+               value  # what JSON can hold
+              ):
+    "Writes a file whole or not at all"
     tmp = Path(f'{path}.tmp')
     tmp.write_text(json.dumps(value))
     os.replace(tmp, path)
 
 
-def write_tensors(path, tensors):
-    "Write a safetensors file whole or not at all; `tensors` by name, from any device"
+def write_tensors(path,    # of the file
+                  tensors  # by name, from any device
+                 ):
+    "Writes a safetensors file whole or not at all"
     tmp = Path(f'{path}.tmp')
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, tmp)
     os.replace(tmp, path)
@@ -107,8 +116,12 @@ def write_tensors(path, tensors):
 SHARD = 4000
 
 
-def render_world(work, pictures, seed=0, **options):
-    "Render `pictures` captioned pictures of the toybox into shards in `work`/world; existing shards are kept. `options` are those of `toybox.draw`"
+def render_world(work,      # folder; pictures go into its folder `world`
+                 pictures,  # how many
+                 seed=0,    # other seeds, other pictures
+                 **options  # of `toybox.draw`
+                ):
+    "Renders captioned pictures of the toybox, in shards of 4000. Shards that exist are kept, so it goes on where it stopped"
     folder = Path(work)/'world'
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(math.ceil(pictures/SHARD)):
@@ -123,22 +136,35 @@ def render_world(work, pictures, seed=0, **options):
 def _shards(work, pictures, ending): return [Path(work)/'world'/f'{i:04d}.{ending}' for i in range(math.ceil(pictures/SHARD))]
 
 
-def read_captions(work, pictures):
+def read_captions(work,     # folder of `render_world`
+                  pictures  # how many
+                 ):         # list of `Caption`
     "The captions of the rendered pictures"
     return [toybox.Caption(*c) for path in _shards(work, pictures, 'json') for c in json.loads(path.read_text())][:pictures]
 
 
-def read_world(work, pictures):
-    "The rendered pictures uint8 [n, 3, 64, 64] and their captions"
+def read_world(work,     # folder of `render_world`
+               pictures  # how many
+              ):         # (uint8 [n, 3, 64, 64], list of `Caption`)
+    "The rendered pictures and their captions"
     images = torch.cat([load_file(path)['images'] for path in _shards(work, pictures, 'safetensors')])
     return images[:pictures], read_captions(work, pictures)
 
 # %% ../nbs/11_prior.ipynb #e2eadcba
 class Run:
-    "One resumable training: modules and AdamW in `folder`; every step draws from its own seed, so a resumed run sees the same data"
-
-    def __init__(self, folder, modules, steps, lr, decay=.3, warmup=100, average=.999, seed=0):
-        self.folder, self.modules, self.steps, self.lr, self.decay, self.warmup, self.seed = Path(folder), nn.ModuleDict(modules), steps, lr, decay, warmup, seed
+    "One resumable training with AdamW: every step draws from its own seed, so a resumed run sees the same data"
+    def __init__(self,
+                 folder,        # of its state and its log; an earlier state in it is taken up
+                 modules,       # by name
+                 steps,         # how many in all
+                 lr,            # highest learning rate
+                 decay=.3,      # last part of the steps, over which the rate falls to zero
+                 warmup=100,    # steps over which it rises
+                 average=.999,  # of the running average of the weights
+                 seed=0         # of the steps' random numbers
+                ):
+        self.folder, self.modules, self.steps, self.lr = Path(folder), nn.ModuleDict(modules), steps, lr
+        self.decay, self.warmup, self.seed = decay, warmup, seed
         self.folder.mkdir(parents=True, exist_ok=True)
         self.params = dict(self.modules.named_parameters())
         self.optimizer = torch.optim.AdamW(self.params.values(), lr=lr, betas=(.9, .99), weight_decay=1e-2)
@@ -151,25 +177,30 @@ class Run:
         left = (self.steps - self.step)/(self.decay*self.steps)
         return self.lr*min(1., (self.step + 1)/self.warmup, left)
 
-    def fit(self, loss_fn, save_every=250):
-        "Minimise `loss_fn(generator) -> scalar` until `steps`"
-        while self.step < self.steps:
-            for group in self.optimizer.param_groups: group['lr'] = self.learning_rate()
-            loss = loss_fn(torch.Generator().manual_seed(self.seed*1_000_003 + self.step))
-            self.optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.params.values(), 1.)
-            self.optimizer.step()
-            self.step += 1
-            keep = min(self.average, self.step/(self.step + 10))
-            torch._foreach_lerp_(list(self.mean.values()), [p.detach() for p in self.params.values()], 1 - keep)
-            self.losses.append(loss.item())
-            if self.step % 50 == 0: self.report()
-            if self.step % save_every == 0 or self.step == self.steps: self.save()
-        return self
+# %% ../nbs/11_prior.ipynb #3abad182
+def _fit(self, loss_fn, save_every=250):
+    "Minimises `loss_fn(generator) -> scalar` until `steps`, and saves every so many. Returns itself"
+    while self.step < self.steps:
+        for group in self.optimizer.param_groups: group['lr'] = self.learning_rate()
+        loss = loss_fn(torch.Generator().manual_seed(self.seed*1_000_003 + self.step))
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.params.values(), 1.)
+        self.optimizer.step()
+        self.step += 1
+        keep = min(self.average, self.step/(self.step + 10))
+        torch._foreach_lerp_(list(self.mean.values()), [p.detach() for p in self.params.values()], 1 - keep)
+        self.losses.append(loss.item())
+        if self.step % 50 == 0: self.report()
+        if self.step % save_every == 0 or self.step == self.steps: self.save()
+    return self
+
+
+Run.fit = _fit
 
 # %% ../nbs/11_prior.ipynb #9d2e72bf
 def _load(self):
+    "Takes up the state that lies in the folder"
     state = json.loads((self.folder/'state.json').read_text())
     tensors = load_file(self.folder/f'state-{state["step"]}.safetensors')
     self.step = state['step']
@@ -178,11 +209,13 @@ def _load(self):
         for k in names:
             self.params[k].copy_(tensors[f'param.{k}'])
             self.mean[k].copy_(tensors[f'mean.{k}'])
-    self.optimizer.load_state_dict(dict(param_groups=self.optimizer.state_dict()['param_groups'],
-        state={i: dict(step=torch.tensor(float(self.step)), exp_avg=tensors[f'exp_avg.{k}'], exp_avg_sq=tensors[f'exp_avg_sq.{k}']) for i, k in enumerate(names)}))
+    def moments(k): return {name: tensors[f'{name}.{k}'] for name in ('exp_avg', 'exp_avg_sq')}
+    states = {i: dict(step=torch.tensor(float(self.step)), **moments(k)) for i, k in enumerate(names)}
+    self.optimizer.load_state_dict(dict(param_groups=self.optimizer.state_dict()['param_groups'], state=states))
 
 
 def _save(self):
+    "Writes the state, and removes the one before"
     tensors = {}
     for k, p in self.params.items():
         s = self.optimizer.state[p]
@@ -197,11 +230,13 @@ Run.load, Run.save = _load, _save
 
 # %% ../nbs/11_prior.ipynb #4a475ffb
 def _report(self):
+    "Appends a line to the log, and prints one"
     seconds = (time.time() - self.began)/len(self.losses)
     recent = sum(self.losses[-50:])/len(self.losses[-50:])
     line = dict(step=self.step, loss=round(recent, 5), lr=self.learning_rate(), seconds_a_step=round(seconds, 3))
     with open(self.folder/'log.jsonl', 'a') as f: f.write(json.dumps(line) + '\n')
-    print(f'{self.folder.name}: step {self.step}/{self.steps}  loss {recent:.4f}  {seconds:.2f} s a step  {(self.steps - self.step)*seconds/60:.0f} min left', flush=True)
+    pace = f'{seconds:.2f} s a step  {(self.steps - self.step)*seconds/60:.0f} min left'
+    print(f'{self.folder.name}: step {self.step}/{self.steps}  loss {recent:.4f}  {pace}', flush=True)
 
 
 def _averaged(self):
@@ -214,13 +249,19 @@ def _averaged(self):
 Run.report, Run.averaged = _report, _averaged
 
 # %% ../nbs/11_prior.ipynb #85e0fc7e
-def half_precision(device='cpu'):
+def half_precision(device='cpu'  # 'cpu' or 'cuda'
+                  ):             # context manager
     "A context in which matrices are multiplied in bfloat16"
     return torch.autocast(torch.device(device).type, torch.bfloat16)  # twice as fast where the chip has bfloat16 instructions
 
 # %% ../nbs/11_prior.ipynb #a9e7ebb1
-def train_vae(work, pictures=32_000, steps=3000, batch=32, lr=2e-3):
-    "Train the autoencoder on 32×32 crops; returns it with averaged weights"
+def train_vae(work,             # folder of `render_world`; the run lies in its folder `vae`
+              pictures=32_000,  # how many of them to learn from
+              steps=3000,       # of AdamW
+              batch=32,         # crops a step
+              lr=2e-3           # highest learning rate
+             ):                 # `AutoencoderTiny` with averaged weights
+    "Trains the autoencoder on 32×32 crops, or goes on where it stopped"
     run = Run(Path(work)/'vae', dict(vae=new_vae()), steps, lr)
     if run.step < steps:
         images, _ = read_world(work, pictures)
@@ -238,14 +279,20 @@ def train_vae(work, pictures=32_000, steps=3000, batch=32, lr=2e-3):
     return run.averaged()['vae']
 
 # %% ../nbs/11_prior.ipynb #3b00257e
-def toybox_prior(device='cpu', dtype=torch.float32) -> LatentDiffusion:
-    "The shipped prior as guidance"
+def toybox_prior(device='cpu',         # where it computes
+                 dtype=torch.float32,  # precision of its parts
+                ) -> LatentDiffusion:  # pictures of 64×64, latents [B, 4, 16, 16]
+    "The shipped prior as guidance for `sds`, read from `PRIOR_DIR`. It knows the words of `toybox.vocabulary()`, and no download is needed"
     return LatentDiffusion.from_pretrained(PRIOR_DIR, device=device, dtype=dtype)
 
 # %% ../nbs/11_prior.ipynb #604d4543
 @torch.no_grad()
-def encode_world(work, vae, pictures, scale=None):
-    "Latents [n, 4, 16, 16] of all pictures in half precision, and the scale that gives them unit variance (or the one given)"
+def encode_world(work,       # folder of `render_world`; the latents are kept in it
+                 vae,        # `AutoencoderTiny`
+                 pictures,   # how many
+                 scale=None  # of the latents; None: what gives them unit variance
+                ):           # (float16 [n, 4, 16, 16] before scaling, the scale)
+    "Latents of the rendered pictures, computed once"
     path = Path(work)/f'latents-{pictures}.safetensors'
     if not path.exists():
         images, _ = read_world(work, pictures)
@@ -255,12 +302,17 @@ def encode_world(work, vae, pictures, scale=None):
     return f['latents'], f['scale'].item()
 
 # %% ../nbs/11_prior.ipynb #bc84e7d8
-def begin_with(folder, tokenizer, text, unet):
-    "Put the weights of the prior in `folder` into new parts. Words keep their vectors by their spelling, so there may be new ones"
+def begin_with(folder,     # of a prior
+               tokenizer,  # new one
+               text,       # new text model, written to
+               unet        # new UNet, written to
+              ):
+    "Puts the weights of a prior into new parts. Words keep their vectors by their spelling, so there may be new ones"
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
     unet.load_state_dict(UNet2DConditionModel.from_pretrained(Path(folder)/'unet', torch_dtype=torch.float32).state_dict())
-    known, old = CLIPTokenizer.from_pretrained(Path(folder)/'tokenizer').get_vocab(), CLIPTextModel.from_pretrained(Path(folder)/'text_encoder', dtype=torch.float32)
+    known = CLIPTokenizer.from_pretrained(Path(folder)/'tokenizer').get_vocab()
+    old = CLIPTextModel.from_pretrained(Path(folder)/'text_encoder', dtype=torch.float32)
     state = text.state_dict()
     for name, v in old.state_dict().items():
         if name.endswith('token_embedding.weight'):
@@ -271,8 +323,25 @@ def begin_with(folder, tokenizer, text, unet):
     text.load_state_dict(state)
 
 # %% ../nbs/11_prior.ipynb #099aa666
-def train_unet(work, vae, pictures, steps=20_000, batch=48, lr=1e-3, decay=.5, start=None):
-    "Train text encoder and UNet together on the latents, from the prior in folder `start` if there is one; returns (text encoder, UNet) with averaged weights"
+def caption_tokens(captions,  # list of `Caption`
+                   tokenizer  # from `make_tokenizer`
+                  ):          # (with the view, without it, of no text), int64 [n, MAX_TOKENS], twice, and [1, MAX_TOKENS]
+    "Everybody says it differently: one phrasing a picture, the same in every session"
+    def ids(texts): return torch.tensor(tokenizer(texts, padding='max_length', max_length=MAX_TOKENS).input_ids)
+    rng = np.random.default_rng(0)
+    return ids([c.phrase(rng) for c in captions]), ids([replace(c, view=None).phrase(rng) for c in captions]), ids([''])
+
+# %% ../nbs/11_prior.ipynb #218b3a06
+def train_unet(work,          # folder of `render_world`; the run lies in its folder `unet`
+               vae,           # `AutoencoderTiny` of the latents
+               pictures,      # how many to learn from
+               steps=20_000,  # of AdamW
+               batch=48,      # pictures a step
+               lr=1e-3,       # highest learning rate
+               decay=.5,      # last part of the steps, over which it falls to zero
+               start=None     # folder of a prior to begin with
+              ):              # (text encoder, UNet) with averaged weights
+    "Trains text encoder and UNet together on the latents, or goes on where it stopped. Loss: Ho et al. 2020, Min-SNR (Hang et al. 2023)"
     torch.manual_seed(0)
     tokenizer, scheduler = make_tokenizer(), new_scheduler()
     modules = dict(text=new_text_encoder(tokenizer), unet=new_unet())
@@ -280,11 +349,7 @@ def train_unet(work, vae, pictures, steps=20_000, batch=48, lr=1e-3, decay=.5, s
     run = Run(Path(work)/'unet', modules, steps, lr, decay=decay, average=.998)
     if run.step < steps:
         latents, scale = encode_world(work, vae, pictures)
-        captions = read_captions(work, pictures)
-        def ids(texts): return torch.tensor(tokenizer(texts, padding='max_length', max_length=MAX_TOKENS).input_ids)
-        # everybody says it differently; one phrasing a picture, the same in every session
-        rng = np.random.default_rng(0)
-        full, plain, empty = ids([c.phrase(rng) for c in captions]), ids([replace(c, view=None).phrase(rng) for c in captions]), ids([''])
+        full, plain, empty = caption_tokens(read_captions(work, pictures), tokenizer)
         acp = scheduler.alphas_cumprod
         def loss(generator):
             pick = torch.randint(len(latents), (batch,), generator=generator)
@@ -306,12 +371,19 @@ def train_unet(work, vae, pictures, steps=20_000, batch=48, lr=1e-3, decay=.5, s
     return modules['text'], modules['unet']
 
 # %% ../nbs/11_prior.ipynb #0062eddf
-def write_prior(work, vae, scale, text_encoder, unet, start=None, out=PRIOR_DIR):
-    "Write the trained parts as a diffusers Stable Diffusion folder in half precision, no file above 15 MB, with the curves of the training (and of that of `start`)"
+def write_prior(work,          # folder of the runs, whose curves are kept
+                vae,           # the trained parts ...
+                scale,         # ... the scale of its latents ...
+                text_encoder,  # ... what reads the words ...
+                unet,          # ... and what names the noise
+                start=None,    # the prior that it began with, whose curves are kept too
+                out=PRIOR_DIR  # folder to write
+               ):
+    "Writes the trained parts as a diffusers Stable Diffusion folder, in half precision, no file above 15 MB"
     vae.register_to_config(scaling_factor=scale, _name_or_path='')  # no folder of this machine goes into the file
     from diffusers import StableDiffusionPipeline
-    pipe = StableDiffusionPipeline(vae=vae.half(), text_encoder=text_encoder.half(), tokenizer=make_tokenizer(), unet=unet.half(), scheduler=new_scheduler(),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    parts = dict(vae=vae.half(), text_encoder=text_encoder.half(), tokenizer=make_tokenizer(), unet=unet.half(), scheduler=new_scheduler())
+    pipe = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     pipe.save_pretrained(out, max_shard_size='15MB')
     before = json.loads((Path(start)/'training.json').read_text()) if start else {}
     curves = {f'{n} before' if n.startswith('unet') else n: rows for n, rows in before.items()}
@@ -323,9 +395,10 @@ def write_prior(work, vae, scale, text_encoder, unet, start=None, out=PRIOR_DIR)
     write_json(Path(out)/'training.json', curves)
 
 # %% ../nbs/11_prior.ipynb #83ab4872
-def exam(generator, held_out=False):
-    """Captions to test the prior with: every kind from every view in colours that it has seen with it, or every held-out pair
-    (`toybox.held_out_pairs`) from every view. Half of them name a finish."""
+def exam(generator,       # torch.Generator of colours and finishes
+         held_out=False   # every held-out pair (`toybox.held_out_pairs`); else every kind, in colours that it was seen in
+        ):                # list of `Caption`, four views of each
+    "Captions to test the prior with, half of them with a finish"
     def pick(options): return options[int(torch.randint(len(options), (), generator=generator))]
     seen = {k: [c for c in toybox.colors() if not toybox.held_out(toybox.Caption(k, c))] for k in toybox.kinds()}
     pairs = toybox.held_out_pairs() if held_out else [(k, None) for k in toybox.kinds()]
@@ -336,39 +409,45 @@ class Judge(nn.Module):
     "Names kind, colour, view and finish of pictures [B, 3, 64, 64] in [0, 1], and compares pictures with texts"
     HEADS = dict(kind=toybox.kinds(), color=toybox.colors(), view=list(toybox.VIEWS), finish=list(toybox.FINISHES))
 
-    def __init__(self, width=64):
+    def __init__(self, width=64):  # of the vectors that are compared
         super().__init__()
         def conv(i, o, stride): return [nn.Conv2d(i, o, 3, stride, 1), nn.BatchNorm2d(o), nn.ReLU()]
         def block(i, o): return [*conv(i, o, 2), *conv(o, o, 1)]
-        self.body = nn.Sequential(*block(3, 32), *block(32, 64), *block(64, 128), *block(128, 192), nn.Flatten(), nn.Linear(192*16, 192), nn.ReLU())
+        self.body = nn.Sequential(*block(3, 32), *block(32, 64), *block(64, 128), *block(128, 192),
+                                  nn.Flatten(), nn.Linear(192*16, 192), nn.ReLU())
         self.heads = nn.ModuleDict({k: nn.Linear(192, len(names)) for k, names in self.HEADS.items()})
         self.tokenizer = make_tokenizer()
         self.text = new_text_encoder(self.tokenizer)
         self.from_image, self.from_text = nn.Linear(192, width), nn.Linear(self.text.config.hidden_size, width)
         self.log_scale = nn.Parameter(torch.tensor(2.5))
 
-    logit_scale = property(lambda self: self.log_scale.exp().clamp(max=100))
+    @property
+    def logit_scale(self):
+        "Inverse temperature of its comparisons"
+        return self.log_scale.exp().clamp(max=100)
 
-    def features(self, images): return self.body(images.contiguous(memory_format=torch.channels_last)*2 - 1)
+    def features(self, images):
+        "What all answers are read from [B, 192], of pictures [B, 3, 64, 64] in [0, 1]"
+        return self.body(images.contiguous(memory_format=torch.channels_last)*2 - 1)
 
     def forward(self, images):
-        "Logits of each head"
+        "Logits of each head, by its name: [B, number of its answers]"
         features = self.features(images)
         return {k: head(features) for k, head in self.heads.items()}
 
     def images(self, images):
-        "Unit vectors [B, D]"
+        "Unit vectors [B, D] of pictures [B, 3, 64, 64] in [0, 1]"
         return F.normalize(self.from_image(self.features(images)), dim=-1)
 
     def texts(self, texts):
-        "Unit vectors [B, D] of texts"
+        "Unit vectors [B, D] of a list of B texts"
         ids = torch.tensor(self.tokenizer(list(texts), padding='max_length', truncation=True, max_length=MAX_TOKENS).input_ids)
         return F.normalize(self.from_text(self.text(ids.to(self.log_scale.device)).pooler_output), dim=-1)
 
 # %% ../nbs/11_prior.ipynb #3b8333ac
 @torch.no_grad()
 def _read(self, images):
-    "What it sees: a list of `Caption`"
+    "What it sees in pictures [B, 3, 64, 64] in [0, 1]: a list of B `Caption`"
     best = {k: v.argmax(1).tolist() for k, v in self(images).items()}
     return [toybox.Caption(*(self.HEADS[k][i] for k, i in zip(self.HEADS, row))) for row in zip(*(best[k] for k in self.HEADS))]
 
@@ -376,39 +455,53 @@ def _read(self, images):
 Judge.read = _read
 
 
-def shipped_judge(folder=PRIOR_DIR):
+def shipped_judge(folder=PRIOR_DIR  # of the prior beside which it lies
+                 ):                 # `Judge`, frozen, float32 on the CPU
     "The judge that lies beside the prior"
     judge = Judge()
     judge.load_state_dict(load_file(Path(folder)/'judge.safetensors'))    # stored in half precision, copied into float32
     return judge.eval().requires_grad_(False)
 
 # %% ../nbs/11_prior.ipynb #aa6d071a
-def same_thing(captions, texts):
-    "bool [N, N]: does caption i describe text j: the same toy, colour and finish, and the same view if the text names one"
+def same_thing(captions,  # N of them, of pictures
+               texts      # N of them, of sentences
+              ):          # bool [N, N]
+    "Whether text j says what picture i shows: the same toy, colour and finish, and the same view if the text names one"
     def table(get): return [np.array([str(get(c)) for c in side]) for side in (captions, texts)]
     toys, views = table(lambda c: (c.kind, c.color, c.finish)), table(lambda c: c.view)
     unnamed = np.array([t.view is None for t in texts])
     return torch.from_numpy((toys[0][:, None] == toys[1]) & (unnamed | (views[0][:, None] == views[1])))
 
 
-def contrast(image_vectors, text_vectors, same, scale):
-    "CLIP's symmetric cross entropy, with several right answers a row where things occur twice"
+def contrast(image_vectors,  # unit vectors [N, D]
+             text_vectors,   # unit vectors [N, D]
+             same,           # which belong together, bool [N, N]
+             scale           # inverse temperature
+            ):               # scalar
+    "CLIP's symmetric cross entropy (Radford et al. 2021, figure 3), with several right answers a row where things occur twice"
     logits, target = scale*image_vectors @ text_vectors.T, same.float()
     def side(x, y): return -(y/y.sum(1, keepdim=True).clamp(min=1)*x.log_softmax(1)).sum(1).mean()
     return (side(logits, target) + side(logits.T, target.T))/2
 
 # %% ../nbs/11_prior.ipynb #7785efa3
-def judge_targets(captions, plain):
-    "Class indices [N] for each head; -100, which cross_entropy leaves out, where a picture does not show the answer"
+def judge_targets(captions,  # N of them
+                  plain      # so many of the last show no colour and no finish
+                 ):          # class indices int64 [N] by the head's name
+    "What the judge shall answer; -100, which cross_entropy leaves out, where a picture does not show it"
     def target(head, c, bare):
         # what no caption says, colours of textureless pictures, and sides of toys that look the same all round
         hidden = head in ('color', 'finish') and bare or head == 'view' and c.view != 'overhead' and c.kind not in toybox.WITH_FRONT
         return -100 if hidden or getattr(c, head) is None else Judge.HEADS[head].index(getattr(c, head))
-    return {head: torch.tensor([target(head, c, i >= len(captions) - plain) for i, c in enumerate(captions)]) for head in Judge.HEADS}
+    bare = [i >= len(captions) - plain for i in range(len(captions))]
+    return {head: torch.tensor([target(head, c, b) for c, b in zip(captions, bare)]) for head in Judge.HEADS}
 
 
-def judge_batch(images, captions, batch, generator):
-    "Indices, pictures and sentences of one training step"
+def judge_batch(images,    # uint8 [N, 3, 64, 64]
+                captions,  # N of them
+                batch,     # how many to pick
+                generator  # torch.Generator of every draw
+               ):          # (indices, pictures in about 0..1, captions of the sentences, sentences)
+    "The data of one training step: toys moved and mirrored, with noise; sentences with and without a view"
     pick = torch.randint(len(images), (batch,), generator=generator)
     rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
     texts = [replace(captions[i], view=None) if rng.random() < .5 else captions[i] for i in pick]
@@ -419,8 +512,15 @@ def judge_batch(images, captions, batch, generator):
     return pick, x, texts, [t.phrase(rng) for t in texts]
 
 # %% ../nbs/11_prior.ipynb #b21deaa5
-def train_judge(work, pictures=64_000, plain=16_000, steps=8000, batch=96, lr=2e-3, out=PRIOR_DIR):
-    "Train the judge on renderings of its own, of all pairs, with `plain` textureless ones, and write it beside the prior"
+def train_judge(work,             # folder; its pictures and its run go into `work`/judge
+                pictures=64_000,  # of all pairs, the held-out ones too
+                plain=16_000,     # textureless ones besides
+                steps=8000,       # of AdamW
+                batch=96,         # pictures a step
+                lr=2e-3,          # highest learning rate
+                out=PRIOR_DIR     # folder of the prior beside which it is written
+               ):                 # `Judge`
+    "Trains the judge on renderings of its own, or goes on where it stopped"
     work = Path(work)
     render_world(work/'judge', pictures, seed=1, everything=True)
     render_world(work/'judge-plain', plain, seed=2, everything=True, mode=toybox.TEXTURELESS)
@@ -444,19 +544,30 @@ def train_judge(work, pictures=64_000, plain=16_000, steps=8000, batch=96, lr=2e
         run.averaged()['judge'].train()
         with torch.no_grad():
             for x in images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:8000]].split(250): judge(x/255)
-        write_tensors(Path(out)/'judge.safetensors', {k: v.half() if v.is_floating_point() else v for k, v in judge.state_dict().items()})
+        halved = {k: v.half() if v.is_floating_point() else v for k, v in judge.state_dict().items()}
+        write_tensors(Path(out)/'judge.safetensors', halved)
     return shipped_judge(out)
 
 # %% ../nbs/11_prior.ipynb #b0cbc144
-def agreement(captions, seen):
-    "Share of pictures in which the judge saw the kind, the colour and the finish (where they were named) and the view (of toys with a front)"
-    asked = dict(kind=lambda c: True, color=lambda c: c.color, view=lambda c: c.view and c.kind in toybox.WITH_FRONT, finish=lambda c: c.finish)
+def agreement(captions,  # what was asked for
+              seen       # what the judge saw, as many
+             ):          # {'kind': share in 0..1, 'color': …, 'view': …, 'finish': …}
+    "Share of pictures that show the kind, the colour and the finish (where they were named) and the view (of toys with a front)"
+    asked = dict(kind=lambda c: True, color=lambda c: c.color,
+                 view=lambda c: c.view and c.kind in toybox.WITH_FRONT, finish=lambda c: c.finish)
     pairs = {k: [getattr(c, k) == getattr(s, k) for c, s in zip(captions, seen) if asks(c)] for k, asks in asked.items()}
     return {k: sum(v)/len(v) for k, v in pairs.items() if v}
 
 
-def measure(guidance, judge, rounds=1, held_out=False, guidance_scale=4., steps=20, seed=0):
-    "Have everything of `exam` drawn, `rounds` times; the share of samples that show what was asked for"
+def measure(guidance,           # `LatentDiffusion`, such as `toybox_prior()`
+            judge,              # `Judge`, such as `shipped_judge()`
+            rounds=1,           # samples a caption
+            held_out=False,     # which part of `exam`
+            guidance_scale=4.,  # of the samples
+            steps=20,           # of DDIM
+            seed=0              # of captions and noise
+           ):                   # as `agreement`
+    "Has everything of `exam` drawn: the share of samples that show what was asked for"
     g, wanted, seen = torch.Generator().manual_seed(seed), [], []
     for _ in range(rounds):
         batch = exam(g, held_out)
@@ -465,8 +576,14 @@ def measure(guidance, judge, rounds=1, held_out=False, guidance_scale=4., steps=
     return agreement(wanted, seen)
 
 # %% ../nbs/11_prior.ipynb #f17c3acd
-def train_prior(work='runs/prior', pictures=128_000, vae_steps=3000, unet_steps=20_000, start=None, out=PRIOR_DIR):
-    "Render, train, write: the whole prior and its judge. Each stage goes on where it was stopped"
+def train_prior(work='runs/prior',  # folder of pictures, checkpoints and logs
+                pictures=128_000,   # how many are rendered
+                vae_steps=3000,     # steps of the autoencoder
+                unet_steps=20_000,  # steps of text model and UNet
+                start=None,         # folder of a prior to begin with, whose autoencoder is kept
+                out=PRIOR_DIR       # where the diffusers folder goes
+               ):
+    "Renders, trains, writes: the whole prior and its judge. Each stage goes on where it was stopped"
     render_world(work, pictures)
     if start:
         # its latents are what the UNet has learned, so the autoencoder stays as it is
@@ -479,8 +596,9 @@ def train_prior(work='runs/prior', pictures=128_000, vae_steps=3000, unet_steps=
     write_prior(work, vae, scale, *train_unet(work, vae, pictures, unet_steps, start=start), start=start, out=out)
     train_judge(work, out=out)
 
-
-def main(argv=None):
+# %% ../nbs/11_prior.ipynb #9d72ec7d
+def main(argv=None  # words of the command line; None: `sys.argv`
+        ):
     "The command `python -m dreamfusion_nb.prior`: draws the pictures and trains, or goes on where it stopped"
     parser = argparse.ArgumentParser('python -m dreamfusion_nb.prior', description=train_prior.__doc__)
     parser.add_argument('--work', default='runs/prior', help='folder of pictures, checkpoints and logs')
@@ -489,7 +607,8 @@ def main(argv=None):
     parser.add_argument('--unet-steps', type=int, default=20_000)
     parser.add_argument('--start', metavar='FOLDER', help='a prior to begin with, whose autoencoder is kept')
     parser.add_argument('--out', default=PRIOR_DIR, help='where the diffusers folder goes')
-    parser.add_argument('--measure', action='store_true', help='measure the shipped prior on seen and held-out captions instead of training one')
+    parser.add_argument('--measure', action='store_true',
+                        help='measure the shipped prior on seen and held-out captions instead of training one')
     options = vars(parser.parse_args(argv))
     if not options.pop('measure'): return train_prior(**options)
     prior, judge = toybox_prior(), shipped_judge()

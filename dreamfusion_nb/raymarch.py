@@ -28,8 +28,8 @@ def _uniform(*shape, generator=None, device=None):
 class OccupancyGrid(nn.Module):
     """Which cells of the box ±bound hold anything (Instant-NGP's density grid).
 
-    Buffers: `density` [R,R,R] float, axes x, y, z; `occupied` [R,R,R] bool, all True until the first update. They cover the whole box; where
-    there is more than one cascade, `inner_density` and `inner_occupied` [cascades-1,R,R,R] are the same for ±bound/2, ±bound/4, …"""
+    Buffers: `density` [R,R,R] float, axes x, y, z; `occupied` [R,R,R] bool, all True until the first update. They cover the box;
+    with more than one cascade, `inner_density` and `inner_occupied` [cascades-1,R,R,R] are the same for ±bound/2, ±bound/4, …"""
     def __init__(self,
                  resolution=128,  # cells an axis, R
                  bound=1.,        # half the edge of the box
@@ -38,7 +38,8 @@ class OccupancyGrid(nn.Module):
                  cascades=None,   # boxes one in the other; None: 1 + ceil(log2 bound), at least 1
                 ):
         super().__init__()
-        if resolution < 1 or bound <= 0: raise ValueError(f'OccupancyGrid: resolution and bound must be positive, not {resolution} and {bound}')
+        if resolution < 1 or bound <= 0:
+            raise ValueError(f'OccupancyGrid: resolution and bound must be positive, not {resolution} and {bound}')
         if not 0 <= decay <= 1: raise ValueError(f'OccupancyGrid: decay must lie in 0..1, not {decay}')
         if cascades is None: cascades = 1 + max(0, math.ceil(math.log2(bound)))
         if cascades < 1: raise ValueError(f'OccupancyGrid: cascades must be at least 1, not {cascades}')
@@ -63,7 +64,9 @@ class OccupancyGrid(nn.Module):
 # %% ../nbs/06_raymarch.ipynb #7ccc7e85
 @torch.no_grad()
 def _update(self, density, generator=None, chunk=65536):
-    "Asks `density(points [N,3]) -> [N]` at a random point of every cell, `chunk` points at a time, and marks the cells anew"
+    """Asks `density(points [N,3]) -> [N]` at a random point of every cell, `chunk` points at a time, and marks the cells anew.
+
+    Müller et al. 2022, appendix E.2; there one cell in two is asked. `generator` draws the points, cascade by cascade"""
     r, device = self.resolution, self.density.device
     for half, cells, _ in self.cascades:
         for number, old in zip(torch.arange(r**3, device=device).split(chunk), cells.view(-1).split(chunk)):
@@ -78,7 +81,9 @@ def _update(self, density, generator=None, chunk=65536):
 
 
 def _contains(self, x):
-    "Whether the cells of the points [...,3] are occupied, in the smallest box that holds the point; one outside all counts to the nearest cell"
+    """Whether the cells of the points x [...,3] are occupied, bool [...], in the smallest box that holds the point.
+
+    A point outside all boxes counts to the nearest cell"""
     r, reach, found = self.resolution, x.abs().amax(-1), None
     for half, _, occupied in self.cascades:
         i, j, k = (x*(r/(2*half)) + r/2).floor().long().clamp(0, r - 1).unbind(-1)
@@ -237,8 +242,8 @@ def _march_numba(origins, directions, grid, pieces, offset):
     hits = torch.empty(n, int(p.count.max()) if n else 0, dtype=torch.int32)   # which pieces of each ray are kept
     first = torch.zeros(n + 1, dtype=torch.int64)
     if len(p.marks) or len(grid.inner_occupied):
-        _all_rays(_find_nested, n, origins, directions, grid.occupied, grid.inner_occupied, grid.bound, p.near, p.far, p.count, p.length, p.first, p.marks,
-            offset, hits, first[1:])
+        _all_rays(_find_nested, n, origins, directions, grid.occupied, grid.inner_occupied, grid.bound,
+            p.near, p.far, p.count, p.length, p.first, p.marks, offset, hits, first[1:])
     else: _all_rays(_find, n, origins, directions, grid.occupied, grid.bound, p.near, p.length, p.count, offset, hits, first[1:])
     first.cumsum_(0)
     m = int(first[-1])
@@ -268,7 +273,9 @@ def march(origins,          # [N,3]
           generator=None,   # torch.Generator of the shift
           backend='auto',   # 'torch', 'numba', or Numba on the CPU
          ) -> Samples:      # the samples in occupied cells, M of them
-    "Samples along rays through the occupied cells; each ray's way through the box is cut into equal pieces of at most `step`, or by `dt_gamma`"
+    """Samples along rays through the occupied cells; each way through the box is cut into equal pieces of at most `step`, or by `dt_gamma`.
+
+    ValueError for a step that is not positive, a negative `dt_gamma` or an unknown backend. The same on every backend, to the bit"""
     if not step > 0: raise ValueError(f'step: must be positive, not {step}')
     if dt_gamma < 0: raise ValueError(f'dt_gamma: must be positive, or 0 for equal steps, not {dt_gamma}')
     pieces = cut(*clip_rays(origins, directions, grid.bound, near, radius), step, near, dt_gamma, longest)
@@ -321,7 +328,8 @@ def _composite_forward(begin, end, density, color, t, dt, first, stop, image, op
 
 # %% ../nbs/06_raymarch.ipynb #af4ac2dd
 @njit(nogil=True, cache=True, error_model='numpy')
-def _composite_backward(begin, end, density, color, t, dt, first, weights, stop, to_image, to_opacity, to_depth, to_weights, to_density, to_color):
+def _composite_backward(begin, end, density, color, t, dt, first, weights, stop,
+                        to_image, to_opacity, to_depth, to_weights, to_density, to_color):
     for ray in range(begin, end):
         light, last = 1., first[ray]
         for i in range(first[ray], first[ray + 1]):
@@ -422,8 +430,8 @@ class RenderOutput:
 def _samples(renderer, origins, directions, perturb, generator):
     "The samples worth asking in full, at least one"
     r, n = renderer, len(origins)
-    s = march(origins, directions, r.grid, step=r.step, dt_gamma=r.dt_gamma, longest=r.longest, near=r.near, radius=r.radius, perturb=perturb,
-        generator=generator, backend=r.backend)
+    s = march(origins, directions, r.grid, step=r.step, dt_gamma=r.dt_gamma, longest=r.longest, near=r.near, radius=r.radius,
+        perturb=perturb, generator=generator, backend=r.backend)
     if r.min_weight > 0: s = s[visible(r.field.density, s, n, r.min_weight, backend=r.backend, stop=r.stop)]
     if len(s): return s
     nothing = torch.zeros(1, device=origins.device)
@@ -434,8 +442,12 @@ def _ask(field, x, normals, chunk):
     parts = [field.density_albedo_normal(x) if normals else (*field(x), None) for x in x.split(chunk)]
     return [None if v[0] is None else v[0] if len(v) == 1 else torch.cat(v) for v in zip(*parts)]
 
-def backdrop(background, directions, n_images, generator):
-    "The background [N,3]: what a module says, or one colour for all or each of the pictures"
+def backdrop(background,  # module as in `background`, or a colour: [3], or [n_images,3], numbers in 0..1
+             directions,  # of the rays, picture by picture [N,3]
+             n_images,    # pictures of one size
+             generator    # torch.Generator for a module that draws
+            ):            # colours [N,3]
+    "What stands behind each ray: what a module says, or one colour for all or each of the pictures"
     if callable(background): return background(directions, n_images=n_images, generator=generator)
     color = torch.as_tensor(background, dtype=directions.dtype, device=directions.device)
     return color.expand(n_images, 3).repeat_interleave(len(directions)//n_images, 0)
@@ -454,7 +466,7 @@ def _trace(renderer, shading, normals, perturb, generator, origins, directions, 
 
 # %% ../nbs/06_raymarch.ipynb #7fdba732
 class VolumeRenderer(nn.Module):
-    """Pictures of a field, by marching rays through an occupancy grid. The step is 2*sqrt(3)*bound/max_steps; it may grow, by `dt_gamma`, to a cell's diagonal.
+    """Pictures of a field, by marching rays through an occupancy grid. The step is 2*sqrt(3)*bound/max_steps; `dt_gamma` lets it grow.
 
     `field` has `density(x) -> [N]`, `forward(x) -> (density, albedo)` and `density_albedo_normal(x)`; `background` is called with
     `(directions [N,3], n_images, generator)`; `material` is the gloss of shading 'phong'."""
@@ -472,7 +484,7 @@ class VolumeRenderer(nn.Module):
                  near=.05,            # nothing nearer to the eye is seen
                  min_weight=1e-4,     # samples with less weight get no second question; 0: all are asked once, with gradient
                  backend='auto',      # 'torch', 'numba', or Numba on the CPU
-                 dt_gamma=0.,         # growth of the step with the distance from the eye; 0: none
+                 dt_gamma=0.,         # growth of the step with the distance from the eye, up to a cell's diagonal; 0: none
                  stop=STOP,           # a ray ends where less light than this is left
                  cascades=None,       # of the grid; None: as many as `bound` asks for, one up to 1
                  chunk=2**20,         # steps that are marched at once where no gradient is wanted
@@ -488,7 +500,7 @@ class VolumeRenderer(nn.Module):
         self.update_interval, self.min_weight, self.backend = update_interval, min_weight, backend
 
     def update(self, step, generator=None):
-        "To be called before every training step: refreshes the grid at steps 0, 16, 32, …"
+        "To be called before every training step, counted from 0: refreshes the grid in every `update_interval`-th of them"
         if step % self.update_interval == 0: self.grid.update(self.field.density, generator)
 
 # %% ../nbs/06_raymarch.ipynb #f01f2b01
@@ -505,7 +517,7 @@ def _forward(self,
             background=None,     # a colour [3] or [B,3], or a module; None: the renderer's own
             return_normal=False, # normals even if the shading doesn't need them
            ) -> RenderOutput:
-    "Pictures of the field; under `torch.no_grad()` in chunks, and without their samples"
+    "Pictures of the field; under `torch.no_grad()` in chunks, and without their samples. ValueError for an unknown shading"
     n, normals = len(cameras), return_normal or shading != 'albedo'
     origins, directions = rays(cameras, height, width)
     light = F.normalize(cameras.position, dim=-1) if light is None else torch.as_tensor(light).to(origins).expand(n, 3)
@@ -530,7 +542,7 @@ def depth_map(out,   # `RenderOutput`
               near,  # distance that is white
               far    # distance that is black, and so is what nothing is seen in
              ):      # [B,1,H,W] in 0..1
-    "Depth as a picture with a fixed range"
+    "Depth as a picture with a fixed range, in world units. ValueError unless near < far"
     if not near < far: raise ValueError(f'depth_map: near must be less than far, not {near} and {far}')
     return ((far*out.opacity - out.depth)/(far - near)).clamp(0, 1)   # a brightness of (far - t)/(far - near), composited over black
 

@@ -54,23 +54,31 @@ def shade(albedo,             # paint [N, 3] in 0..1; unread and may be None in 
 MAX_SHININESS = 128.
 
 class Material(nn.Module):
-    "A learnable gloss for `shade(..., mode='phong')`: `specular` [3] stays within 0..1 and `shininess` [1] within 1..128."
+    """A learnable gloss for `shade(..., mode='phong')`: `specular` [3] stays within 0..1 and `shininess` [1] within 1..128.
+
+    ValueError for a start on or beyond these bounds."""
     def __init__(self,
                  specular=.2,    # brightness of the highlight at the start, number or three
                  shininess=30.,  # its exponent at the start
                 ):
         super().__init__()
         s, p = torch.as_tensor(specular, dtype=torch.float32), torch.as_tensor(shininess, dtype=torch.float32)
-        if s.shape not in ((), (3,)) or not ((s > 0) & (s < 1)).all(): raise ValueError(f"specular: must be one or three numbers between 0 and 1, not {specular}")
-        if p.numel() != 1 or not 1 < p < MAX_SHININESS: raise ValueError(f"shininess: must be a number between 1 and {MAX_SHININESS:g}, not {shininess}")
+        if s.shape not in ((), (3,)) or not ((s > 0) & (s < 1)).all():
+            raise ValueError(f"specular: must be one or three numbers between 0 and 1, not {specular}")
+        if p.numel() != 1 or not 1 < p < MAX_SHININESS:
+            raise ValueError(f"shininess: must be a number between 1 and {MAX_SHININESS:g}, not {shininess}")
         self.raw_specular = nn.Parameter(s.expand(3).logit())
         self.raw_shininess = nn.Parameter((p.log()/math.log(MAX_SHININESS)).logit().reshape(1))
 
     @property
-    def specular(self): return self.raw_specular.sigmoid()
+    def specular(self):
+        "Colour of the highlight [3], within 0..1"
+        return self.raw_specular.sigmoid()
 
     @property
-    def shininess(self): return MAX_SHININESS**self.raw_shininess.sigmoid()
+    def shininess(self):
+        "Its exponent [1], within 1..128"
+        return MAX_SHININESS**self.raw_shininess.sigmoid()
 
 # %% ../nbs/05_shading.ipynb #e2ab5a38
 def sample_light(position,           # camera positions [B, 3]

@@ -29,7 +29,7 @@ def image_grid(images,  # [B,3,H,W] or [B,H,W] tensor, or a list of tensors and 
                cols,    # pictures in a row
                pad=2    # white pixels between them
               ):        # RGB PIL image
-    "Contact sheet: the pictures in reading order, rows of `cols`"
+    "Contact sheet: the pictures in reading order, rows of `cols`. Raises `ValueError` for none, or for different sizes"
     pictures = [to_pil(image).convert('RGB') for image in images]
     sizes = {picture.size for picture in pictures}
     if len(sizes) != 1: raise ValueError(f'a grid needs pictures of one size, not {sorted(sizes) or "none at all"}')
@@ -44,17 +44,22 @@ def image_grid(images,  # [B,3,H,W] or [B,H,W] tensor, or a list of tensors and 
 def show_images(images,       # as for `image_grid`; sizes may differ
                 titles=None,  # one a picture
                 cols=None,    # pictures in a row; None: all in one row, up to 8
-                scale=1.      # 1: about 1.6 inches a picture
+                scale=1.,     # 1: about 1.6 inches a picture
+                rows=None,    # a label for each row, to its left
+                fontsize=9    # of titles and labels
                ):
-    "Draws pictures in a row or grid, with titles"
+    "Draws pictures in a row or grid, with titles and labels of the rows. Raises `ValueError` where there is none"
     pictures = [to_pil(image) for image in images]
     if not pictures: raise ValueError('there is no picture to show')
     cols = cols or min(len(pictures), 8)
-    rows = math.ceil(len(pictures)/cols)
-    size = 1.6*scale
-    _, axes = plt.subplots(rows, cols, figsize=(cols*size, rows*(size + .25*bool(titles))), squeeze=False, layout='constrained')
+    n_rows, size = math.ceil(len(pictures)/cols), 1.6*scale
+    margin = max(map(len, rows or ['']))*fontsize/120    # a letter is about 0.6 of its font's size wide
+    figsize = cols*size + margin, n_rows*(size + .25*bool(titles))
+    _, axes = plt.subplots(n_rows, cols, figsize=figsize, squeeze=False, layout='constrained')
     for ax in axes.flat: ax.axis('off')
     for ax, picture in zip(axes.flat, pictures):
         ax.imshow(picture, cmap='gray', vmin=0, vmax=255, interpolation='nearest')
-    for ax, title in zip(axes.flat, titles or []): ax.set_title(title, fontsize=9)
+    for ax, title in zip(axes.flat, titles or []): ax.set_title(title, fontsize=fontsize)
+    for ax, label in zip(axes[:, 0], rows or []):
+        ax.annotate(label, (-.06, .5), xycoords='axes fraction', ha='right', va='center', fontsize=fontsize)
     plt.show()

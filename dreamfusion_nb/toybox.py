@@ -119,7 +119,8 @@ def _primitive_distance(row, x, y, z, exact):
 
 # %% ../nbs/10_toybox.ipynb #a08044fe
 COLORS = dict(red=(.85, .10, .10), orange=(.95, .50, .08), yellow=(.95, .85, .12), green=(.13, .58, .16), blue=(.12, .28, .85),
-              purple=(.52, .16, .70), pink=(.97, .52, .72), brown=(.47, .28, .13), white=(.95, .95, .95), gray=(.50, .50, .52), black=(.09, .09, .10))
+              purple=(.52, .16, .70), pink=(.97, .52, .72), brown=(.47, .28, .13),
+              white=(.95, .95, .95), gray=(.50, .50, .52), black=(.09, .09, .10))
 
 
 def colors():
@@ -153,8 +154,9 @@ class Paint(tuple):
     "The main colour of a toy: what carries it takes the toy's finish too"
 
 # %% ../nbs/10_toybox.ipynb #01859afb
-def rotation(x=0., y=0., z=0.):  # degrees, applied about x first, then y, then z
-    "Rotation matrix [3, 3], own frame -> world"
+def rotation(x=0., y=0., z=0.  # degrees, applied about x first, then y, then z
+            ):                 # NumPy array [3, 3]
+    "Rotation matrix, own frame -> world"
     (cx, cy, cz), (sx, sy, sz) = np.cos(np.radians([x, y, z])), np.sin(np.radians([x, y, z]))
     rx = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
     ry = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
@@ -163,12 +165,16 @@ def rotation(x=0., y=0., z=0.):  # degrees, applied about x first, then y, then 
 
 # %% ../nbs/10_toybox.ipynb #e10e24f8
 class Parts:
-    "Collects the primitives of one toy; `rng=None` draws the canonical toy, a numpy generator a random variation"
-
-    def __init__(self, rng=None, finish='matte', size_jitter=.05, color_jitter=.03):
+    "Collects the primitives of one toy in `rows`, arrays [22]. Lengths are in the toy's own unit; `build` scales them"
+    def __init__(self,
+                 rng=None,         # numpy Generator of a random variation; None: the canonical toy
+                 finish='matte',   # one of `FINISHES`, of what is painted in a `Paint`
+                 size_jitter=.05,  # a size varies by up to this part of itself
+                 color_jitter=.03  # a channel of a colour by up to this
+                ):
         self.rows, self.rng, self.finish, self.size_jitter, self.color_jitter = [], rng, FINISHES.index(finish), size_jitter, color_jitter
-
     def add(self, shape, at, size, color, turn=(0, 0, 0), bounding=1.):
+        "A primitive: `shape` ELLIPSOID … TORUS, centre `at`, `size` up to 4 numbers, `turn` degrees about x, y, z, `bounding` radius"
         finish = self.finish if isinstance(color, Paint) else 0
         size, color = np.array(size, float), np.array(color, float)
         if self.rng is not None:
@@ -177,48 +183,54 @@ class Parts:
             color = np.clip(color + self.color_jitter*self.rng.uniform(-1, 1, 3), 0, 1)
         row = np.zeros(N_COLUMNS)
         row[0], row[1:4], row[4:13] = shape, at, rotation(*turn).T.ravel()
-        row[13:13 + len(size)], row[17:20], row[20] = size, color, bounding
-        row[21] = finish
+        row[13:13 + len(size)], row[17:20], row[20], row[21] = size, color, bounding, finish
         self.rows.append(row)
-
-    def ellipsoid(self, at, size, color, turn=(0, 0, 0)): self.add(ELLIPSOID, at, size, color, turn, max(size))
-
-    def ball(self, at, radius, color): self.ellipsoid(at, (radius,)*3, color)
-
+    def ellipsoid(self, at, size, color, turn=(0, 0, 0)):
+        "Half axes `size` (3 numbers), centred `at`"
+        self.add(ELLIPSOID, at, size, color, turn, max(size))
+    def ball(self, at, radius, color):
+        "A ball centred `at`"
+        self.ellipsoid(at, (radius,)*3, color)
     def box(self, at, size, color, turn=(0, 0, 0), round=.02):
+        "Half sizes `size` (3 numbers), edges rounded with radius `round`"
         self.add(BOX, at, (*size, round), color, turn, math.hypot(*size))
-
     def cylinder(self, at, radius, half, color, turn=(0, 0, 0), round=.02):
+        "Of `radius` and half height `half` along its y axis, edges rounded with radius `round`"
         self.add(CYLINDER, at, (radius, half, 0., min(round, radius/2, half/2)), color, turn, math.hypot(radius, half))
-
     def cone(self, at, bottom, top, half, color, turn=(0, 0, 0)):
+        "A cut cone along its y axis: radius `bottom` below, `top` above, half height `half`"
         self.add(CONE, at, (bottom, top, half), color, turn, math.hypot(max(bottom, top), half))
-
-    def torus(self, at, ring, tube, color, turn=(0, 0, 0)): self.add(TORUS, at, (ring, tube), color, turn, ring + tube)
+    def torus(self, at, ring, tube, color, turn=(0, 0, 0)):
+        "A ring of radius `ring` about its y axis, its tube of radius `tube`"
+        self.add(TORUS, at, (ring, tube), color, turn, ring + tube)
 
 # %% ../nbs/10_toybox.ipynb #61197ad6
 KINDS = {}  # name -> (function that draws it, its own main colour)
 
 
-def toy(color):
-    "Decorator: register a toy under the function's name, with the main colour it has when no colour is named"
+def toy(color  # main colour where no colour is named, three numbers 0…1
+       ):      # decorator of a function `draw(p, main)`
+    "Registers a toy in `KINDS` under the name of the function that draws it"
     def register(draw):
         name = draw.__name__.strip('_')
-        draw.__doc__ = f"Add the parts of a {name} to `p`, in the main colour `main` (three numbers 0…1)"
+        article = 'an' if name[0] in 'aeiou' else 'a'
+        draw.__doc__ = f"Adds the parts of {article} {name} to `p`, a `Parts`, in the main colour `main` (three numbers 0…1)"
         KINDS[name] = (draw, color)
         return draw
     return register
 
 
-def shade_of(color, factor):
-    "A colour (three numbers 0…1) made lighter or darker"
+def shade_of(color,  # three numbers 0…1; a `Paint` stays one
+             factor  # above 1: lighter
+            ):       # as `color`
+    "A colour made lighter or darker; no channel exceeds 1"
     return type(color)(min(c*factor, 1.) for c in color)
 
 
 DARK, STEEL, CREAM, SKY, WOOD = (.08, .08, .09), (.62, .64, .68), (.96, .90, .76), (.60, .82, .95), (.45, .27, .13)
 RED, GREEN, ORANGE, YELLOW, WHITE = (COLORS[c] for c in ('red', 'green', 'orange', 'yellow', 'white'))
 
-
+# %% ../nbs/10_toybox.ipynb #b9d0ae48
 @toy((.86, .58, .24))
 def hamburger(p, main):
     p.cylinder((0, -.45, 0), .80, .16, main, round=.1)
@@ -828,9 +840,9 @@ def kinds():
 
 
 # those that show a different face to the front, the side and the back; a hamburger looks the same all round
-WITH_FRONT = ('mug', 'duck', 'robot', 'snowman', 'car', 'chair', 'house', 'teapot', 'bear', 'boat', 'sofa', 'bed', 'bench', 'television', 'truck', 'bus', 'train',
-    'airplane', 'tractor', 'submarine', 'cat', 'dog', 'pig', 'penguin', 'owl', 'fish', 'turtle', 'rabbit', 'elephant', 'frog', 'castle', 'windmill', 'clock',
-    'camera', 'guitar')
+WITH_FRONT = ('mug', 'duck', 'robot', 'snowman', 'car', 'chair', 'house', 'teapot', 'bear', 'boat', 'sofa', 'bed', 'bench', 'television',
+    'truck', 'bus', 'train', 'airplane', 'tractor', 'submarine', 'cat', 'dog', 'pig', 'penguin', 'owl', 'fish', 'turtle', 'rabbit',
+    'elephant', 'frog', 'castle', 'windmill', 'clock', 'camera', 'guitar')
 
 # %% ../nbs/10_toybox.ipynb #cbe0bcb1
 @lru_cache(maxsize=None)
@@ -845,8 +857,12 @@ def _frame(kind):
     return centre, .5/np.linalg.norm(pts - centre, axis=1).max()
 
 
-def build(kind, color=None, rng=None, finish=None):
-    "Primitives of one toy as rows [P, 22]; `rng` (numpy Generator) makes a random variation of it, `finish` one of `FINISHES`"
+def build(kind,         # a name in `kinds()`
+          color=None,   # a name in `colors()`; None: the toy's own
+          rng=None,     # numpy Generator of a random variation; None: the canonical toy
+          finish=None   # one of `FINISHES`; None: matte
+         ):             # its P primitives [P, 22], as `N_COLUMNS` lists them
+    "One toy as rows of numbers, centred and scaled into a ball of radius 0.5"
     draw, own = KINDS[kind]
     parts = Parts(rng, finish or 'matte')
     draw(parts, Paint(COLORS[color] if color else own))
@@ -858,7 +874,7 @@ def build(kind, color=None, rng=None, finish=None):
     rows[:, 20] *= scale
     return rows
 
-
+# %% ../nbs/10_toybox.ipynb #46fd55d4
 @numba.njit
 def _nearest(rows, x, y, z, exact):
     "Distance to the union, and which primitive is nearest"
@@ -873,7 +889,9 @@ def _nearest(rows, x, y, z, exact):
 
 # %% ../nbs/10_toybox.ipynb #a338007c
 def _on_torch_threads(function):
-    "A Numba kernel that runs on as many threads as torch does. Numba tells OpenMP its own number when its first kernel starts, and torch goes by that, so it is told again"
+    """A Numba kernel that runs on as many threads as torch does.
+
+    Numba tells OpenMP its own number when its first kernel starts, and torch goes by that, so it is told again"""
     kernel = numba.njit(parallel=True)(function)
     def call(*args):
         n = torch.get_num_threads()
@@ -959,27 +977,36 @@ def _render(rows, start, c2w, tan_half, light, ambient, mode, background, size, 
                         elif mode[b] == NORMAL: value = .5 + .5*(nx if c == 0 else ny if c == 1 else nz)
                     out[b, c, i//supersample, j//supersample] += value/supersample**2
 
-
-def render_rows(toys, cameras, size=64, mode=ALBEDO, light=None, ambient=1., background=(1., 1., 1.), supersample=2):
-    """Pictures [B, 3, size, size] of one toy a camera: `toys` is a list of row arrays. `mode`, `ambient` and `background`
-    may be given once or one for each picture; `light` [B, 3] are unit directions towards the light, by default the camera's."""
+# %% ../nbs/10_toybox.ipynb #fd06c3f1
+def render_rows(toys,                     # for each camera the rows of its toy, from `build`
+                cameras,                  # B of them
+                size=64,                  # pixels a side
+                mode=ALBEDO,              # ALBEDO, LAMBERTIAN, TEXTURELESS or NORMAL, once or one a picture
+                light=None,               # unit directions towards the light [B, 3]; None: the camera's
+                ambient=1.,               # share of light from everywhere, number or [B]
+                background=(1., 1., 1.),  # colour [3] or [B, 3]
+                supersample=2             # a pixel averages this number of rays squared
+               ):                         # [B, 3, size, size] in 0..1, float32
+    "Pictures of one toy a camera, by sphere tracing (Hart 1996)"
     n = len(cameras)
     start = np.cumsum([0] + [len(t) for t in toys])
     position = cameras.position.double().cpu().numpy()
     light = position/np.linalg.norm(position, axis=1, keepdims=True) if light is None else np.asarray(light, float)
-    out = np.zeros((n, 3, size, size))
-    _render(np.concatenate(toys), start, cameras.c2w.double().cpu().numpy(), np.tan(np.radians(cameras.fovy.double().cpu().numpy())/2),
-            np.broadcast_to(light, (n, 3)).copy(), np.broadcast_to(np.asarray(ambient, float), n).copy(), np.broadcast_to(np.asarray(mode), n).copy(),
-            np.broadcast_to(np.asarray(background, float), (n, 3)).copy(), size, supersample, out)
+    def each(values, *shape): return np.broadcast_to(values, (n, *shape)).copy()
+    out, tan_half = np.zeros((n, 3, size, size)), np.tan(np.radians(cameras.fovy.double().cpu().numpy())/2)
+    _render(np.concatenate(toys), start, cameras.c2w.double().cpu().numpy(), tan_half, each(light, 3), each(np.asarray(ambient, float)),
+            each(np.asarray(mode)), each(np.asarray(background, float), 3), size, supersample, out)
     return torch.from_numpy(out).float()
 
 # %% ../nbs/10_toybox.ipynb #0a887946
-SYNONYMS = dict(burger='hamburger', cheeseburger='hamburger', cup='mug', duckling='duck', android='robot', automobile='car', toadstool='mushroom', cottage='house',
-    fir='tree', spaceship='rocket', teddy='bear', muffin='cupcake', sailboat='boat', ship='boat', doughnut='donut', couch='sofa', tv='television', lorry='truck',
-    coach='bus', locomotive='train', plane='airplane', aeroplane='airplane', kitten='cat', puppy='dog', piglet='pig', goldfish='fish', tortoise='turtle',
-    bunny='rabbit', toad='frog', fortress='castle', pail='bucket', stool='chair', desk='table', kettle='teapot', grey='gray', violet='purple', dotted='spotted',
+SYNONYMS = dict(burger='hamburger', cheeseburger='hamburger', cup='mug', duckling='duck', android='robot', automobile='car',
+    toadstool='mushroom', cottage='house', fir='tree', spaceship='rocket', teddy='bear', muffin='cupcake', sailboat='boat', ship='boat',
+    doughnut='donut', couch='sofa', tv='television', lorry='truck', coach='bus', locomotive='train', plane='airplane',
+    aeroplane='airplane', kitten='cat', puppy='dog', piglet='pig', goldfish='fish', tortoise='turtle', bunny='rabbit', toad='frog',
+    fortress='castle', pail='bucket', stool='chair', desk='table', kettle='teapot', grey='gray', violet='purple', dotted='spotted',
     plain='matte', rear='back', top='overhead')
-_FILLERS = {'a', 'an', 'the', 'of', 'photo', 'view', 'dslr', 'picture', 'image', 'render', '3d', 'toy', 'small'}  # words that change nothing
+# words that change nothing
+_FILLERS = {'a', 'an', 'the', 'of', 'photo', 'view', 'dslr', 'picture', 'image', 'render', '3d', 'toy', 'small'}
 
 
 def vocabulary():
@@ -989,12 +1016,12 @@ def vocabulary():
 # %% ../nbs/10_toybox.ipynb #97357407
 @dataclass(frozen=True)
 class Caption:
-    "What a caption of the toybox says; `unknown` are the words that mean nothing here"
-    kind: str
-    color: str | None = None
-    view: str | None = None
-    finish: str | None = None
-    unknown: tuple = ()
+    "What a caption of the toybox says; `str` of it is the canonical wording"
+    kind: str                 # a name in `kinds()`
+    color: str | None = None  # a name in `colors()`, if one is said
+    view: str | None = None   # one of `cameras.VIEWS`, if one is said
+    finish: str | None = None # one of `FINISHES`, if one is said
+    unknown: tuple = ()       # the words that mean nothing here
 
     @property
     def prompt(self):
@@ -1022,8 +1049,9 @@ def _plural(word):
     return word + ('es' if word.endswith(('s', 'x', 'ch', 'sh')) else 's')
 
 
-def parse(caption):
-    "Read a caption or a prompt: `Caption`. Raises `ConfigError` when it names no toy"
+def parse(caption  # text
+         ):        # `Caption`
+    "Reads a caption or a prompt. Raises `ConfigError` when it names no toy"
     words = re.findall(r"[a-z0-9]+", str(caption).lower())
     alias = {**{k: k for k in (*KINDS, *COLORS, *VIEWS, *FINISHES)}, **SYNONYMS}
     alias |= {_plural(w): k for w, k in alias.items() if k in KINDS}
@@ -1032,19 +1060,22 @@ def parse(caption):
     kind, color, view, finish = (next((w for w in known if w in group), None) for group in (KINDS, COLORS, VIEWS, FINISHES))
     if kind is None:
         hint = next((m for w in unknown if (m := did_you_mean(w, list(KINDS)))), '')
-        raise ConfigError(f'prompt {str(caption)!r} names no toy that the toybox prior knows{hint}; it knows: {", ".join(KINDS)}; in the colours {", ".join(COLORS)}')
+        raise ConfigError(f'prompt {str(caption)!r} names no toy that the toybox prior knows{hint}{" It" if hint else "; it"} '
+                          f'knows: {", ".join(KINDS)}; in the colours {", ".join(COLORS)}')
     return Caption(kind, color, view, finish, unknown + tuple(w for w in known if w in KINDS and w != kind))
 
 # %% ../nbs/10_toybox.ipynb #5af944f6
-def sdf(caption):
-    "Signed distance of the canonical toy: a function of points [N, 3] -> [N] (negative inside, exact outside)"
+def sdf(caption  # text that names a toy
+       ):        # function of points [N, 3] -> [N], on their device and in their dtype
+    "Signed distance of the canonical toy: exact outside; inside negative, a lower bound of the depth. Raises `ConfigError` as `parse`"
     c = parse(caption)
     rows = build(c.kind, c.color, finish=c.finish)
     return lambda points: torch.from_numpy(_distance(rows, points.detach().double().cpu().numpy(), True)).to(points)
 
 
-def albedo(caption):
-    "Albedo of the canonical toy: a function of points [N, 3] -> colours [N, 3] in [0, 1] (the nearest primitive's)"
+def albedo(caption  # text that names a toy, and perhaps a colour and a finish
+          ):        # function of points [N, 3] -> colours [N, 3] in [0, 1]
+    "Albedo of the canonical toy, everywhere in space: the nearest primitive's. Raises `ConfigError` as `parse`"
     c = parse(caption)
     rows = build(c.kind, c.color, finish=c.finish)
     return lambda points: torch.from_numpy(_color(rows, points.detach().double().cpu().numpy())).to(points)
@@ -1065,8 +1096,10 @@ def _volume(kind, resolution):
     return d
 
 
-def mesh(caption, resolution=128):
-    "The canonical toy as a closed `trimesh.Trimesh` with vertex colours"
+def mesh(caption,        # text that names a toy
+         resolution=128  # samples an axis, over a cube of side 1.1
+        ):               # `trimesh.Trimesh`, closed, with vertex colours; world units, +y up, the front to +z
+    "The canonical toy by marching cubes on its exact distance. Raises `ConfigError` as `parse`"
     import trimesh
     from skimage.measure import marching_cubes
     c = parse(caption)
@@ -1075,20 +1108,31 @@ def mesh(caption, resolution=128):
     colors = albedo(caption)(torch.from_numpy(verts))
     return trimesh.Trimesh(verts, faces, vertex_colors=(colors.numpy()*255).round().astype(np.uint8))
 
-
-def render(caption, cameras, size=64, *, shading='albedo', light=None, ambient=1., background=(1., 1., 1.), supersample=2):
-    "Pictures [B, 3, size, size] in [0, 1] of the canonical toy"
+# %% ../nbs/10_toybox.ipynb #1d61dab1
+def render(caption,                  # text that names a toy
+           cameras,                  # B of them
+           size=64,                  # pixels a side
+           *,
+           shading='albedo',         # 'albedo', 'lambertian', 'textureless' or 'normal'
+           light=None,               # unit directions towards the light [B, 3]; None: the camera's
+           ambient=1.,               # share of light from everywhere, number or [B]
+           background=(1., 1., 1.),  # colour [3] or [B, 3]
+           supersample=2             # a pixel averages this number of rays squared
+          ):                         # [B, 3, size, size] in 0..1
+    "Pictures of the canonical toy. Raises `ConfigError` for an unknown shading, and as `parse`"
     c = parse(caption)
     if shading not in _MODES: raise ConfigError(f'shading {shading!r} is not one of {", ".join(_MODES)}')
-    return render_rows([build(c.kind, c.color, finish=c.finish)]*len(cameras), cameras, size, _MODES[shading], light, ambient, background, supersample)
+    toys = [build(c.kind, c.color, finish=c.finish)]*len(cameras)
+    return render_rows(toys, cameras, size, _MODES[shading], light, ambient, background, supersample)
 
 # %% ../nbs/10_toybox.ipynb #8daeed3e
 def _kept_out(kind, color): return (3*kinds().index(kind) + colors().index(color)) % 10 == 4
 
 
-def held_out(caption):  # text or `Caption`
+def held_out(caption  # text or `Caption`
+            ):        # bool
     """Whether the pair of kind and colour is kept from training: `(3*i + j) % 10 == 4`, where i is the kind's place in `kinds()`
-    and j the colour's in `colors()`. Finish and view don't matter; without a colour it is False. Raises `ConfigError` if no toy is named."""
+    and j that of the colour in `colors()`. Without a colour it is False. Raises `ConfigError` if no toy is named."""
     c = caption if isinstance(caption, Caption) else parse(caption)
     return c.color is not None and _kept_out(c.kind, c.color)
 
@@ -1100,8 +1144,10 @@ def held_out_pairs():
     return [(k, c) for k in kinds() for c in colors() if _kept_out(k, c) and c != own(k)]
 
 # %% ../nbs/10_toybox.ipynb #5a9f4f15
-def view_word(azimuth, polar):
-    "The word that a caption uses for a camera (degrees)"
+def view_word(azimuth,  # degrees, 0 is the front
+              polar     # degrees from +y
+             ):         # 'front', 'side', 'back' or 'overhead'
+    "The word that a caption uses for a camera: overhead above 60° of elevation, else a sector of 90° to the front, back or side"
     if polar < 30: return 'overhead'
     a = abs((azimuth + 180) % 360 - 180)
     return 'front' if a < 45 else 'back' if a > 135 else 'side'
@@ -1110,9 +1156,15 @@ def view_word(azimuth, polar):
 WORLD = dict(radius_range=(3., 3.5), theta_range=(10., 100.), phi_range=(-180., 180.), fovy_range=(19., 23.))
 
 
-def draw(n, generator, size=64, *, kind=None, mode=None, everything=False):
-    """`n` random pictures of the world: (images uint8 [n, 3, size, size], list of `Caption`, `Cameras`).
-    `kind` and `mode` fix what would be drawn at random. `everything` draws held-out pairs too: for examiners, never for what they examine."""
+def draw(n,                # how many
+         generator,        # torch.Generator of everything that is drawn
+         size=64,          # pixels a side
+         *,
+         kind=None,        # a toy, instead of any
+         mode=None,        # ALBEDO … NORMAL, instead of any
+         everything=False  # held-out pairs too: for examiners, never for what they examine
+        ):                 # (uint8 [n, 3, size, size], list of `Caption`, `Cameras`)
+    "Random pictures of the world, with their captions and cameras; the same seed draws the same pictures"
     cams = sample_cameras(n, **WORLD, generator=generator)
     rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
     named = rng.random(n) < .7
@@ -1127,5 +1179,6 @@ def draw(n, generator, size=64, *, kind=None, mode=None, everything=False):
     light = position/np.linalg.norm(position, axis=1, keepdims=True) + .5*rng.normal(size=(n, 3))
     light /= np.linalg.norm(light, axis=1, keepdims=True)
     images = render_rows(toys, cams, size, modes, light, rng.uniform(.2, 1., n), rng.random((n, 3)))
-    captions = [Caption(k, c, view_word(a, p), f or None) for k, c, f, a, p in zip(picked, tints, finishes, cams.azimuth.tolist(), cams.polar.tolist())]
+    words = [view_word(a, p) for a, p in zip(cams.azimuth.tolist(), cams.polar.tolist())]
+    captions = [Caption(k, c, w, f or None) for k, c, f, w in zip(picked, tints, finishes, words)]
     return (images*255).round().to(torch.uint8), captions, cams
