@@ -163,9 +163,9 @@ def progressive_ranges(step,                # step of the run, counted from 0
                        start_step=0,        # until here all cameras are in the default pose ...
                        end_step=500,        # ... and from here on the ranges are full
                        default_radius=3.2,  # the default pose, in the same units
-                       default_polar=90.,
-                       default_azimuth=0.,
-                       default_fovy=20.,
+                       default_polar=90.,   # degrees
+                       default_azimuth=0.,  # degrees
+                       default_fovy=20.,    # degrees
                       ) -> dict:            # ranges for `sample_cameras`
     """Ranges that grow linearly from one pose to their full width (NeMo's progressive view, which NeMo never switches on).
 

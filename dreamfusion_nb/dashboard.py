@@ -146,7 +146,7 @@ GOING = WeakSet()    # loops that run
 
 
 def interrupted(*_):
-    "The kernel's interrupt button, where no cell is running"
+    "A signal handler: the kernel's interrupt button, where no cell is running"
     for loop in list(GOING): loop.running = False
 
 # %% ../nbs/16_dashboard.ipynb #afad2e54
@@ -287,29 +287,32 @@ def caption(text):
 
 
 def tile(text, size):
-    "(a picture's widget, it and its caption in a column)"
+    "(a picture's widget, `size` pixels square; it and its caption `text` in a column)"
     picture = widgets.Image(format='jpeg', layout=widgets.Layout(width=f'{size}px', height=f'{size}px', object_fit='contain'))
     return picture, widgets.VBox([picture, caption(text)], layout=widgets.Layout(width=f'{size + 4}px', overflow='hidden'))
 
 
 def table(rows, kind='dfnb-table'):
-    "Names and values as an HTML table; values that are HTML already stay as they are"
+    "Names and values, `rows`, as an HTML table of class `kind`; values that are HTML already stay as they are"
     return f'<table class="{kind}">' + ''.join(f'<tr><td>{name}</td><td>{value}</td></tr>' for name, value in rows.items()) + '</table>'
 
 
 def complaint(text, most=150):
-    "A message as HTML that stands out, a long one folded; nothing for nothing"
+    "A message as HTML that stands out, one of more than `most` letters folded; nothing for nothing"
     if len(text) <= most: return f'<div class="dfnb-error"><b>{html.escape(text)}</b></div>' if text else ''
     return f'<details class="dfnb-error"><summary>{html.escape(text[:most])}…</summary>{html.escape(text[most:])}</details>'
 
 # %% ../nbs/16_dashboard.ipynb #66c245a2
 def wrapping(*children):
-    "Widgets in a row, in several where there is no room"
+    "Widgets, `children`, in a row, in several where there is no room"
     return widgets.Box(children, layout=widgets.Layout(display='flex', flex_flow='row wrap', grid_gap='6px', overflow='hidden'))
 
 # %% ../nbs/16_dashboard.ipynb #f5568798
 def montage(pictures,      # list of (caption, PIL image)
-            title='', cols=4, side=128):
+            title='',      # above them all
+            cols=4,        # pictures in a row
+            side=128       # pixels
+           ):              # PIL image
     "Captioned pictures in rows, as a PIL image: what a dashboard is where no kernel runs"
     rows = math.ceil(len(pictures)/cols)
     sheet = Image.new('RGB', (cols*(side + 6), rows*(side + 20) + 20), 'white')
@@ -323,7 +326,7 @@ def montage(pictures,      # list of (caption, PIL image)
 
 
 def card(lines, side=128):
-    "Lines of text as a PIL image"
+    "`lines` of text as a PIL image, `side` pixels square"
     picture = Image.new('RGB', (side, side), 'white')
     ImageDraw.Draw(picture).multiline_text((4, 2), '\n'.join(lines), 'black', spacing=2)
     return picture
@@ -334,7 +337,11 @@ STANDING = WeakSet()    # dashboards, each in its cell
 
 class Dashboard(widgets.VBox):
     "A column of widgets that watches a run. `still()` is its picture for where no kernel runs; `error` shows what went wrong"
-    def __init__(self, children, kind, drivers=()):
+    def __init__(self,
+                 children,    # widgets, from above to below
+                 kind,        # class of the element in the page
+                 drivers=()   # `Driver`s to be watched
+                ):
         super().__init__([STYLE, *children])
         for name in ('dfnb-dashboard', kind): self.add_class(name)
         (self.cell, self.execution), self.drivers = current_cell(), list(drivers)
@@ -359,7 +366,7 @@ class Dashboard(widgets.VBox):
         self.refresh()
         return with_still(super()._repr_mimebundle_(**kwargs), self.still())
 
-
+# %% ../nbs/16_dashboard.ipynb #4a78daea
 def guarded(dashboard, act):
     "`act`, for a control of a dashboard: between two steps, and what goes wrong in it is said there"
     def call(*args):
@@ -369,7 +376,7 @@ def guarded(dashboard, act):
 
 # %% ../nbs/16_dashboard.ipynb #06d35414
 def buttons(dashboard, width='84px', **rows):
-    "Buttons of a dashboard by name; each row is (text, tooltip, what a press does)"
+    "Buttons of a dashboard by name; each of `rows` is (text, tooltip, what a press does)"
     made = {}
     for name, (text, hint, do) in rows.items():
         made[name] = widgets.Button(description=text, tooltip=hint, layout=widgets.Layout(width=width))
@@ -412,7 +419,9 @@ GRID = 'rgba(128,128,128,.3)'
 
 
 class Plot(go.FigureWidget):
-    "A plotly figure that shows a page which is opened later what is drawn by then; plotly's own shows it what was there at first"
+    """A `plotly.graph_objects.FigureWidget`, with its arguments (`skip_invalid`, …), for pages that are opened later.
+
+    They are shown what is drawn by then; plotly's own shows them what was there at first."""
     def get_state(self, *args, **kwargs):
         state, made = super().get_state(*args, **kwargs), '_layout_obj' in vars(self)    # it is asked while it is made, too
         for name in ('_widget_data', '_widget_layout'):
@@ -445,8 +454,13 @@ def curves_plot(plots,          # title -> 'log' or 'linear', its vertical axis
     return Plot(figure)
 
 # %% ../nbs/16_dashboard.ipynb #94e8d371
-def draw_curve(figure, col, name, x, y, color):
-    "Draw the curve `name` of the plot in column `col`, counted from 1; in the place of the one that has that name there"
+def draw_curve(figure,  # from `curves_plot`
+               col,     # of the plot, counted from 1
+               name,    # in the legend
+               x, y,    # numbers
+               color    # '#rrggbb'
+              ):
+    "Draw the curve `name` of a plot; in the place of the one that has that name there"
     drawn = next(figure.select_traces(dict(name=name), row=1, col=col), None)
     if drawn: return drawn.update(x=x, y=y)
     dots = dict(size=3, maxdisplayed=20)    # one point alone is no line
@@ -484,7 +498,7 @@ CURVES = dict(grad_norm=('gradient', '#1f77b4'), entropy=('entropy', '#ff7f0e'),
 
 
 def columns(history, names, most=300):
-    "The columns of a history that have something to show, thinned to `most` rows: (name, steps counted from 1, values) of each"
+    "Those of the columns `names` of a history that have something to show, thinned to `most` rows: (name, steps counted from 1, values)"
     rows = history[::max(1, math.ceil(len(history)/most))]
     for name in names:
         points = [(row['step'] + 1, row[name]) for row in rows if row.get(name)]
@@ -492,7 +506,7 @@ def columns(history, names, most=300):
 
 
 def draw_run(figure, history, eyes):
-    "Cameras, losses and opacity of a run, in the three columns of its plot"
+    "Cameras (`eyes` as of `draw_cameras`), losses and opacity of a run, in the three columns of its plot"
     with figure.batch_update():
         draw_cameras(figure, eyes)
         for name, steps, values in columns(history, CURVES): draw_curve(figure, 2, CURVES[name][0], steps, values, CURVES[name][1])
@@ -742,20 +756,24 @@ def ray_plot(width):
     return Plot([curve, bars], go.Layout(CLEAR | layout))
 
 
-def slider(description, low, high, step, width, label_width, **options):
+def slider(description,         # before it
+           low, high, step,     # its values
+           width, label_width,  # pixels: in all, of the description
+           **options            # of `FloatSlider`
+          ):
     "A slider that speaks when it is let go"
     return widgets.FloatSlider(0, min=low, max=high, step=step, description=description, continuous_update=False,
         layout=widgets.Layout(width=f'{width}px'), style=dict(description_width=f'{label_width}px'), **options)
 
 
 def source_of(name, what):
-    "A trainer or a result, and the drivers to be watched for it. Raises `ConfigError` for anything else"
+    "`what` the dashboard `name` was given, a trainer or a result, and the drivers to be watched. Raises `ConfigError` for anything else"
     if not isinstance(what, (Trainer, Result)): raise ConfigError(f'{name} needs a Trainer or a Result, not {what!r}')
     return what, [driver_of(what)] if isinstance(what, Trainer) else []
 
 
 def follow_box(source):
-    "A box to tick: whether a dashboard follows its run. There is nothing to follow in a result"
+    "A box to tick: whether a dashboard follows its `source`, if that is a trainer. There is nothing to follow in a result"
     return widgets.Checkbox(isinstance(source, Trainer), description='follow the run', indent=False, disabled=isinstance(source, Result),
         layout=widgets.Layout(width='120px'))
 
@@ -764,7 +782,11 @@ class FieldDashboard(Dashboard):
     """Inside a volume: hash levels on and off, occupancy, a slice of the density, and the samples along the ray that is clicked.
 
     `FieldDashboard(trainer or result)`; a trainer's run is followed. Raises `ConfigError` for a mesh stage, whose shape is no field."""
-    def __init__(self, what, *, size=200):
+    def __init__(self,
+                 what,     # `Trainer` or `Result`
+                 *,
+                 size=200  # pixels along an edge of a picture
+                ):
         (self.source, drivers), self.size = source_of('FieldDashboard', what), size
         if isinstance(what.renderer, MeshRenderer):
             raise ConfigError('FieldDashboard: a mesh stage has a surface instead of a density; MeshDashboard shows it')
@@ -974,7 +996,13 @@ COLORS = ['#1f77b4', '#ff7f0e', '#2ca02c', '#d62728', '#9467bd', '#8c564b']    #
 class CompareDashboard(Loop, Dashboard):
     """Several runs side by side, in step, with one camera: `CompareDashboard(['a mug', 'a duck'])`, or one prompt with a list of values,
     `CompareDashboard('a duck', seed=[0, 1, 2], iters=200)`. `every`: steps of a run after which the objects are shown. Raises `ConfigError`."""
-    def __init__(self, what, *, every=10, size=240, **overrides):
+    def __init__(self,
+                 what,        # a prompt or `Trainer`, or a list of them
+                 *,
+                 every=10,    # steps between two looks at the objects
+                 size=240,    # pixels along an edge of a viewer
+                 **overrides  # of the configuration; a list is one value for each run
+                ):
         pairs = spread(what, overrides)
         if overrides and any(isinstance(t, Trainer) for t, _ in pairs):
             raise ConfigError(f'a trainer has its configuration already; {", ".join(overrides)} can be given with prompts')
@@ -1003,7 +1031,7 @@ class CompareDashboard(Loop, Dashboard):
 
 # %% ../nbs/16_dashboard.ipynb #f5446886
 def spread(what, overrides):
-    "(prompt or trainer, overrides) of each run. Raises `ConfigError`"
+    "(prompt or trainer, overrides) of each run; `what` and `overrides` as of `CompareDashboard`. Raises `ConfigError`"
     lists = {k: v for k, v in overrides.items() if isinstance(v, list)}
     counts = {len(v) for v in lists.values()} | ({len(what)} if isinstance(what, (list, tuple)) else set())
     if len(counts) > 1: raise ConfigError(f'CompareDashboard: lists of one length, not {sorted(counts)}')
@@ -1014,7 +1042,7 @@ def spread(what, overrides):
 
 
 def names_of(trainers):
-    "What tells runs apart: their prompts, and the keys in which their configurations differ"
+    "What tells the runs of `trainers` apart: their prompts, and the keys in which their configurations differ"
     flat = [t.config.flat() for t in trainers]
     keys = [k for k in flat[0] if k != 'prompt' and len({repr(f.get(k)) for f in flat}) > 1]
     def value(v): return f'{v:g}' if isinstance(v, float) else v

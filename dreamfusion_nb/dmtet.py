@@ -98,7 +98,8 @@ def marching_tets(vertices,  # of the grid [V, 3]
                  ):          # (vertices of the surface [N, 3], its triangles [F, 3])
     """The surface where `sdf`, linear in each tetrahedron, is zero; normals point to the outside.
 
-    It is closed unless it meets the border of the grid. Differentiable by `vertices` and `sdf`. A zero counts as outside. Nothing is there if no sign changes."""
+    It is closed unless it meets the border of the grid.
+    Differentiable by `vertices` and `sdf`. A zero counts as outside. Nothing is there if no sign changes."""
     a, b, faces = cut_edges(sdf.detach() > 0, tets)
     return vertices[a] + (vertices[b] - vertices[a])*(sdf[a]/(sdf[a] - sdf[b]))[:, None], faces
 

@@ -129,7 +129,8 @@ def check_threshold(threshold):
 class Surfaces:
     """A field's density, asked once; `mesh(threshold)` cuts it anywhere in a fraction of a second, as a slider needs.
 
-    Arguments are those of `extract_mesh`. `auto` is the threshold that `auto_threshold` chose, None if nothing shows; `range` the densities
+    `field`, `resolution`, `bound`, `grid`, `radius`, `smooth` and `chunk` are those of `extract_mesh`.
+    `auto` is the threshold that `auto_threshold` chose, None if nothing shows; `range` the densities
     (low, high) between which a threshold changes anything; `density` [R, R, R] what the field said. Raises `ConfigError`."""
     @torch.no_grad()
     def __init__(self, field, *, resolution=128, bound=None, grid=None, radius=None, smooth=.015, chunk=65536):
@@ -342,7 +343,9 @@ def bake(mesh,         # from `unwrap`
     return trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_normals=mesh.vertex_normals, vertex_attributes=attributes, process=False, visual=visual)
 
 # %% ../nbs/13_export.ipynb #25aba32d
-def paint_of(visual, n):
+def paint_of(visual,  # of a trimesh.Trimesh
+             n        # its number of vertices
+            ):        # (array, PIL image or None)
     "(values at the vertices [n, k], picture or None): texture coordinates [n, 2] of the picture, or colours [n, 3] in 0..1"
     if visual.kind != 'texture': return visual.vertex_colors[:, :3]/255, None
     material = visual.material
@@ -514,7 +517,7 @@ def _encode(path, size, frames, fps):
 # %% ../nbs/13_export.ipynb #0ef316f8
 @torch.no_grad()
 def six_view(render,    # function: `Cameras` -> pictures [B, 3, H, W]
-             cols=3,
+             cols=3,    # pictures in a row
              **options  # of `cameras.orbit`: elevation, radius, fovy
             ):          # PIL image
     "Contact sheet of six sides, one picture at a time so that memory stays small"

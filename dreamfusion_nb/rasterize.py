@@ -20,7 +20,7 @@ from .hashgrid import run_parallel
 
 # %% ../nbs/07_rasterize.ipynb #7a01854f
 def pixel_axis(n, like):
-    "Clip coordinates of the centres of `n` pixels along an axis [n]"
+    "Clip coordinates of the centres of `n` pixels along an axis [n], with the dtype and device of the tensor `like`"
     return (2*torch.arange(n, dtype=like.dtype, device=like.device) + 1)/n - 1
 
 
@@ -166,8 +166,11 @@ def seen_at(rast):
     return b, row, column, rast.detach()[b, row, column, 3].long() - 1
 
 
-def barycentrics(corners, row, column, height, width):
-    "Shares of three corners [N, 3] at pixels, and z/w there [N]"
+def barycentrics(corners,       # clip positions of triangles [N, 3 corners, 4]
+                 row, column,   # of a pixel for each [N]
+                 height, width  # of the picture
+                ):              # ([N, 3], [N])
+    "Shares of three corners at pixels, and z/w there"
     X, Y = pixel_axis(width, corners)[column], pixel_axis(height, corners)[row]
     e = edge_functions(corners, X, Y)
     return e/e.sum(-1, keepdim=True), ((e*corners[..., 2]).sum(-1)/(e*corners[..., 3]).sum(-1)).detach()
@@ -292,7 +295,7 @@ def _find_outlines(bottom, top, p, tri, other, seen, z, out):
 def find_outlines(rast,  # from `rasterize` [B, H, W, 4]
                   pos,   # vertices in clip space [B, V, 4]
                   tri,   # vertex numbers of triangles [F, 3]
-                  bands=4
+                  bands=4  # of rows, searched side by side
                  ):      # int64 [N, 7]: picture, row and column of the nearer pixel, axis (0: row, 1: column), direction (±1), two vertices
     "Where an outline runs between the centres of two neighbouring pixels, searched on the CPU without gradient"
     p, z = (v.detach().double().cpu().contiguous().numpy() for v in (pos, rast[..., 2]))

@@ -52,8 +52,10 @@ from .shading import MODES, Material, sample_light
 from .show import image_grid, to_pil
 
 # %% ../nbs/15_trainer.ipynb #76ae7a5f
-def make_hash_grid(levels, generator):
-    "The `HashGrid` that the keys of `nerf` or of `background.encoder_cfg` describe"
+def make_hash_grid(levels,    # group `nerf` of the configuration, or `background.encoder_cfg`
+                   generator  # torch.Generator of its initial values
+                  ):          # `HashGrid`
+    "The hash grid that the keys of a group describe"
     scale = math.exp2(math.log2(levels.desired_resolution/levels.base_resolution)/max(levels.n_levels - 1, 1))
     return HashGrid(levels.n_levels, levels.n_features_per_level, levels.log2_hashmap_size, levels.base_resolution, scale, levels.interpolation,
         generator=generator)
@@ -154,7 +156,7 @@ class Look:
     as_latent: bool   # normals and opacity go to the diffusion model as latents, unencoded
 
 
-def progress_at(step, config):  # step counted from 0, `Config`
+def progress_at(step, config):
     "Which part of its phases a run has behind it, 0…1"
     return min(1., step/(config.phase_iters or config.iters))
 
@@ -223,7 +225,7 @@ class Steering:
     def active(self): return {k: v for k, v in vars(self).items() if v is not None}
 
     def look(self, look):
-        "A step's `Look` as it is steered. Who moves a lamp wants to see light, and who asks for light wants shade: `SHADE` of it comes from everywhere"
+        "A step's `Look` as it is steered. Who moves a lamp wants to see light, and then `SHADE` of it comes from everywhere"
         wants_light = self.light is not None or self.ambient is not None
         shading = self.shading or ('lambertian' if wants_light and look.shading in ('albedo', 'normal') else look.shading)
         ambient = self.ambient
@@ -299,8 +301,12 @@ def optimizer_of(optim, renderer):
     return make_optimizer(optim, [q for q in learning if not any(q is table for table in tables)], tables)
 
 
-def draw_cameras(d, extra, generator, device):
-    "Cameras of a step as `data.train` describes them; `extra` is the step that a progressive view has reached"
+def draw_cameras(d,          # group `data.train` of the configuration
+                 extra,      # the step that a progressive view has reached
+                 generator,  # torch.Generator of every draw
+                 device      # of the result
+                ):           # `Cameras`, `d.batch_size` of them
+    "Cameras of a step as a configuration describes them"
     ranges = dict(radius_range=d.radius_range, theta_range=d.theta_range, phi_range=d.phi_range, fovy_range=d.fovy_range)
     if d.progressive_view:
         ranges = progressive_ranges(extra, start_step=d.progressive_view_start_step, end_step=d.progressive_view_end_step,
@@ -353,7 +359,7 @@ class Trainer:
 
 # %% ../nbs/15_trainer.ipynb #7025c62e
 def check_steering(config, name, value):
-    "Raise `ConfigError` for a value that a step can't be steered to"
+    "Raise `ConfigError` for a value that a step can't be steered to; `name` is that of a field of `Steering`"
     def numbers(values, n):
         return isinstance(values, (tuple, list)) and len(values) == n and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
     # the configuration knows what its own keys may be
@@ -527,7 +533,10 @@ def _unflatten(flat):
     return state
 
 
-def write_checkpoint(folder, tensors, state):
+def write_checkpoint(folder,   # of the checkpoint
+                     tensors,  # file name -> tensors by name
+                     state     # what JSON can hold
+                    ):
     "Write a checkpoint folder: whole or not at all"
     tmp = folder.with_name(folder.name + '.tmp')
     shutil.rmtree(tmp, ignore_errors=True)
@@ -620,7 +629,10 @@ def _save(self):
         keep_newest(self.folder, self.config.checkpoint.save_top_k)
 
 
-def check_moments(optim, params, state):
+def check_moments(optim,   # group `optim` of the configuration
+                  params,  # number -> parameter
+                  state    # number -> moments by name
+                 ):
     "Raise `ValueError` unless the moments are what this optimiser keeps for these parameters: compiled optimisers do not look"
     probe = torch.nn.Parameter(torch.zeros(2))
     optimizer = make_optimizer(optim, [probe])
@@ -654,7 +666,11 @@ def check_finite(tensors):
         if v.is_floating_point() and not v.isfinite().all(): raise ConfigError(f'{name} holds values that are not finite')
 
 
-def check_state(path, model, state, config):
+def check_state(path,   # of the checkpoint
+                model,  # its tensors by name
+                state,  # what its JSON holds
+                config  # `Config`
+               ):
     "Raise `ValueError` for a checkpoint that cannot be what its name says"
     step = state['step']
     if step != int(path.name[5:]) or step > config.iters: raise ValueError(f'it says step {step} of {config.iters}')
@@ -665,7 +681,7 @@ SHAPE = ('sdf', 'deform', 'scale', 'initialised')    # what only a `MeshRenderer
 
 
 def unlike(own, held):
-    "name -> why it can't be taken, of the tensors of two state dicts that are not alike"
+    "name -> why it can't be taken, of the tensors in the state dict `held` of a checkpoint that are not like those of a renderer, `own`"
     wrong = {name: 'not there' for name in own if name not in held} | {name: 'unknown here' for name in held if name not in own}
     for name in own.keys() & held.keys():
         here, there = ((str(v.dtype)[6:], list(v.shape)) for v in (own[name], held[name]))
@@ -753,7 +769,7 @@ def in_notebook():
 
 
 def sparkline(values, width=240, height=36):
-    "A curve as an inline SVG"
+    "A curve of the numbers `values` as an inline SVG"
     if len(values) < 2: return ''
     step = max(1, len(values)//width)
     v = [sum(values[i:i + step])/len(values[i:i + step]) for i in range(0, len(values), step)]
@@ -888,17 +904,17 @@ Trainer.fit, Trainer.glance, Trainer.validate = _fit, _glance, _validate
 
 # %% ../nbs/15_trainer.ipynb #79c72d9f
 def orbit_of(views, device=None):
-    "Cameras once around, as `data.val` or `data.test` describes them"
+    "Cameras once around; `views` is group `data.val` or `data.test` of a configuration"
     return orbit(views.size, elevation=90 - views.default_polar, radius=views.default_radius, fovy=views.default_fovy, device=device)
 
 
 def sheet_of(maps):
-    "Pictures, depths and normals as three rows of one PIL image"
+    "Pictures, depths and normals, `maps` as of `Result.maps`, as three rows of one PIL image"
     return image_grid(torch.stack([torch.cat(list(row), -1) for row in zip(*maps)]), 1, pad=0)
 
 
 def save_picture(picture, path):
-    "Write a PIL image whole or not at all. Raises `ConfigError`"
+    "Write a PIL image, `picture`, whole or not at all. Raises `ConfigError`"
     write_whole({path: picture.save})
 
 # %% ../nbs/15_trainer.ipynb #e0c4352a
@@ -1087,7 +1103,7 @@ def is_finished(folder):
 
 
 def is_longer(config, held):
-    "Whether a configuration is that of a run, with more steps"
+    "Whether a configuration is that of a run, `held`, with more steps"
     return config.iters > held.iters and config == held.replace(dict(iters=config.iters, phase_iters=config.phase_iters))
 
 # %% ../nbs/15_trainer.ipynb #6999c6cf
@@ -1107,7 +1123,7 @@ def lengthened(config, folder, phases):
 
 # %% ../nbs/15_trainer.ipynb #568c82c8
 def claim_folder(folder, config, resume='auto', overwrite=False):
-    "Whether the run in `folder` is to be resumed (True) or begins (False). Raises `ConfigError` if something stands in the way"
+    "Whether the run in `folder` is resumed (True) or begins (False); `resume` as of `train`. Raises `ConfigError` if something stands in the way"
     try: parent = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     except OSError as error: raise ConfigError(f'out: {str(folder)[:80]}… cannot be written: {error.strerror}') from None
     if '\0' in str(folder): raise ConfigError(f'out: {str(folder)!r} is no name for a folder: it contains a zero byte')
@@ -1142,7 +1158,8 @@ def train(prompt,               # what to make
           preset='toybox',      # 'toybox', 'quality', 'dreamfusion'; for a mesh that goes on from a result 'toybox-dmtet', 'dreamfusion-dmtet'
           config=None,          # file, folder, mapping, YAML text or `Config` instead of a preset
           guidance=None,        # 'toybox', a Stable Diffusion folder or hub name, or an object with the guidance protocol
-          iters=None, seed=None, device=None,
+          iters=None, seed=None,  # steps, and the seed of every random draw; None: those of the configuration
+          device=None,          # None: a GPU if there is one
           out=None,             # result folder; None: outputs/<prompt>
           resume='auto',        # an unfinished run of the same configuration is resumed; False: never; True: it must be, and `iters` may be more
           phases=None,          # of a run that is made longer: 'keep' its schedules where they were or 'rescale' them
@@ -1181,7 +1198,7 @@ PROTOCOL = ('encode_text', 'encode_image', 'predict_noise', 'alphas_cumprod', 'i
 
 
 def check_call(prompt, preset, config, guidance, resume, overwrite, callbacks, phases=None):
-    "Raise `ConfigError` for arguments of `train` that are wrong in themselves"
+    "Raise `ConfigError` for arguments of `train` (`preset`, `resume`, `phases`, …) that are wrong in themselves"
     if not isinstance(prompt, str): raise ConfigError(f'prompt must be a text that is not empty, not {prompt!r}')
     if config is not None and preset != 'toybox':
         raise ConfigError(f'preset {preset!r} and config: choose one (a configuration can name its preset)')

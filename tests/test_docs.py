@@ -74,6 +74,19 @@ def test_every_public_function_says_what_it_does(site):
     assert not silent
 
 
+def test_every_parameter_means_something():
+    "By a comment of its own, in its function's docstring, or because it is called as everywhere"
+    silent = []
+    for path in sorted((ROOT/'dreamfusion_nb').glob('*.py')):
+        if path.stem.startswith('_'): continue
+        module = importlib.import_module(f'dreamfusion_nb.{path.stem}')
+        found = [getattr(module, name) for name in getattr(module, '__all__', [])]
+        for obj in (o for o in found if inspect.isfunction(o) or inspect.isclass(o) and not hasattr(o, '__dataclass_fields__')):
+            silent += [f'{path.stem}.{obj.__name__}: {name}' for name, _, meaning in docs.parameters(obj)
+                       if not meaning and name not in ('_', 'args', 'kwargs', 'options', 'overrides')]
+    assert not silent
+
+
 def test_search_knows_where(site, pages):
     entries = json.loads((site/'index.js').read_text(encoding='utf-8').removeprefix('const INDEX = '))
     assert {'OccupancyGrid', 'train', 'sds'} <= {e['title'] for e in entries}

@@ -4,12 +4,14 @@
 """
 import argparse
 import ast
+import dataclasses
 import html
 import importlib
 import inspect
 import json
 import re
 import shutil
+import textwrap
 from pathlib import Path
 
 import nbformat
@@ -137,14 +139,50 @@ def stated(body, lines):
 def rows_of(pairs): return ''.join(f'<tr><td><code>{html.escape(name)}</code></td><td>{value}</td><td>{prose(text)}</td></tr>' for name, value, text in pairs)
 
 
+# what a parameter is wherever it has no comment of its own
+GLOSSARY = dict(
+    text='text', config='`Config`', trainer='`Trainer`', result='`Result`', record='`StepRecord`', renderer='`VolumeRenderer` or `MeshRenderer`', field='`Field`',
+    guidance='an object with the guidance protocol, as `LatentDiffusion`', generator='`torch.Generator` of every draw; None: torch\'s own',
+    device='`torch.device` or its name', backend="which implementation; 'auto': the fastest there is", chunk='how many are done at a time, for bounded memory',
+    mesh='`trimesh.Trimesh`', cameras='`Cameras`, B of them', camera='`Cameras`, one', prompt='text', caption='text that the toybox knows', step='step of the run, counted from 0',
+    height='rows of a picture', width='columns of a picture', size='pixels along an edge', path='file', folder='folder', overwrite='whether what is there may be replaced',
+    optim='group `optim` of the configuration', nerf='group `nerf` of the configuration', background='a colour, or a module as in `background`', seed='of every random draw',
+    callbacks='called as callback(trainer, record) after each step', history='list of the lines that `StepRecord.row` gives', steps='how many', n='how many', figure='plotly figure',
+    image='picture [B, 3, H, W] in 0..1', opacity='picture [B, 1, H, W] in 0..1', resolution='grid points or cells along an axis', vertices='[V, 3]', faces='vertex numbers [F, 3]',
+    tri='vertex numbers of triangles [F, 3]', pos='vertices in clip space [B, V, 4]', rast='from `rasterize` [B, H, W, 4]', prompts='texts', jobs='processes side by side', shading='mode of `shade`')
+
+
+def head_of(function):
+    "The lines of a function's signature"
+    if not inspect.isfunction(function): return ['']
+    source = textwrap.dedent(inspect.getsource(function))
+    return source.splitlines()[:ast.parse(source).body[0].body[0].lineno - 1]
+
+
+def returned(function):
+    "What the comment behind a signature's last parenthesis says; docments reads it only where a `->` stands"
+    return (re.search(r'\)\s*:\s*#\s*(.+)$', head_of(function)[-1]) or ['', ''])[1]
+
+
+def beside(function, name):
+    "The comment in a parameter's line, which docments gives to the last of several"
+    lines = (line.partition('#') for line in head_of(function))
+    return next((comment.strip() for code, _, comment in lines if comment and re.search(rf'(?<![\w.]){name}\s*[=,]', code)), '')
+
+
 def parameters(obj):
-    "(name, default, meaning) of the parameters of a function or a class, and of what it returns"
-    try: known = docments(obj.__init__ if inspect.isclass(obj) and '__init__' in vars(obj) else obj, full=True)
-    except Exception: return    # what it can't read has its docstring
+    "(name, default, meaning) of the parameters of a function or a class, and of what a function returns"
+    own = inspect.isclass(obj) and '__init__' in vars(obj) and not dataclasses.is_dataclass(obj)    # a dataclass' own is made up
+    try: known = docments(obj.__init__ if own else obj, full=True)
+    except Exception: known = {}    # what it can't read has its docstring
+    back = known.pop('return', None)
     for k, v in known.items():
-        if k == 'self' or k == 'return' and not v.docment: continue
-        default = '' if v.default is inspect.Parameter.empty or k == 'return' else f'<code>{html.escape(re.sub(r" at 0x[0-9a-f]+", "", repr(v.default)))}</code>'
-        yield '→' if k == 'return' else k, default, v.docment or ''
+        if k == 'self': continue
+        default = '' if v.default is inspect.Parameter.empty else f'<code>{html.escape(re.sub(r" at 0x[0-9a-f]+", "", repr(v.default)))}</code>'
+        named = re.search(rf'\b{k}\b', (inspect.getdoc(obj) or '') + (inspect.getdoc(obj.__init__) or '' if own else ''))
+        yield k, default, v.docment or beside(obj.__init__ if own else obj, k) or ('see above' if named else GLOSSARY.get(k, ''))
+    says = back and back.docment or (returned(obj) if inspect.isfunction(obj) else '')
+    if says: yield '→', '', says
 
 
 def members(obj):
