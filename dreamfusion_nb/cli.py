@@ -74,19 +74,16 @@ def _again(argv):
 # %% ../nbs/19_cli.ipynb #a9406cd4
 def _run(args, config, seen):
     "Trains and lists what was written; `seen` keeps the trainer's newest step. torch comes in here"
-    from dreamfusion_nb.export import EmptyMeshError
     from dreamfusion_nb.trainer import is_finished, load, slug, train
     def remember(trainer, record): seen.update(step=trainer.step_count)
     folder = Path(args.out) if args.out else Path('outputs')/slug(config.prompt)
     common = dict(device=args.device, overwrite=args.overwrite, callbacks=[remember])
-    try:
-        there = args.refine and not args.overwrite and is_finished(folder) and load_config(folder/'config.yaml') == config
-        if there: result = load(folder, args.device)
-        else:
-            result = train(args.prompt, config=config, out=args.out, resume=args.resume or 'auto', phases=args.phases, **common)
-            print(*_written(result.folder), sep='\n')
-        if args.refine: print(*_written(result.refine(**common).folder), sep='\n')
-    except EmptyMeshError as error: raise ConfigError(str(error)) from error
+    there = args.refine and not args.overwrite and is_finished(folder) and load_config(folder/'config.yaml') == config
+    if there: result = load(folder, args.device)
+    else:
+        result = train(args.prompt, config=config, out=args.out, resume=args.resume or 'auto', phases=args.phases, **common)
+        print(*_written(result.folder), sep='\n')
+    if args.refine: print(*_written(result.refine(**common).folder), sep='\n')
 
 # %% ../nbs/19_cli.ipynb #c24b27e9
 @contextmanager

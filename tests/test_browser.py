@@ -252,7 +252,7 @@ def test_a_tutorial_in_jupyterlab(opened, books, lab):
     "The first one, its run shortened: everything runs, and the dashboard at its top is alive"
     text = (Path(__file__).parents[1]/'nbs/tutorials/01_first_object.ipynb').read_text()
     shutil.copy(Path(__file__).parents[1]/'nbs/tutorials/01_first_object.ipynb', books/'tutorial.ipynb')
-    (books/'tutorial.ipynb').write_text(text.replace('iters=400', 'iters=60').replace('score > .5', 'score > 0'))
+    (books/'tutorial.ipynb').write_text(text.replace('iters=1000', 'iters=60').replace('score > .5', 'score > 0'))
     page = pages.open_lab(opened, lab, 'tutorial.ipynb')
     pages.run_all(page)
     page.locator('.dfnb-step-dashboard').first.wait_for(timeout=120_000)
