@@ -6,7 +6,7 @@
 __all__ = ['PICTURES', 'KEEP', 'GOING', 'STYLE', 'STANDING', 'CLEAR', 'GRID', 'CURVES', 'AS_IT_IS', 'LIGHT', 'COLORS',
            'gradient_overlay', 'noise_colors', 'step_pictures', 'step_facts', 'as_jpeg', 'Frame', 'between_steps',
            'current_cell', 'interrupted', 'Loop', 'said', 'Driver', 'driver_of', 'caption', 'tile', 'table',
-           'complaint', 'wrapping', 'montage', 'card', 'Dashboard', 'guarded', 'buttons', 'Click', 'Plot',
+           'complaint', 'wrapping', 'fitting', 'montage', 'card', 'Dashboard', 'guarded', 'buttons', 'Click', 'Plot',
            'curves_plot', 'draw_curve', 'add_cameras', 'draw_cameras', 'columns', 'draw_run', 'as_trainer',
            'StepDashboard', 'only_levels', 'Ray', 'look_along', 'ray_plot', 'slider', 'source_of', 'follow_box',
            'FieldDashboard', 'MeshDashboard', 'bending', 'bent_colors', 'CompareDashboard', 'spread', 'names_of']
@@ -308,6 +308,12 @@ def wrapping(*children):
     return widgets.Box(children, layout=widgets.Layout(display='flex', flex_flow='row wrap', grid_gap='6px', overflow='hidden'))
 
 # %% ../nbs/16_dashboard.ipynb #f5568798
+def fitting(text, width, measure):
+    "`text`, or as much of its beginning as is at most `width` wide by `measure(text)`, and an ellipsis"
+    if measure(text) <= width: return text
+    return next((part for n in range(len(text) - 1, 0, -1) if measure(part := text[:n].rstrip(' ,') + '…') <= width), '…')
+
+
 def montage(pictures,      # list of (caption, PIL image)
             title='',      # above them all
             cols=4,        # pictures in a row
@@ -321,7 +327,7 @@ def montage(pictures,      # list of (caption, PIL image)
     for i, (text, picture) in enumerate(pictures):
         x, y = i % cols*(side + 6), i//cols*(side + 20) + 20
         sheet.paste(picture.convert('RGB').resize((side, side)), (x, y))
-        draw.text((x + 2, y + side + 3), text, 'black')
+        draw.text((x + 2, y + side + 3), fitting(text, side, draw.textlength), 'black')
     return sheet
 
 
@@ -995,19 +1001,21 @@ COLORS = ['#1f77b4', '#ff7f0e', '#2ca02c', '#d62728', '#9467bd', '#8c564b']    #
 
 class CompareDashboard(Loop, Dashboard):
     """Several runs side by side, in step, with one camera: `CompareDashboard(['a mug', 'a duck'])`, or one prompt with a list of values,
-    `CompareDashboard('a duck', seed=[0, 1, 2], iters=200)`. `every`: steps of a run after which the objects are shown. Raises `ConfigError`."""
+    `CompareDashboard('a duck', seed=[0, 1, 2], iters=200)`; or trainers by the names that are shown, `CompareDashboard({'weak': trainer, …})`.
+    `every`: steps of a run after which the objects are shown. Raises `ConfigError`."""
     def __init__(self,
-                 what,        # a prompt or `Trainer`, or a list of them
+                 what,        # a prompt or `Trainer`, a list of them, or a dictionary of them by the names that are shown
                  *,
                  every=10,    # steps between two looks at the objects
                  size=240,    # pixels along an edge of a viewer
                  **overrides  # of the configuration; a list is one value for each run
                 ):
-        pairs = spread(what, overrides)
+        pairs = spread(list(what.values()) if isinstance(what, dict) else what, overrides)
         if overrides and any(isinstance(t, Trainer) for t, _ in pairs):
             raise ConfigError(f'a trainer has its configuration already; {", ".join(overrides)} can be given with prompts')
         self.trainers = [t if isinstance(t, Trainer) else Trainer(load_config('toybox', o, dict(prompt=t))) for t, o in pairs]
-        self.every, self.names, self.labels = every, names_of(self.trainers), [widgets.HTML() for _ in self.trainers]
+        self.names = [str(name) for name in what] if isinstance(what, dict) else names_of(self.trainers)
+        self.every, self.labels = every, [widgets.HTML() for _ in self.trainers]
         self.viewers = [Viewer(width=size, height=size, controls=False) for _ in self.trainers]
         self.plot = curves_plot({'gradient': 'log', 'mean opacity': 'linear'}, height=200)
         self.plot.update_layout(showlegend=False, margin_b=36)    # the dots in the labels have the curves' colours
@@ -1042,11 +1050,12 @@ def spread(what, overrides):
 
 
 def names_of(trainers):
-    "What tells the runs of `trainers` apart: their prompts, and the keys in which their configurations differ"
+    "What tells the runs of `trainers` apart: the keys in which their configurations differ, and their prompts if these do or nothing else does"
     flat = [t.config.flat() for t in trainers]
     keys = [k for k in flat[0] if k != 'prompt' and len({repr(f.get(k)) for f in flat}) > 1]
     def value(v): return f'{v:g}' if isinstance(v, float) else v
-    return [', '.join([t.config.prompt, *(f'{k.split(".")[-1]} {value(f[k])}' for k in keys)]) for t, f in zip(trainers, flat)]
+    said = not keys or len({t.config.prompt for t in trainers}) > 1
+    return [', '.join([*[t.config.prompt]*said, *(f'{k.split(".")[-1]} {value(f[k])}' for k in keys)]) for t, f in zip(trainers, flat)]
 
 # %% ../nbs/16_dashboard.ipynb #7723473d
 def _advance_all(self):
