@@ -129,7 +129,9 @@ def _crossings(triangles, low, step, n, turns):
 
 
 def inside_lattice(mesh, low, step, n):
-    "Whether the points low + step*(i, j, k), i, j, k < n, lie inside a closed trimesh [n, n, n], by its winding number, whichever way it is wound"
+    """Whether the points low + step*(i, j, k), i, j, k < n, lie inside a closed trimesh [n, n, n], by its winding number.
+
+    All of it may be wound inside out, but not one of two pieces that overlap."""
     turns = np.zeros((n, n, n), np.int32)
     _crossings(np.ascontiguousarray(mesh.triangles, dtype=np.float64), float(low), float(step), n, turns)
     return turns.cumsum(2) != 0
@@ -279,6 +281,8 @@ def _init_from_mesh(self, mesh):  # a closed trimesh.Trimesh within ±bound
     if not np.isfinite(mesh.vertices).all(): raise ValueError('init_from_mesh: the mesh has vertices that are not finite')
     if not mesh.is_watertight:
         raise ValueError('init_from_mesh: the mesh is not closed, so it has no inside; fill its holes first (trimesh.repair.fill_holes)')
+    if not mesh.is_winding_consistent:
+        raise ValueError('init_from_mesh: triangles side by side are wound in opposite ways; wind them alike first (trimesh.repair.fix_normals)')
     reach = np.abs(mesh.vertices).max()
     if reach > self.bound: raise ValueError(f'init_from_mesh: the mesh reaches to {reach:.3g}, beyond the box ±{self.bound:g}; scale it down')
     scale, n = 1.1*reach, cells(self.resolution)
@@ -290,6 +294,8 @@ def _init_from_mesh(self, mesh):  # a closed trimesh.Trimesh within ±bound
         raise EmptyMeshError(f'init_from_mesh: no vertex of the grid lies inside the mesh; its walls are thinner than the spacing {step:.3g}: '
             f'raise the resolution (now {self.resolution})')
     distance = distance_to_mesh(self.grid.cpu().double().numpy()*scale, mesh, 1.5*step)
+    # a vertex of the grid that lies on the mesh would be where all its edges are cut: triangles without an area
+    distance = np.where(distance < 1e-6*step, 1e-3*step, distance)
     self._set(np.where(inside, distance, -distance), scale)
 
 # %% ../nbs/08_dmtet.ipynb #ff20d48b

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['UNWRAP', 'MESH_FORMATS', 'MATERIAL', 'sample_density', 'visible_range', 'smooth_density', 'auto_threshold',
-           'drop_pieces', 'check_resolution', 'check_threshold', 'Surfaces', 'extract_mesh', 'check_faces',
-           'by_quadrics', 'by_short_edges', 'decimate', 'unwrap', 'check_texture_size', 'tangents', 'normals_of',
-           'bake', 'paint_of', 'mesh_views', 'srgb_to_linear', 'linear_to_srgb', 'check_path', 'write_mesh',
-           'write_whole', 'write_video', 'six_view']
+           'pieces_of', 'drop_pieces', 'check_resolution', 'check_share', 'check_threshold', 'Surfaces', 'extract_mesh',
+           'check_faces', 'by_quadrics', 'by_short_edges', 'decimate', 'unwrap', 'check_seconds', 'check_texture_size',
+           'tangents', 'normals_of', 'bake', 'paint_of', 'mesh_views', 'srgb_to_linear', 'linear_to_srgb', 'check_path',
+           'write_mesh', 'write_whole', 'write_video', 'six_view']
 
 # %% ../nbs/13_export.ipynb #2deada2d
 import math
@@ -96,34 +96,47 @@ def _isosurface(surface, level, bound):
     return ((vertices - 1)*(2*bound/(len(surface) - 1)) - bound).clip(-bound, bound), faces[:, ::-1]
 
 # %% ../nbs/13_export.ipynb #63809812
-def drop_pieces(mesh,      # trimesh.Trimesh, changed in place
-                min_share  # pieces with less than this share of the largest one's volume go; 1: one stays, 0: all
-               ):          # the mesh
-    "A mesh without its floaters, and without hollows inside"
+def pieces_of(mesh):  # trimesh.Trimesh
+    "Which piece each triangle belongs to [F], and the pieces' volumes: negative that of a hollow inside another"
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
     vertices, faces = np.asarray(mesh.vertices), np.asarray(mesh.faces)
     edges = np.concatenate([faces[:, :2], faces[:, 1:]])
-    n, label = connected_components(coo_matrix((np.ones(len(edges), bool), edges.T), shape=(len(vertices),)*2), directed=False)
+    _, label = connected_components(coo_matrix((np.ones(len(edges), bool), edges.T), shape=(len(vertices),)*2), directed=False)
+    piece = np.unique(label[faces[:, 0]], return_inverse=True)[1]
     a, b, c = vertices[faces].transpose(1, 0, 2)
-    volume = np.bincount(label[faces[:, 0]], weights=(a*np.cross(b, c)).sum(-1)/6, minlength=n)
-    keep = (volume >= min_share*volume.max())[label]
-    mesh.update_faces(keep[faces[:, 0]])
+    return piece, np.bincount(piece, weights=(a*np.cross(b, c)).sum(-1)/6)
+
+
+def drop_pieces(mesh,      # trimesh.Trimesh, changed in place
+                min_share  # pieces with less than this share of the largest one's volume go; 1: one stays, 0: all
+               ):          # the mesh
+    "A mesh without its floaters, and without hollows inside. Raises `ConfigError`"
+    check_share(min_share)
+    piece, volume = pieces_of(mesh)
+    keep = np.arange(len(volume)) == volume.argmax() if min_share == 1 else volume >= min_share*volume.max()
+    mesh.update_faces(keep[piece])
     mesh.remove_unreferenced_vertices()
     return mesh
 
 # %% ../nbs/13_export.ipynb #4c98b12b
 def check_resolution(resolution):
     "Raises `ConfigError` unless `resolution` is a number of grid points that a surface can be cut from"
-    if isinstance(resolution, bool) or not isinstance(resolution, Integral) or resolution < 4:
-        raise ConfigError(f'resolution is a whole number of points an axis, at least 4, not {resolution!r}')
+    if isinstance(resolution, bool) or not isinstance(resolution, Integral) or not 4 <= resolution <= 1024:
+        raise ConfigError(f'resolution is a whole number of points an axis, at least 4, at most 1024, not {resolution!r}')
+
+
+def check_share(min_share):
+    "Raises `ConfigError` unless `min_share` is a share"
+    if isinstance(min_share, bool) or not isinstance(min_share, Real) or not 0 <= min_share <= 1:
+        raise ConfigError(f'min_share is a number from 0 (every piece stays) to 1 (one does), not {min_share!r}')
 
 
 def check_threshold(threshold):
     "Raises `ConfigError` unless `threshold` is \"auto\" or a density"
     if isinstance(threshold, str) and threshold == 'auto': return
-    if isinstance(threshold, bool) or not isinstance(threshold, Real) or not 0 < threshold < math.inf:
-        raise ConfigError(f'threshold is "auto" or a positive density, not {threshold!r}')
+    if isinstance(threshold, bool) or not isinstance(threshold, Real) or not 0 < threshold <= 1e30:
+        raise ConfigError(f'threshold is "auto" or a positive density, at most 1e30, not {threshold!r}')
 
 # %% ../nbs/13_export.ipynb #c370fa43
 class Surfaces:
@@ -136,6 +149,7 @@ class Surfaces:
     def __init__(self, field, *, resolution=128, bound=None, grid=None, radius=None, smooth=.015, chunk=65536):
         check_resolution(resolution)
         self.field, self.chunk, self.bound = field, chunk, getattr(field, 'bound', 1.) if bound is None else bound
+        if not 0 < self.bound < math.inf: raise ConfigError(f'bound is half the side of a box, above 0, not {self.bound!r}')
         self.device = next((p.device for p in field.parameters()), None) if hasattr(field, 'parameters') else None
         self.spacing = 2*self.bound/(resolution - 1)
         self.sigma = smooth/self.spacing
@@ -196,10 +210,11 @@ def check_faces(faces):
 
 
 def by_quadrics(mesh, faces):
-    "A trimesh with about so many triangles (Garland & Heckbert 1997); None if it can't be had closed"
+    "A trimesh with about so many triangles (Garland & Heckbert 1997); None if it can't be had closed, or only as flat as a sheet"
     for aggression in (7, 3, 1):
         small = mesh.simplify_quadric_decimation(face_count=faces, aggression=aggression)
-        if small.is_watertight and len(small.faces) <= faces: return small
+        # two triangles back to back count as closed
+        if small.is_watertight and len(small.faces) <= faces and np.abs(pieces_of(small)[1]).min() > 1e-9*mesh.scale**3: return small
 
 
 def by_short_edges(mesh, faces):
@@ -207,6 +222,8 @@ def by_short_edges(mesh, faces):
     import manifold3d
     import trimesh
     solid = manifold3d.Manifold(manifold3d.Mesh(np.asarray(mesh.vertices, np.float32), np.asarray(mesh.faces, np.uint32)))
+    if solid.status() != manifold3d.Error.NoError:
+        raise ConfigError('faces: the mesh is no closed surface whose triangles are all wound the same way; trimesh.repair.fix_normals winds them')
     tolerance, spare, least = 1e-4*mesh.scale, None, len(mesh.faces)
     while not solid.is_empty():
         made, least = solid.to_mesh(), solid.num_tri()
@@ -215,6 +232,7 @@ def by_short_edges(mesh, faces):
             # a program that reads it takes vertices at one place for one; best if it is closed then, too
             if trimesh.Trimesh(small.vertices, small.faces).is_watertight: return small
             spare = spare or small
+            if least < .5*len(spare.faces): break    # not at any price
         solid, tolerance = solid.simplify(tolerance), 1.15*tolerance
     if spare is None: raise ConfigError(f'faces: {faces} are too few for this shape; the nearest number that works is {least}')
     return spare
@@ -248,6 +266,7 @@ def unwrap(mesh,       # trimesh.Trimesh
     "Charts and where they lie in a texture, by xatlas, in a process of its own, which can be stopped. Raises `ConfigError`"
     import trimesh
     if not len(mesh.faces): raise ConfigError('unwrap: the mesh has no faces')
+    check_seconds(seconds)
     with tempfile.TemporaryDirectory() as folder:
         given, made = (str(Path(folder)/name) for name in ('given.npz', 'made.npz'))
         np.savez(given, vertices=np.asarray(mesh.vertices, np.float32), faces=np.asarray(mesh.faces, np.uint32))
@@ -256,6 +275,12 @@ def unwrap(mesh,       # trimesh.Trimesh
         with np.load(made) as d: of, faces, uv = d['of'], d['faces'], d['uv']
     visual = trimesh.visual.TextureVisuals(uv=uv.astype(np.float64))
     return trimesh.Trimesh(mesh.vertices[of], faces.astype(np.int64), vertex_normals=mesh.vertex_normals[of], visual=visual, process=False)
+
+
+def check_seconds(seconds):
+    "Raises `ConfigError` for a time limit that is none"
+    if isinstance(seconds, bool) or not isinstance(seconds, Real) or not 0 < seconds <= 1e6:
+        raise ConfigError(f'seconds is a time limit above 0, at most a million, not {seconds!r}')
 
 
 def check_texture_size(size):
@@ -397,16 +422,20 @@ def check_path(path,     # where a file shall be
               ) -> Path:
     "The path, if a file can be written there. Raises `ConfigError` otherwise: better before a minute of work than after it"
     if not isinstance(path, (str, Path)): raise ConfigError(f'a {what} needs a path, not {path!r}')
-    path = Path(path).expanduser()
+    try: path = Path(path).expanduser()
+    except RuntimeError as error: raise ConfigError(f'cannot write {str(path)[:200]!r}: {error}') from None
     if path.suffix.lower() not in formats:
         hint = did_you_mean(path.suffix, formats) if path.suffix else ''
         raise ConfigError(f'a {what} is written as {", ".join(formats)}, not {path.suffix or "without an ending"!r}: {str(path)!r}{hint}')
     if '\0' in str(path): raise ConfigError(f'cannot write {str(path)!r}: the name contains a zero byte')
     try:
+        os.fsencode(path)
         parent = next(p for p in path.absolute().parents if p.exists())
         why = ('it is a folder' if path.is_dir() else f'{parent} is a file' if not parent.is_dir()
-               else '' if os.access(parent, os.W_OK | os.X_OK) else f'{parent} cannot be written')
+               else f'{parent} cannot be written' if not os.access(parent, os.W_OK | os.X_OK)
+               else 'it is there, and read-only' if path.exists() and not os.access(path, os.W_OK) else '')
     except OSError as error: why = error.strerror
+    except UnicodeEncodeError: why = 'no file can have such a name'
     if why: raise ConfigError(f'cannot write {str(path)[:200]!r}: {why}')
     return path
 
@@ -435,12 +464,18 @@ def write_mesh(mesh,  # trimesh.Trimesh; vertex colours are screen colours (sRGB
     if not len(mesh.faces): raise ConfigError(f'cannot write {str(path)!r}: the mesh has no faces')
     if not np.isfinite(mesh.vertices).all(): raise ConfigError(f'cannot write {str(path)!r}: the mesh has vertices that are not finite')
     kind = path.suffix[1:].lower()
-    if mesh.visual.kind == 'texture' and kind == 'obj': return _write_textured_obj(mesh, path)
-    if mesh.visual.kind == 'texture' and kind == 'ply':
-        mesh = mesh.copy()
-        mesh.visual = mesh.visual.to_color()
+    import trimesh
+    mesh = mesh.copy(include_cache=True)    # the normals across the seams of a texture are kept there
+    # neither a vertex without a triangle nor a normal without a direction is allowed in glTF
+    if not mesh.referenced_vertices.all(): mesh.remove_unreferenced_vertices()
+    lost = np.linalg.norm(mesh.vertex_normals, axis=1) < .5
+    if lost.any(): mesh.vertex_normals = np.where(lost[:, None], [0., 1., 0.], mesh.vertex_normals)
+    if mesh.visual.kind == 'texture' and kind != 'glb':
+        values, picture = paint_of(mesh.visual, len(mesh.vertices))
+        if picture and kind == 'obj': return _write_textured_obj(mesh, picture, path)
+        if picture: mesh.visual = mesh.visual.to_color()
+        else: mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=np.round(values*255).astype(np.uint8))
     if kind == 'glb' and mesh.visual.kind != 'texture':
-        mesh = mesh.copy()
         colors = mesh.visual.vertex_colors.copy()
         colors[:, :3] = np.round(srgb_to_linear(colors[:, :3]/255)*255)
         mesh.visual.vertex_colors = colors
@@ -454,14 +489,14 @@ def write_mesh(mesh,  # trimesh.Trimesh; vertex colours are screen colours (sRGB
 MATERIAL = 'newmtl {name}\nKa 1 1 1\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {albedo}\n'
 
 
-def _write_textured_obj(mesh, path):
+def _write_textured_obj(mesh, picture, path):
     from trimesh.exchange.obj import export_obj
     text, _ = export_obj(mesh, include_normals=True, return_texture=True, mtl_name=f'{path.stem}.mtl')
     name = next(line.split(maxsplit=1)[1] for line in text.splitlines() if line.startswith('usemtl'))
     albedo, normal = (path.with_name(f'{path.stem}-{kind}.png') for kind in ('albedo', 'normal'))
     material, bumps = MATERIAL.format(name=name, albedo=albedo.name), getattr(mesh.visual.material, 'normalTexture', None)
     if bumps: material += f'norm {normal.name}\n'    # as the PBR extension of MTL calls it
-    pictures = {albedo: mesh.visual.material.baseColorTexture.save} | ({normal: bumps.save} if bumps else {})
+    pictures = {albedo: picture.save} | ({normal: bumps.save} if bumps else {})
     # the .obj last: whoever sees it finds the others
     return write_whole(pictures | {path.with_suffix('.mtl'): lambda temporary: temporary.write_text(material, encoding='utf-8'),
                                    path: lambda temporary: temporary.write_text(text, encoding='utf-8')})
@@ -491,7 +526,7 @@ def write_video(frames,  # [n, 3, H, W] in [0, 1], or an iterable of [3, H, W] t
                ) -> Path:
     "H.264 video that plays in browsers and on phones (yuv420p; an odd size loses a row or column). Whole or not at all. Raises `ConfigError`"
     path, frames = check_path(path, ('.mp4',), 'video'), iter(frames)
-    if not (isinstance(fps, Real) and 0 < fps <= 1000): raise ConfigError(f'video: fps must be above 0 and at most 1000, not {fps!r}')
+    if not (isinstance(fps, Real) and .01 <= fps <= 1000): raise ConfigError(f'video: fps must be from .01 to 1000, not {fps!r}')
     first = next(frames, None)
     if first is None: raise ConfigError('a video needs at least one frame')
     return write_whole({path: lambda temporary: _encode(temporary, to_pil(first).size, chain([first], frames), fps)})
@@ -513,6 +548,10 @@ def _encode(path, size, frames, fps):
             if picture.size != size: raise ConfigError(f'frame {i} is {picture.width}×{picture.height}, the first was {size[0]}×{size[1]}')
             video.send(np.ascontiguousarray(np.asarray(picture.crop((0, 0, *even)))))
     finally: video.close()
+    # ffmpeg's exit status is not told; a disk that was full shows in what can be read back
+    try: written, _ = imageio_ffmpeg.count_frames_and_secs(str(path))
+    except RuntimeError: written = 0
+    if written <= i: raise OSError(None, f'ffmpeg could store only {written} of {i + 1} frames (is the disk full?)')
 
 # %% ../nbs/13_export.ipynb #0ef316f8
 @torch.no_grad()

@@ -22,7 +22,7 @@ from dreamfusion_nb.dmtet import (
     tet_grid,
     vertex_normals,
 )
-from dreamfusion_nb.export import by_quadrics, by_short_edges, decimate
+from dreamfusion_nb.export import by_quadrics, by_short_edges, decimate, drop_pieces
 from dreamfusion_nb.losses import mesh_laplacian, mesh_normal
 
 
@@ -303,3 +303,47 @@ def test_overlapping_solids_are_one(seed):
     fine = (np.stack(np.meshgrid(*[np.linspace(-.6, .6, 121)]*3, indexing='ij'), -1))
     union = np.any([((fine > b.bounds[0]) & (fine < b.bounds[1])).all(-1) for b in boxes], 0).sum()*.01**3
     assert made.mesh().is_watertight and made.mesh().volume == pytest.approx(union, rel=.08)
+
+
+def one_way_and_the_other(mesh):
+    "Closed, but every second triangle is wound the wrong way"
+    faces = mesh.faces.copy()
+    faces[::2] = faces[::2, ::-1]
+    return trimesh.Trimesh(mesh.vertices, faces, process=False)
+
+
+def test_winding_that_is_no_winding():
+    mixed = one_way_and_the_other(trimesh.creation.icosphere(3, radius=.5))
+    assert mixed.is_watertight
+    with pytest.raises(ValueError, match='wound in opposite ways'): renderer(16).init_from_mesh(mixed)
+    with pytest.raises(ConfigError, match='all wound the same way'): by_short_edges(mixed, 100)
+
+
+@pytest.mark.parametrize('make', [lambda: trimesh.creation.box((1, 1, 1)), lambda: trimesh.creation.icosphere(0, radius=.5)])
+@pytest.mark.parametrize('resolution', [16, 56])
+def test_a_mesh_on_the_vertices_of_the_grid(make, resolution):
+    "Faces of the box lie on lattice points at 56; triangles without an area came of it"
+    made, given = renderer(resolution), make()
+    made.init_from_mesh(given)
+    mesh = made.mesh()
+    assert mesh.area_faces.min() > 0 and np.linalg.norm(mesh.vertex_normals, axis=1).min() > .9
+    assert trimesh.Trimesh(mesh.vertices, mesh.faces).is_watertight
+    assert mesh.volume == pytest.approx(given.volume, rel=.2 if resolution == 16 else .02)
+
+
+def test_a_sheet_is_no_solid():
+    "Two triangles back to back are closed, and enclose nothing"
+    ring = trimesh.creation.torus(1, .3)
+    assert not any(small and small.volume < 1e-6 for small in (by_quadrics(ring, n) for n in (4, 5, 8, 20)))
+    three = trimesh.util.concatenate([trimesh.creation.icosphere(2).apply_translation([3*i, 0, 0]) for i in range(3)])
+    for mesh in (ring, three):
+        try: assert decimate(mesh, 4).volume > .01
+        except ConfigError as error: assert 'are too few for this shape' in str(error)
+
+
+def test_one_of_twins_stays():
+    ball = trimesh.creation.icosphere(2).apply_translation([2, 0, 0])
+    twins = trimesh.util.concatenate([ball, ball.copy().apply_transform(np.diag([-1., 1, 1, 1]))])
+    assert drop_pieces(twins.copy(), 1.).body_count == 1 and drop_pieces(twins.copy(), .99).body_count == 2
+    for share in (-.1, 1.1, math.nan, 'a', None, True):
+        with pytest.raises(ConfigError, match='min_share is a number from 0'): drop_pieces(twins.copy(), share)

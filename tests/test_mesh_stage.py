@@ -278,3 +278,60 @@ def test_command(pipeline, tmp_path, capfd):
     rows = [json.loads(line) for line in (tmp_path/'burger-refined'/'history.jsonl').read_text().splitlines()]
     assert len(rows) == preset('toybox-dmtet').iters and 'mesh_normal' in rows[0]
     assert cli.main([*words, '--refine']) == 2 and 'already holds a finished result' in capfd.readouterr().err
+
+
+def test_a_resumed_run_says_no_more_than_is_true(cloud, model, tmp_path):
+    "It goes on with its own shape: nothing about a ball, or the cloud, a second time"
+    options = dict(guidance=model, out=tmp_path/'mesh', progress=False, **MESH)
+    def stop(trainer, record):
+        if trainer.step_count == 2: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): cloud.refine(callbacks=[lambda trainer, record: trainer.save(), stop], **options)
+    cloud.refine(**options)
+    before, after = (tmp_path/'mesh'/'log.txt').read_text().split('resumed at step 2')
+    assert 'began with the surface of' in before and 'began with' not in after and 'ball' not in before
+
+
+def test_refine_keeps_the_words(cloud):
+    with pytest.raises(ConfigError, match='the words of its cloud'): cloud.refine(prompt='a mug')
+    with pytest.raises(ConfigError, match='name single keys'): cloud.refine(config='toybox-dmtet')
+
+
+def test_textures_of_other_makes(refined, tmp_path):
+    "An OBJ that was read back can be written again, and what xatlas cut open before it is painted"
+    from dreamfusion_nb.export import unwrap, write_mesh
+    mesh = refined.mesh()
+    write_mesh(refined.textured(mesh, 64), tmp_path/'one.obj')
+    write_mesh(trimesh.load(tmp_path/'one.obj', process=False), tmp_path/'two.obj')
+    pictures = [np.asarray(trimesh.load(tmp_path/name).visual.material.image.convert('RGB')) for name in ('one.obj', 'two.obj')]
+    assert (pictures[0] == pictures[1]).all()
+    for name in ('bare.obj', 'bare.ply'): assert trimesh.load(write_mesh(unwrap(mesh), tmp_path/name)).area == pytest.approx(mesh.area, rel=1e-4)
+
+
+def test_a_vertex_without_a_triangle_is_not_written(tmp_path):
+    from dreamfusion_nb.export import write_mesh
+    ball = trimesh.creation.icosphere(1)
+    loose = trimesh.Trimesh(np.concatenate([ball.vertices, [[5, 5, 5]]]), ball.faces, process=False)
+    back = trimesh.load(write_mesh(loose, tmp_path/'loose.glb'), force='mesh', process=False)
+    assert len(back.vertices) == len(ball.vertices) and len(loose.vertices) == len(ball.vertices) + 1
+
+
+def test_a_disk_that_gets_full(tmp_path):
+    "In a process of its own, which may write 20,000 bytes a file: the film that was there stays"
+    script = '''
+import resource, signal, sys, torch
+from dreamfusion_nb import ConfigError
+from dreamfusion_nb.export import write_video
+path, frames = sys.argv[1], torch.rand(10, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+write_video(frames[:2], path)
+before = open(path, 'rb').read()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+try: write_video(frames, path)
+except ConfigError as error: print(error)
+assert open(path, 'rb').read() == before
+'''
+    import subprocess
+    import sys
+    done = subprocess.run([sys.executable, '-c', script, str(tmp_path/'film.mp4')], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 'cannot write' in done.stdout and os.listdir(tmp_path) == ['film.mp4']

@@ -523,3 +523,70 @@ def test_reset_empties_the_folder_too(model, tmp_path):
     used.save()
     resumed = Trainer.resume(tmp_path/'mug', model)
     assert (resumed.step_count, resumed.history) == (1, used.history)
+
+
+def test_only_what_is_ours_is_deleted(model, tmp_path):
+    "A result whose name ends in .replaced, and a file called .tmp. of somebody else"
+    options = dict(guidance=model, progress=False, **CHEAP | dict(iters=2))
+    train('a hamburger', out=tmp_path/'x.replaced', **options)
+    train('a hamburger', out=tmp_path/'x', **options)
+    assert trainer.is_finished(tmp_path/'x.replaced')
+    with pytest.raises(ConfigError, match='which is taken; move that away'): train('a hamburger', out=tmp_path/'x', overwrite=True, **options)
+    assert trainer.is_finished(tmp_path/'x') and trainer.is_finished(tmp_path/'x.replaced')
+    shutil.rmtree(tmp_path/'x.replaced')
+    (tmp_path/'x'/'notes.tmp.txt').write_text('mine')
+    (tmp_path/'x'/'.preview.tmp.png').write_text('half')
+    train('a hamburger', out=tmp_path/'x', overwrite=True, **options)
+    assert (tmp_path/'x'/'notes.tmp.txt').read_text() == 'mine' and not (tmp_path/'x'/'.preview.tmp.png').exists()
+    assert not (tmp_path/'x.replaced').exists()
+
+
+def test_home_is_home(result, model, tmp_path, monkeypatch):
+    "~ is the home folder, for looking whether a file exists as well as for writing it"
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path/'m.glb').write_text('precious')
+    options = dict(mode='export-mesh', resume_from_checkpoint=str(result.folder), out=tmp_path/'out', mesh_resolution=16)
+    with pytest.raises(ConfigError, match='exists; choose another'): train('a hamburger', mesh_fname='~/m.glb', **options)
+    assert (tmp_path/'m.glb').read_text() == 'precious'
+    with pytest.raises(ConfigError, match='is written as'): train('a hamburger', mesh_fname='m.xyz', **options)
+    assert not (tmp_path/'out').exists()
+    train('a hamburger', guidance=model, out='~/burger', progress=False, **CHEAP | dict(iters=1))
+    assert (tmp_path/'burger'/'model.glb').exists()
+
+
+@pytest.mark.parametrize('look', ['glance', 'validate'])
+def test_a_picture_that_fails_leaves_the_run_as_it_was(look, model, tmp_path, monkeypatch):
+    trainer = Trainer(load_config('toybox', CHEAP | dict(prompt='a hamburger')), model, folder=tmp_path)
+    trainer.step()
+    assert trainer.renderer.training
+    def broken(*args, **options): raise RuntimeError('no memory')
+    monkeypatch.setattr(trainer.renderer, 'forward', broken)
+    with pytest.raises(RuntimeError, match='no memory'): getattr(trainer, look)()
+    assert trainer.renderer.training
+
+
+def test_an_interrupt_is_not_lost_in_an_error(model):
+    "Ctrl-C while a step runs that fails: it is the Ctrl-C that is told"
+    import signal
+    trainer = Trainer(load_config('toybox', CHEAP | dict(prompt='a hamburger')), model)
+    def broken():
+        signal.raise_signal(signal.SIGINT)
+        raise RuntimeError('no memory')
+    trainer.step = broken
+    with pytest.raises(KeyboardInterrupt): trainer.fit(1)
+
+
+@pytest.mark.parametrize('options, said', [
+    (dict(threshold=1e38), 'threshold is "auto" or a positive density'), (dict(resolution=100_000), 'at most 1024'), (dict(min_share=2), 'min_share is a number'),
+    (dict(min_share=float('nan')), 'min_share is a number'), (dict(min_share='a'), 'min_share is a number'), (dict(seconds='a'), 'seconds is a time limit'),
+    (dict(seconds=float('nan')), 'seconds is a time limit')])
+def test_exports_that_cannot_be(options, said, result, tmp_path):
+    with pytest.raises(ConfigError, match=said) as e: result.export(tmp_path/'x.glb', texture=64, **options)
+    assert '\n' not in str(e.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('path', ['~nosuchuser/x.glb', '\ud800.glb'])
+def test_names_that_cannot_be(path, result, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match='cannot write'): result.export(path)
+    assert not list(tmp_path.iterdir())
