@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PICTURES', 'KEEP', 'GOING', 'STYLE', 'STANDING', 'CLEAR', 'GRID', 'CURVES', 'AS_IT_IS', 'LIGHT', 'COLORS',
            'gradient_overlay', 'noise_colors', 'step_pictures', 'step_facts', 'as_jpeg', 'Frame', 'between_steps',
-           'current_cell', 'interrupted', 'Loop', 'said', 'Driver', 'driver_of', 'caption', 'tile', 'table',
-           'complaint', 'wrapping', 'fitting', 'montage', 'card', 'Dashboard', 'guarded', 'buttons', 'Click', 'Plot',
-           'curves_plot', 'draw_curve', 'add_cameras', 'draw_cameras', 'columns', 'draw_run', 'as_trainer',
+           'current_cell', 'said', 'interrupted', 'hear_interrupts', 'Loop', 'Driver', 'driver_of', 'caption', 'tile',
+           'table', 'complaint', 'wrapping', 'fitting', 'montage', 'card', 'Dashboard', 'guarded', 'buttons', 'Click',
+           'Plot', 'curves_plot', 'draw_curve', 'add_cameras', 'draw_cameras', 'columns', 'draw_run', 'as_trainer',
            'StepDashboard', 'only_levels', 'Ray', 'look_along', 'ray_plot', 'slider', 'source_of', 'follow_box',
            'FieldDashboard', 'MeshDashboard', 'bending', 'bent_colors', 'CompareDashboard', 'spread', 'names_of']
 
@@ -145,28 +145,44 @@ def current_cell():
 GOING = WeakSet()    # loops that run
 
 
+def said(error):
+    "What a person reads of an error"
+    return str(error) if isinstance(error, ConfigError) else f'{type(error).__name__}: {error}'
+
+
 def interrupted(*_):
     "A signal handler: the kernel's interrupt button, where no cell is running"
     for loop in list(GOING): loop.running = False
+
+
+def hear_interrupts():
+    "A kernel ignores its interrupt button outside of cells: from now on it pauses what goes on"
+    main = threading.current_thread() is threading.main_thread()
+    if main and signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGINT, interrupted)
 
 # %% ../nbs/16_dashboard.ipynb #afad2e54
 class Loop:
     """Steps one after the other as a task of the kernel's event loop, which hears of sliders and buttons between two of them.
 
-    Needs `advance`, `done` and `tell`."""
+    Needs `advance`, `done`, `tell` and `complain`."""
     running, task = False, None
 
     async def go(self):
         GOING.add(self)
-        while self.running and not self.done:
-            # a kernel ignores the interrupt button outside of cells
-            if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-                signal.signal(signal.SIGINT, interrupted)
-            self.advance()
-            await asyncio.sleep(.002)    # messages from the page are read here
-        self.running = False
-        GOING.discard(self)
-        self.tell()
+        wrong = ''
+        try:
+            while self.running and not self.done:
+                hear_interrupts()
+                self.advance()
+                await asyncio.sleep(.002)    # messages from the page are read here
+        except KeyboardInterrupt: pass    # it pauses a run, as the button does
+        except Exception as error: wrong = said(error)    # nobody reads what a task ends with
+        finally:    # also where the task is cancelled
+            self.running = False
+            GOING.discard(self)
+            try: self.tell()
+            except Exception as error: wrong = wrong or said(error)
+            if wrong: self.complain(wrong)
 
     def run(self):
         "Go on until the end or `pause`, and leave the kernel free between two steps. In a script, without an event loop, it returns when it is done"
@@ -186,10 +202,6 @@ class Loop:
     def toggle(self): self.pause() if self.running else self.run()
 
 
-def said(error):
-    "What a person reads of an error"
-    return str(error) if isinstance(error, ConfigError) else f'{type(error).__name__}: {error}'
-
 # %% ../nbs/16_dashboard.ipynb #221da67a
 class Driver(Loop):
     """The steps of one trainer, for every dashboard that watches it: `driver_of(trainer)`.
@@ -205,28 +217,36 @@ class Driver(Loop):
             watcher.refresh()
             if grown: watcher.follow()
 
+    def complain(self, text):
+        self.error = text
+        self.tell()
+
     done = property(lambda self: self.trainer.step_count >= self.trainer.config.iters)
 
     def attempt(self, act, *args):
-        "What `act` returns; whatever goes wrong in it stops the run, and is said"
+        "What `act` returns; whatever goes wrong in it stops the run, and is said. An interrupt also ends the loop that this stands in"
         try: return act(*args)
-        except KeyboardInterrupt: self.running = False
+        except KeyboardInterrupt:
+            self.running = False
+            raise
         except Exception as error: self.running, self.error = False, said(error)
         self.tell()
 
-    def step(self, show=True):
-        "One step; if it fails, the trainer stays as it was. Returns its record, or None. The last one writes the result, if there is a folder"
-        if self.done: return None
-        trainer, began, self.error = self.trainer, time.perf_counter(), ''
-        record = self.attempt(trainer.fit, 1)
-        if record is None: return None
-        self.spent['steps'] += time.perf_counter() - began
-        # pictures take at most an eighth of the time, except where somebody presses for each
-        if show or self.watchers and (self.spent['shown'] < self.spent['steps']/8 or self.done): self.attempt(self.keep, record)
-        if self.done and trainer.folder: self.attempt(finish, Result(trainer.config, trainer.renderer, trainer.folder, trainer.history))
-        return record
+# %% ../nbs/16_dashboard.ipynb #221da67b
+def _step(self, show=True):
+    "One step; if it fails, the trainer stays as it was. Returns its record, or None. The last one writes the result, if there is a folder"
+    if self.done: return None
+    trainer, began, self.error = self.trainer, time.perf_counter(), ''
+    record = self.attempt(trainer.fit, 1)
+    if record is None: return None
+    self.spent['steps'] += time.perf_counter() - began
+    # pictures take at most an eighth of the time, except where somebody presses for each
+    if show or self.watchers and (self.spent['shown'] < self.spent['steps']/8 or self.done): self.attempt(self.keep, record)
+    if self.done and trainer.folder: self.attempt(finish, Result(trainer.config, trainer.renderer, trainer.folder, trainer.history))
+    return record
 
-    def advance(self): self.step(show=False)
+
+Driver.step, Driver.advance = _step, lambda self: self.step(show=False)
 
 # %% ../nbs/16_dashboard.ipynb #70bf9768
 def _keep(self, record):
@@ -560,9 +580,7 @@ class StepDashboard(Dashboard):
             widgets.HBox([looks, self.sliders()], **rows), self.plot], 'dfnb-step-dashboard', [self.driver])
         self.refresh()
 
-    def complain(self, text):
-        self.driver.error = text
-        self.driver.tell()
+    def complain(self, text): self.driver.complain(text)
 
     def step(self):
         self.looking, self.sure = None, False
@@ -1060,11 +1078,12 @@ def names_of(trainers):
 # %% ../nbs/16_dashboard.ipynb #7723473d
 def _advance_all(self):
     "A step of every run that is behind or level with the others, and not done. An error in one stops all, and says whose it is"
-    going = [d for d in self.drivers if not d.done]
-    least = min((d.trainer.step_count for d in going), default=0)
-    for driver in going:
-        if driver.trainer.step_count == least: driver.advance()
-    wrong = [f'{name}: {d.error}' for name, d in zip(self.names, self.drivers) if d.error]
+    going = {name: d for name, d in zip(self.names, self.drivers) if not d.done}
+    least = min((d.trainer.step_count for d in going.values()), default=0)
+    # the others may have an error of long ago
+    turn = {name: d for name, d in going.items() if d.trainer.step_count == least}
+    for driver in turn.values(): driver.advance()
+    wrong = [f'{name}: {d.error}' for name, d in turn.items() if d.error]
     self.complain('; '.join(wrong))
     if wrong: self.running = False
     if self.done or wrong or least % self.every == self.every - 1: self.tell()
@@ -1089,11 +1108,17 @@ def _say(self):
 
 
 def _tell_all(self):
-    "The objects as they are now"
+    "The objects as they are now. One that can't be shown stops the run"
     self.say()
-    for viewer, t in zip(self.viewers, self.trainers):
+    wrong = []
+    for name, viewer, t in zip(self.names, self.viewers, self.trainers):
         try: viewer.show(t.mesh(48))
         except EmptyMeshError: viewer.show(None)
+        except ConfigError as error: wrong.append(f'{name}: {error}')
+    if wrong:
+        self.running = False
+        self.complain('; '.join(wrong))
+        self.say()
     with self.plot.batch_update():
         for i, (t, name, color) in enumerate(zip(self.trainers, self.names, COLORS)):
             for col, (_, steps, values) in enumerate(columns(t.history, ['grad_norm', 'opacity']), 1):

@@ -174,7 +174,7 @@ def test_who_looks_back_is_left_there(trainer, monkeypatch):
 
 
 def test_history_is_bounded(trainer):
-    "Two thousand frames, and never more than a driver keeps"
+    "Twelve hundred frames, and never more than a driver keeps"
     driver, step = driver_of(trainer), trainer.step()
     for _ in range(600):
         driver.frames.append(Frame(0, {}, {}, (0, 0, 0)))
@@ -265,3 +265,59 @@ def test_one_page_of_plotly_for_each_dashboard(trainer, model):
     def figures(widget): return isinstance(widget, go.FigureWidget) + sum(map(figures, getattr(widget, 'children', ())))
     assert figures(StepDashboard(trainer)) == figures(FieldDashboard(trainer)) == 1
     assert figures(CompareDashboard([Trainer(config(seed=s), model) for s in range(6)])) == 1
+
+
+def test_an_interrupt_ends_the_loop_around_it(trainer):
+    "`while ...: board.driver.step()` in a cell or a script; and the run of a task only pauses"
+    board, step = StepDashboard(trainer), trainer.step
+    def interrupted(): raise KeyboardInterrupt
+    trainer.step = interrupted
+    with pytest.raises(KeyboardInterrupt): board.driver.step()
+    compare = CompareDashboard([trainer])
+    with pytest.raises(KeyboardInterrupt): compare.step()
+    async def main():
+        board.driver.run()
+        await board.driver.task
+    asyncio.run(main())
+    assert not board.driver.running and not board.error.value and board.button['run'].description == 'Run'
+    trainer.step = step
+    board.driver.step()
+    assert trainer.step_count == 1
+
+
+def test_a_run_that_breaks_is_said_and_ends(model, monkeypatch):
+    "Whatever breaks outside of a step, or cancels its task, leaves no run behind that goes on for ever"
+    async def main(board, loop):
+        loop.run()
+        await asyncio.sleep(0)
+        if not board: loop.task.cancel()
+        await asyncio.gather(loop.task, return_exceptions=True)
+        assert not loop.running and loop not in dashboard.GOING
+        if board: assert 'ZeroDivisionError' in board.error.value and board.button['run'].description == 'Run'
+    compare = CompareDashboard([Trainer(config(seed=seed), model) for seed in range(2)])
+    viewer, show = compare.viewers[0], compare.viewers[0].show
+    viewer.show = lambda mesh: 1/0 if compare.trainers[0].step_count == 12 else show(mesh)    # the last look
+    asyncio.run(main(compare, compare))
+    board = StepDashboard(Trainer(config(), model))
+    monkeypatch.setattr(board.driver, 'advance', lambda: 1/0)
+    asyncio.run(main(board, board.driver))
+    asyncio.run(main(None, driver_of(Trainer(config(), model))))
+
+
+def test_an_object_that_cannot_be_shown_is_said(model):
+    runs = [Trainer(config(seed=seed), model) for seed in range(2)]
+    board = CompareDashboard(runs)
+    board.button['step'].click()
+    def mesh(resolution): raise ConfigError('not finite')
+    runs[1].mesh = mesh
+    board.button['step'].click()
+    assert 'seed 1: not finite' in board.error.value and not board.running
+
+
+def test_an_old_error_of_a_run_that_is_done_stops_no_other(model):
+    runs = [Trainer(config(iters=n), model) for n in (1, 3)]
+    board = CompareDashboard(runs)
+    board.button['step'].click()
+    board.drivers[0].error = 'its result could not be written'
+    board.run()
+    assert [t.step_count for t in runs] == [1, 3] and not board.error.value
