@@ -45,8 +45,8 @@ from .hashgrid import HashGrid
 from .raymarch import composite, normal_map
 from .shading import MODES
 from .show import to_pil
-from dreamfusion_nb.trainer import (PAPER, SHADE, Result, Trainer, claim_folder, finish, guidance_scale_at, open_folder, t_range_at,
-    unknown_words)
+from .trainer import (PAPER, SHADE, Result, Trainer, claim_folder, finish, guidance_scale_at, is_finished, open_folder,
+    t_range_at, unknown_words)
 from .viewer import Viewer, with_still
 
 # %% ../nbs/16_dashboard.ipynb #14c536b2
@@ -76,8 +76,8 @@ def step_pictures(trainer, record):
     image, out = record.image[0].detach().float().clamp(0, 1), record.render
     if out.normal is None:    # plain albedo needs none; a small picture of them costs little
         side, training = min(48, *image.shape[1:]), trainer.renderer.training
-        out = trainer.renderer.eval()(record.cameras[:1], side, side, return_normal=True)
-        trainer.renderer.train(training)
+        try: out = trainer.renderer.eval()(record.cameras[:1], side, side, return_normal=True)
+        finally: trainer.renderer.train(training)
     # a guidance of one's own need not be able to: then three channels are shown, as of the noise
     decode = getattr(trainer.guidance, 'decode_latents', lambda latents: torch.stack([noise_colors(v) for v in latents]))
     noisy, believed = decode(torch.cat([record.noisy[:1], record.sds.x0[:1]]))
@@ -223,11 +223,17 @@ class Driver(Loop):
 
     done = property(lambda self: self.trainer.step_count >= self.trainer.config.iters)
 
+    @property
+    def unwritten(self):
+        "Whether a run is done, and its last checkpoint or the files of its result are not in its folder"
+        return self.done and self.trainer.folder is not None and not is_finished(self.trainer.folder)
+
     def attempt(self, act, *args):
         "What `act` returns; whatever goes wrong in it stops the run, and is said. An interrupt also ends the loop that this stands in"
         try: return act(*args)
         except KeyboardInterrupt:
             self.running = False
+            self.tell()
             raise
         except Exception as error: self.running, self.error = False, said(error)
         self.tell()
@@ -242,11 +248,27 @@ def _step(self, show=True):
     self.spent['steps'] += time.perf_counter() - began
     # pictures take at most an eighth of the time, except where somebody presses for each
     if show or self.watchers and (self.spent['shown'] < self.spent['steps']/8 or self.done): self.attempt(self.keep, record)
-    if self.done and trainer.folder: self.attempt(finish, Result(trainer.config, trainer.renderer, trainer.folder, trainer.history))
+    if self.done and trainer.folder:
+        self.attempt(finish, Result(trainer.config, trainer.renderer, trainer.folder, trainer.history))
+        self.tell()
     return record
 
 
-Driver.step, Driver.advance = _step, lambda self: self.step(show=False)
+def _run(self):
+    "As of a `Loop`. If it is done but `unwritten`, this tries once more to save and to write the result"
+    if self.unwritten: return self.write()
+    # what was spent on steps that somebody pressed for would leave a run without pictures
+    if not self.running: self.spent = dict(steps=0., shown=0.)
+    return Loop.run(self)
+
+
+def _write(self):
+    t, self.error = self.trainer, ''
+    if self.attempt(lambda: t.save() or True): self.attempt(finish, Result(t.config, t.renderer, t.folder, t.history))
+    self.tell()
+
+
+Driver.step, Driver.run, Driver.write, Driver.advance = _step, _run, _write, lambda self: self.step(show=False)
 
 # %% ../nbs/16_dashboard.ipynb #70bf9768
 def _keep(self, record):
@@ -371,10 +393,10 @@ class Dashboard(widgets.VBox):
         super().__init__([STYLE, *children])
         for name in ('dfnb-dashboard', kind): self.add_class(name)
         (self.cell, self.execution), self.drivers = current_cell(), list(drivers)
+        for driver in self.drivers: driver.watchers.add(self)    # first: a run that is shown anew goes on
         for old in list(STANDING):
             if self.cell and old.cell == self.cell and old.execution != self.execution: old.leave()
         STANDING.add(self)
-        for driver in self.drivers: driver.watchers.add(self)
 
     def refresh(self): "Something has changed: a step, a control, an error"
     def follow(self): "The object has changed"
@@ -523,11 +545,13 @@ CURVES = dict(grad_norm=('gradient', '#1f77b4'), entropy=('entropy', '#ff7f0e'),
     mesh_normal=('mesh normal', '#9467bd'), mesh_laplacian=('mesh Laplacian', '#8c564b'), opacity_loss=('opacity loss', '#e377c2'))
 
 
-def columns(history, names, most=300):
-    "Those of the columns `names` of a history that have something to show, thinned to `most` rows: (name, steps counted from 1, values)"
+def columns(history, names, most=300, log=False):
+    """Those of the columns `names` of a history that have something to show, thinned to `most` rows: (name, steps counted from 1, values).
+
+    `log`: for a logarithmic axis, which has no place for a zero."""
     rows = history[::max(1, math.ceil(len(history)/most))]
     for name in names:
-        points = [(row['step'] + 1, row[name]) for row in rows if row.get(name)]
+        points = [(row['step'] + 1, row[name]) for row in rows if row.get(name) is not None and (row[name] or not log)]
         if points: yield name, *zip(*points)
 
 
@@ -535,7 +559,7 @@ def draw_run(figure, history, eyes):
     "Cameras (`eyes` as of `draw_cameras`), losses and opacity of a run, in the three columns of its plot"
     with figure.batch_update():
         draw_cameras(figure, eyes)
-        for name, steps, values in columns(history, CURVES): draw_curve(figure, 2, CURVES[name][0], steps, values, CURVES[name][1])
+        for name, steps, values in columns(history, CURVES, log=True): draw_curve(figure, 2, CURVES[name][0], steps, values, CURVES[name][1])
         for _, steps, values in columns(history, ['opacity']): draw_curve(figure, 3, 'opacity', steps, values, '#17becf')
     if not history: figure.data = [trace for trace in figure.data if trace.type == 'scatter3d' or not trace.name]
 
@@ -546,9 +570,11 @@ AS_IT_IS = 'as configured'
 def as_trainer(what, overrides, out=None, overwrite=False):
     "A trainer, or one for a prompt with the toybox preset and overrides, which goes on with what is in folder `out`. Raises `ConfigError`"
     if isinstance(what, Trainer):
-        if overrides or out: raise ConfigError(f'a trainer has its configuration already; {", ".join(overrides) or "out"} can be given with a prompt')
+        given = [*overrides, *['out']*bool(out), *['overwrite']*bool(overwrite)]
+        if given: raise ConfigError(f'a trainer has its configuration already; {", ".join(given)} can be given with a prompt')
         return what
     if not isinstance(what, str): raise ConfigError(f'a dashboard needs a prompt or a Trainer, not {what!r}')
+    if overwrite and not out: raise ConfigError('overwrite: there is a folder to be replaced only with out=')
     config = load_config('toybox', overrides, dict(prompt=what))
     if not out: return Trainer(config)
     going_on = claim_folder(Path(out), config, overwrite=overwrite)
@@ -669,6 +695,8 @@ def _follow_configuration(self):
     says = light | dict(prompt=c.prompt, view=AS_IT_IS, shading=AS_IT_IS, guidance_scale=round(2*guidance_scale_at(step, c))/2,
         t_range=tuple(round(end, 2) for end in t_range_at(step, c)))
     self.silent = True
+    scale = self.wheel['guidance_scale']
+    scale.max = max(scale.max, held.get('guidance_scale', says['guidance_scale']))    # a configuration may say more than a hand needs
     for name, value in says.items(): self.wheel[name].value = held.get(name, value)
     self.silent = False
 
@@ -690,8 +718,9 @@ def _refresh(self):
     self.follow_configuration()
     self.show_frame()
     # after the pictures: whoever reads the number has them
-    held, words = ', '.join(t.steering.active()), t.steering.prompt or t.config.prompt
-    notes = [self.looking and f'looking back at step {self.looking.step + 1}', unknown_words(t.config, words)]
+    held, words, unwritten = ', '.join(t.steering.active()), t.steering.prompt or t.config.prompt, driver.unwritten
+    notes = [self.looking and f'looking back at step {self.looking.step + 1}', unknown_words(t.config, words),
+        unwritten and 'its result is not written yet; Run writes it']
     notes = ''.join(f'<br><span class="dfnb-note">{html.escape(note)}</span>' for note in notes if note)
     self.status.value = (f'<b>{html.escape(words)}</b> · <b class="dfnb-count">{t.step_count}</b> of {t.config.iters} steps'
         f'{" · running" if driver.running else " · done" if driver.done else ""}{f" · steered: {held}" if held else ""}{notes}')
@@ -700,7 +729,7 @@ def _refresh(self):
     self.button['reset'].description = 'Really?' if self.sure else 'Reset'
     self.button['run'].description = 'Pause' if driver.running else 'Run'
     self.button['step'].disabled = driver.running or driver.done
-    self.button['run'].disabled = driver.done
+    self.button['run'].disabled = driver.done and not unwritten
 
 # %% ../nbs/16_dashboard.ipynb #40fbae7b
 def _show_frame(self):
@@ -900,7 +929,7 @@ class MeshDashboard(Dashboard):
     Raises `ConfigError`."""
     def __init__(self, what, *, resolution=96):
         (self.source, drivers), self.resolution = source_of('MeshDashboard', what), resolution
-        self.surfaces, self.mesh, self.silent, self.by_hand = None, None, False, False
+        self.shown, self.surfaces, self.mesh, self.silent, self.by_hand = None, None, None, False, False    # shown: a `Result`
         wide = dict(layout=widgets.Layout(width='330px'), style=dict(description_width='80px'))
         self.threshold = widgets.FloatLogSlider(10., min=-1, max=2, step=.01, description='threshold', readout_format='.2f',
             continuous_update=False, **wide)
@@ -921,19 +950,15 @@ class MeshDashboard(Dashboard):
         super().__init__([widgets.HBox(sides, layout=widgets.Layout(flex_flow='row wrap', grid_gap='12px'))], 'dfnb-mesh-dashboard', drivers)
         self.ask()
 
-    @contextmanager
-    def looking(self):
-        "The source as a `Result` as it is now; a run goes on as if nobody had looked"
-        renderer, config = self.source.renderer, self.source.config
-        training = renderer.training
-        try: yield self.source if isinstance(self.source, Result) else Result(config, renderer)
-        finally: renderer.train(training)
-
 # %% ../nbs/16_dashboard.ipynb #472399b8
 def _ask(self):
     "Ask for the object as it is now, and cut it where the slider or `auto` says"
+    # a copy: a run goes on, and shape, colours and file are those of one moment. A mesh stage's grid, the largest part, stays what it is
+    renderer = self.source.renderer
+    fixed = {id(part): part for name, part in renderer.named_buffers(recurse=False) if name in ('grid', 'tets', 'border')}
+    self.shown = Result(self.source.config, deepcopy(renderer, fixed))
     if not self.of_mesh:
-        with self.looking() as result: self.surfaces = result.surfaces(self.resolution)
+        self.surfaces = self.shown.surfaces(self.resolution)
         low, high = self.surfaces.range
         self.silent = True
         with self.threshold.hold_trait_notifications():
@@ -966,7 +991,7 @@ def _cut(self):
     "The surface as the controls say it"
     self.error.value = self.statistics.value = ''
     try:
-        with self.looking() as result: whole = result.mesh() if self.of_mesh else self.surfaces.mesh(self.threshold.value)
+        whole = self.shown.mesh() if self.of_mesh else self.surfaces.mesh(self.threshold.value)
         self.mesh = mesh = decimate(whole, self.faces.value)
     except ValueError as error:
         self.mesh = None
@@ -976,12 +1001,12 @@ def _cut(self):
         pieces=mesh.body_count, **{'Euler number': mesh.euler_number}, volume=f'{mesh.volume:.4f}', area=f'{mesh.area:.3f}',
         size=' × '.join(f'{e:.2f}' for e in mesh.extents))
     if self.of_mesh:
-        bent = bending(self.source.renderer)
+        bent = bending(self.shown.renderer)
         rows['grid bent'] = f'{bent.mean():.0%} of the limit, {bent.max():.0%} at most'
     self.statistics.value = table(rows)
     colored = self.of_mesh and self.bent.value
     self.viewer.mode = 'albedo' if colored else 'shaded' if self.viewer.mode == 'albedo' else self.viewer.mode
-    self.viewer.show(bent_colors(self.source.renderer, mesh) if colored else mesh)
+    self.viewer.show(bent_colors(self.shown.renderer, mesh) if colored else mesh)
 
 
 def bending(renderer):
@@ -1007,7 +1032,7 @@ def _export_mesh(self):
     if path.exists(): raise ConfigError(f'{path} exists; choose another name')
     if self.mesh is None: raise EmptyMeshError('there is no surface to be written')
     painted = self.texture.value and path.suffix.lower() in ('.glb', '.obj')
-    with self.looking() as result: write_mesh(result.textured(self.mesh, self.texture.value) if painted else self.mesh, path)
+    write_mesh(self.shown.textured(self.mesh, self.texture.value) if painted else self.mesh, path)
     self.error.value = f'<div>wrote {html.escape(str(path.absolute()))}, {path.stat().st_size/1e3:,.0f} kB</div>'
 
 
@@ -1121,8 +1146,8 @@ def _tell_all(self):
         self.say()
     with self.plot.batch_update():
         for i, (t, name, color) in enumerate(zip(self.trainers, self.names, COLORS)):
-            for col, (_, steps, values) in enumerate(columns(t.history, ['grad_norm', 'opacity']), 1):
-                draw_curve(self.plot, col, f'{i + 1}: {name}', steps, values, color)
+            for col, (column, log) in enumerate(dict(grad_norm=True, opacity=False).items(), 1):
+                for _, steps, values in columns(t.history, [column], log=log): draw_curve(self.plot, col, f'{i + 1}: {name}', steps, values, color)
 
 
 def _still_of_all(self):
