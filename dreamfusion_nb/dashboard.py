@@ -6,10 +6,11 @@
 __all__ = ['PICTURES', 'KEEP', 'GOING', 'STYLE', 'STANDING', 'CLEAR', 'GRID', 'CURVES', 'AS_IT_IS', 'LIGHT', 'COLORS',
            'gradient_overlay', 'noise_colors', 'step_pictures', 'step_facts', 'as_jpeg', 'Frame', 'between_steps',
            'current_cell', 'said', 'interrupted', 'hear_interrupts', 'Loop', 'Driver', 'driver_of', 'caption', 'tile',
-           'table', 'complaint', 'wrapping', 'fitting', 'montage', 'card', 'Dashboard', 'guarded', 'buttons', 'Click',
-           'Plot', 'curves_plot', 'draw_curve', 'add_cameras', 'draw_cameras', 'columns', 'draw_run', 'as_trainer',
-           'StepDashboard', 'only_levels', 'Ray', 'look_along', 'ray_plot', 'slider', 'source_of', 'follow_box',
-           'FieldDashboard', 'MeshDashboard', 'bending', 'bent_colors', 'CompareDashboard', 'spread', 'names_of']
+           'table', 'complaint', 'parts_of', 'wrapping', 'fitting', 'montage', 'card', 'Dashboard', 'guarded',
+           'buttons', 'Click', 'Plot', 'curves_plot', 'draw_curve', 'add_cameras', 'draw_cameras', 'columns',
+           'draw_run', 'as_trainer', 'StepDashboard', 'only_levels', 'Ray', 'look_along', 'ray_plot', 'slider',
+           'source_of', 'follow_box', 'FieldDashboard', 'MeshDashboard', 'bending', 'bent_colors', 'CompareDashboard',
+           'spread', 'names_of']
 
 # %% ../nbs/16_dashboard.ipynb #d0c9b5f1
 import asyncio
@@ -206,7 +207,8 @@ class Loop:
 class Driver(Loop):
     """The steps of one trainer, for every dashboard that watches it: `driver_of(trainer)`.
 
-    Dashboards in `watchers` get `refresh()` when anything has changed, and `follow()` when the object has."""
+    Dashboards in `watchers` get `refresh()` when anything has changed, and `follow()` when the object has.
+    Frames are made where one of them wants `each_step`."""
     def __init__(self, trainer, size=128):
         self.trainer, self.size = trainer, size
         self.watchers, self.frames, self.error = WeakSet(), [], ''
@@ -216,6 +218,8 @@ class Driver(Loop):
         for watcher in list(self.watchers):
             watcher.refresh()
             if grown: watcher.follow()
+
+    seen = property(lambda self: any(getattr(w, 'each_step', True) for w in self.watchers), doc='Whether somebody looks at its steps')
 
     def complain(self, text):
         self.error = text
@@ -247,7 +251,7 @@ def _step(self, show=True):
     if record is None: return None
     self.spent['steps'] += time.perf_counter() - began
     # pictures take at most an eighth of the time, except where somebody presses for each
-    if show or self.watchers and (self.spent['shown'] < self.spent['steps']/8 or self.done): self.attempt(self.keep, record)
+    if show or self.seen and (self.spent['shown'] < self.spent['steps']/8 or self.done): self.attempt(self.keep, record)
     if self.done and trainer.folder:
         self.attempt(finish, Result(trainer.config, trainer.renderer, trainer.folder, trainer.history))
         self.tell()
@@ -301,7 +305,7 @@ Driver.keep, Driver.pause, Driver.reset = _keep, _pause, _reset
 
 
 def driver_of(trainer):
-    "The one driver of a trainer, which carries it along: both go when nobody holds them any more"
+    "The one driver of a trainer, which carries it along: both go when nobody holds them any more, and an open dashboard holds them"
     if not hasattr(trainer, 'driver'): trainer.driver = Driver(trainer)
     return trainer.driver
 
@@ -345,6 +349,14 @@ def complaint(text, most=150):
     return f'<details class="dfnb-error"><summary>{html.escape(text[:most])}…</summary>{html.escape(text[most:])}</details>'
 
 # %% ../nbs/16_dashboard.ipynb #66c245a2
+def parts_of(held):
+    "All widgets in `held`: a widget, or dictionaries and lists of them and of other things"
+    if isinstance(held, widgets.Widget):
+        yield held
+        held = getattr(held, 'children', ())
+    for part in held.values() if isinstance(held, dict) else held if isinstance(held, (list, tuple)) else (): yield from parts_of(part)
+
+
 def wrapping(*children):
     "Widgets, `children`, in a row, in several where there is no room"
     return widgets.Box(children, layout=widgets.Layout(display='flex', flex_flow='row wrap', grid_gap='6px', overflow='hidden'))
@@ -385,6 +397,7 @@ STANDING = WeakSet()    # dashboards, each in its cell
 
 class Dashboard(widgets.VBox):
     "A column of widgets that watches a run. `still()` is its picture for where no kernel runs; `error` shows what went wrong"
+    each_step = True    # whether it wants to be shown the steps of a run
     def __init__(self,
                  children,    # widgets, from above to below
                  kind,        # class of the element in the page
@@ -402,11 +415,14 @@ class Dashboard(widgets.VBox):
     def follow(self): "The object has changed"
 
     def leave(self):
-        "The cell was run again: nobody looks here any more, and a run that nobody looks at stops"
+        "The cell was run again: nobody looks here any more, and a run that nobody looks at stops. The widgets are closed"
         STANDING.discard(self)
         for driver in self.drivers:
             driver.watchers.discard(self)
-            if driver.running and not driver.watchers: driver.pause()
+            if driver.running and not driver.seen: driver.pause()
+        # ipywidgets holds whatever is open, and its handlers hold the trainer
+        for part in (*parts_of(vars(self)), self):
+            if part is not STYLE: part.close()
 
     def complain(self, text): self.error.value = complaint(text)
 
@@ -1046,6 +1062,8 @@ class CompareDashboard(Loop, Dashboard):
     """Several runs side by side, in step, with one camera: `CompareDashboard(['a mug', 'a duck'])`, or one prompt with a list of values,
     `CompareDashboard('a duck', seed=[0, 1, 2], iters=200)`; or trainers by the names that are shown, `CompareDashboard({'weak': trainer, …})`.
     `every`: steps of a run after which the objects are shown. Raises `ConfigError`."""
+    each_step, busy = False, False    # their pictures would not be seen here
+
     def __init__(self,
                  what,        # a prompt or `Trainer`, a list of them, or a dictionary of them by the names that are shown
                  *,
@@ -1070,15 +1088,11 @@ class CompareDashboard(Loop, Dashboard):
         self.error = widgets.HTML()
         self.button = buttons(self, step=('Step', 'one step of each', self.step), run=('Run', 'go on until Pause', self.toggle))
         runs = [widgets.VBox(pair, layout=widgets.Layout(width=f'{size + 6}px', overflow='hidden')) for pair in zip(self.labels, self.viewers)]
-        super().__init__([widgets.HBox([*self.button.values(), self.mode]), self.error, wrapping(*runs), self.plot], 'dfnb-compare-dashboard')
-        self.drivers = [driver_of(t) for t in self.trainers]    # not watched: their pictures of each step would not be seen here
+        super().__init__([widgets.HBox([*self.button.values(), self.mode]), self.error, wrapping(*runs), self.plot], 'dfnb-compare-dashboard',
+            [driver_of(t) for t in self.trainers])
         self.tell()
 
     done = property(lambda self: all(d.done for d in self.drivers))
-
-    def leave(self):
-        self.running = False
-        super().leave()
 
 # %% ../nbs/16_dashboard.ipynb #f5446886
 def spread(what, overrides):
@@ -1107,7 +1121,10 @@ def _advance_all(self):
     least = min((d.trainer.step_count for d in going.values()), default=0)
     # the others may have an error of long ago
     turn = {name: d for name, d in going.items() if d.trainer.step_count == least}
-    for driver in turn.values(): driver.advance()
+    self.busy = True
+    try:
+        for driver in turn.values(): driver.advance()
+    finally: self.busy = False
     wrong = [f'{name}: {d.error}' for name, d in turn.items() if d.error]
     self.complain('; '.join(wrong))
     if wrong: self.running = False
@@ -1121,7 +1138,18 @@ def _step_all(self):
     self.tell()
 
 
+def _follow_others(self):
+    "Another dashboard has changed one of the objects"
+    if not self.running and not self.busy: self.tell()
+
+
+def _leave_all(self):
+    self.running = False
+    Dashboard.leave(self)
+
+
 CompareDashboard.step, CompareDashboard.advance = _step_all, _advance_all
+CompareDashboard.follow, CompareDashboard.leave = _follow_others, _leave_all
 
 # %% ../nbs/16_dashboard.ipynb #f894741b
 def _say(self):
@@ -1146,6 +1174,8 @@ def _tell_all(self):
         self.say()
     with self.plot.batch_update():
         for i, (t, name, color) in enumerate(zip(self.trainers, self.names, COLORS)):
+            if not t.history:    # it may have been reset
+                for trace in self.plot.select_traces(dict(name=f'{i + 1}: {name}')): trace.update(x=[], y=[])
             for col, (column, log) in enumerate(dict(grad_norm=True, opacity=False).items(), 1):
                 for _, steps, values in columns(t.history, [column], log=log): draw_curve(self.plot, col, f'{i + 1}: {name}', steps, values, color)
 
@@ -1154,4 +1184,5 @@ def _still_of_all(self):
     return montage([(name, v.still(160)) for name, v in zip(self.names, self.viewers)], f'step {self.trainers[0].step_count}', cols=3, side=160)
 
 
-CompareDashboard.say, CompareDashboard.tell, CompareDashboard.still = _say, _tell_all, _still_of_all
+CompareDashboard.say = CompareDashboard.refresh = _say
+CompareDashboard.tell, CompareDashboard.still = _tell_all, _still_of_all

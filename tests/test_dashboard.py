@@ -1,8 +1,10 @@
 "Dashboards without a page: what they must not disturb, lose or leave behind, and what they say when something goes wrong"
 import asyncio
+import gc
 import os
 import shutil
 import signal
+import weakref
 
 import pytest
 import torch
@@ -420,3 +422,32 @@ def test_a_strong_guidance_is_shown_as_it_is(model):
 def test_overwrite_is_not_dropped(trainer):
     with pytest.raises(ConfigError, match='overwrite can be given with a prompt'): StepDashboard(trainer, overwrite=True)
     with pytest.raises(ConfigError, match='only with out='): StepDashboard('a hamburger', overwrite=True)
+
+
+@pytest.mark.parametrize('make', [StepDashboard, FieldDashboard, lambda t: MeshDashboard(t, resolution=24), lambda t: CompareDashboard([t])])
+def test_a_dashboard_that_was_left_holds_no_trainer(make, model):
+    trainer = Trainer(config(), model)
+    board, gone = make(trainer), weakref.ref(trainer)
+    board.leave()
+    driver_of(trainer).step()
+    board.refresh()    # a run that ends just then may still ask for it
+    board.follow()
+    assert dashboard.STYLE.comm is not None    # that of all others
+    del trainer, board
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_comparison_hears_of_other_dashboards(model):
+    "And makes none of the pictures that it does not show"
+    runs = [Trainer(config(seed=seed), model) for seed in range(2)]
+    board = CompareDashboard(runs)
+    board.button['step'].click()
+    assert not board.drivers[0].frames and list(next(board.plot.select_traces(dict(name='1: seed 0'))).x) == [1]
+    other = StepDashboard(runs[0])
+    other.button['step'].click()
+    assert '2 of 12' in board.labels[0].value and '1 of 12' in board.labels[1].value
+    for _ in range(2): other.button['reset'].click()
+    assert '0 of 12' in board.labels[0].value and not next(board.plot.select_traces(dict(name='1: seed 0'))).x
+    board.run()
+    assert [t.step_count for t in runs] == [12, 12]
