@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['PICTURES', 'KEEP', 'GOING', 'STYLE', 'STANDING', 'CLEAR', 'GRID', 'CURVES', 'AS_IT_IS', 'LIGHT', 'COLORS',
            'gradient_overlay', 'noise_colors', 'step_pictures', 'step_facts', 'as_jpeg', 'Frame', 'between_steps',
-           'current_cell', 'interrupted', 'Loop', 'said', 'Driver', 'driver_of', 'caption', 'tile', 'table',
-           'complaint', 'wrapping', 'fitting', 'montage', 'card', 'Dashboard', 'guarded', 'buttons', 'Click', 'Plot',
-           'curves_plot', 'draw_curve', 'add_cameras', 'draw_cameras', 'columns', 'draw_run', 'as_trainer',
-           'StepDashboard', 'only_levels', 'Ray', 'look_along', 'ray_plot', 'slider', 'source_of', 'follow_box',
-           'FieldDashboard', 'MeshDashboard', 'bending', 'bent_colors', 'CompareDashboard', 'spread', 'names_of']
+           'current_cell', 'said', 'interrupted', 'hear_interrupts', 'Loop', 'Driver', 'driver_of', 'caption', 'tile',
+           'table', 'complaint', 'parts_of', 'wrapping', 'fitting', 'montage', 'card', 'Dashboard', 'guarded',
+           'buttons', 'Click', 'Plot', 'curves_plot', 'draw_curve', 'add_cameras', 'draw_cameras', 'columns',
+           'draw_run', 'as_trainer', 'StepDashboard', 'only_levels', 'Ray', 'look_along', 'ray_plot', 'slider',
+           'source_of', 'follow_box', 'FieldDashboard', 'MeshDashboard', 'bending', 'bent_colors', 'CompareDashboard',
+           'spread', 'names_of']
 
 # %% ../nbs/16_dashboard.ipynb #d0c9b5f1
 import asyncio
@@ -45,8 +46,8 @@ from .hashgrid import HashGrid
 from .raymarch import composite, normal_map
 from .shading import MODES
 from .show import to_pil
-from dreamfusion_nb.trainer import (PAPER, SHADE, Result, Trainer, claim_folder, finish, guidance_scale_at, open_folder, t_range_at,
-    unknown_words)
+from .trainer import (PAPER, SHADE, Result, Trainer, claim_folder, finish, guidance_scale_at, is_finished, open_folder,
+    t_range_at, unknown_words)
 from .viewer import Viewer, with_still
 
 # %% ../nbs/16_dashboard.ipynb #14c536b2
@@ -76,8 +77,8 @@ def step_pictures(trainer, record):
     image, out = record.image[0].detach().float().clamp(0, 1), record.render
     if out.normal is None:    # plain albedo needs none; a small picture of them costs little
         side, training = min(48, *image.shape[1:]), trainer.renderer.training
-        out = trainer.renderer.eval()(record.cameras[:1], side, side, return_normal=True)
-        trainer.renderer.train(training)
+        try: out = trainer.renderer.eval()(record.cameras[:1], side, side, return_normal=True)
+        finally: trainer.renderer.train(training)
     # a guidance of one's own need not be able to: then three channels are shown, as of the noise
     decode = getattr(trainer.guidance, 'decode_latents', lambda latents: torch.stack([noise_colors(v) for v in latents]))
     noisy, believed = decode(torch.cat([record.noisy[:1], record.sds.x0[:1]]))
@@ -145,28 +146,44 @@ def current_cell():
 GOING = WeakSet()    # loops that run
 
 
+def said(error):
+    "What a person reads of an error"
+    return str(error) if isinstance(error, ConfigError) else f'{type(error).__name__}: {error}'
+
+
 def interrupted(*_):
     "A signal handler: the kernel's interrupt button, where no cell is running"
     for loop in list(GOING): loop.running = False
+
+
+def hear_interrupts():
+    "A kernel ignores its interrupt button outside of cells: from now on it pauses what goes on"
+    main = threading.current_thread() is threading.main_thread()
+    if main and signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGINT, interrupted)
 
 # %% ../nbs/16_dashboard.ipynb #afad2e54
 class Loop:
     """Steps one after the other as a task of the kernel's event loop, which hears of sliders and buttons between two of them.
 
-    Needs `advance`, `done` and `tell`."""
+    Needs `advance`, `done`, `tell` and `complain`."""
     running, task = False, None
 
     async def go(self):
         GOING.add(self)
-        while self.running and not self.done:
-            # a kernel ignores the interrupt button outside of cells
-            if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-                signal.signal(signal.SIGINT, interrupted)
-            self.advance()
-            await asyncio.sleep(.002)    # messages from the page are read here
-        self.running = False
-        GOING.discard(self)
-        self.tell()
+        wrong = ''
+        try:
+            while self.running and not self.done:
+                hear_interrupts()
+                self.advance()
+                await asyncio.sleep(.002)    # messages from the page are read here
+        except KeyboardInterrupt: pass    # it pauses a run, as the button does
+        except Exception as error: wrong = said(error)    # nobody reads what a task ends with
+        finally:    # also where the task is cancelled
+            self.running = False
+            GOING.discard(self)
+            try: self.tell()
+            except Exception as error: wrong = wrong or said(error)
+            if wrong: self.complain(wrong)
 
     def run(self):
         "Go on until the end or `pause`, and leave the kernel free between two steps. In a script, without an event loop, it returns when it is done"
@@ -186,15 +203,12 @@ class Loop:
     def toggle(self): self.pause() if self.running else self.run()
 
 
-def said(error):
-    "What a person reads of an error"
-    return str(error) if isinstance(error, ConfigError) else f'{type(error).__name__}: {error}'
-
 # %% ../nbs/16_dashboard.ipynb #221da67a
 class Driver(Loop):
     """The steps of one trainer, for every dashboard that watches it: `driver_of(trainer)`.
 
-    Dashboards in `watchers` get `refresh()` when anything has changed, and `follow()` when the object has."""
+    Dashboards in `watchers` get `refresh()` when anything has changed, and `follow()` when the object has.
+    Frames are made where one of them wants `each_step`."""
     def __init__(self, trainer, size=128):
         self.trainer, self.size = trainer, size
         self.watchers, self.frames, self.error = WeakSet(), [], ''
@@ -205,28 +219,60 @@ class Driver(Loop):
             watcher.refresh()
             if grown: watcher.follow()
 
+    seen = property(lambda self: any(getattr(w, 'each_step', True) for w in self.watchers), doc='Whether somebody looks at its steps')
+
+    def complain(self, text):
+        self.error = text
+        self.tell()
+
     done = property(lambda self: self.trainer.step_count >= self.trainer.config.iters)
 
+    @property
+    def unwritten(self):
+        "Whether a run is done, and its last checkpoint or the files of its result are not in its folder"
+        return self.done and self.trainer.folder is not None and not is_finished(self.trainer.folder)
+
     def attempt(self, act, *args):
-        "What `act` returns; whatever goes wrong in it stops the run, and is said"
+        "What `act` returns; whatever goes wrong in it stops the run, and is said. An interrupt also ends the loop that this stands in"
         try: return act(*args)
-        except KeyboardInterrupt: self.running = False
+        except KeyboardInterrupt:
+            self.running = False
+            self.tell()
+            raise
         except Exception as error: self.running, self.error = False, said(error)
         self.tell()
 
-    def step(self, show=True):
-        "One step; if it fails, the trainer stays as it was. Returns its record, or None. The last one writes the result, if there is a folder"
-        if self.done: return None
-        trainer, began, self.error = self.trainer, time.perf_counter(), ''
-        record = self.attempt(trainer.fit, 1)
-        if record is None: return None
-        self.spent['steps'] += time.perf_counter() - began
-        # pictures take at most an eighth of the time, except where somebody presses for each
-        if show or self.watchers and (self.spent['shown'] < self.spent['steps']/8 or self.done): self.attempt(self.keep, record)
-        if self.done and trainer.folder: self.attempt(finish, Result(trainer.config, trainer.renderer, trainer.folder, trainer.history))
-        return record
+# %% ../nbs/16_dashboard.ipynb #221da67b
+def _step(self, show=True):
+    "One step; if it fails, the trainer stays as it was. Returns its record, or None. The last one writes the result, if there is a folder"
+    if self.done: return None
+    trainer, began, self.error = self.trainer, time.perf_counter(), ''
+    record = self.attempt(trainer.fit, 1)
+    if record is None: return None
+    self.spent['steps'] += time.perf_counter() - began
+    # pictures take at most an eighth of the time, except where somebody presses for each
+    if show or self.seen and (self.spent['shown'] < self.spent['steps']/8 or self.done): self.attempt(self.keep, record)
+    if self.done and trainer.folder:
+        self.attempt(finish, Result(trainer.config, trainer.renderer, trainer.folder, trainer.history))
+        self.tell()
+    return record
 
-    def advance(self): self.step(show=False)
+
+def _run(self):
+    "As of a `Loop`. If it is done but `unwritten`, this tries once more to save and to write the result"
+    if self.unwritten: return self.write()
+    # what was spent on steps that somebody pressed for would leave a run without pictures
+    if not self.running: self.spent = dict(steps=0., shown=0.)
+    return Loop.run(self)
+
+
+def _write(self):
+    t, self.error = self.trainer, ''
+    if self.attempt(lambda: t.save() or True): self.attempt(finish, Result(t.config, t.renderer, t.folder, t.history))
+    self.tell()
+
+
+Driver.step, Driver.run, Driver.write, Driver.advance = _step, _run, _write, lambda self: self.step(show=False)
 
 # %% ../nbs/16_dashboard.ipynb #70bf9768
 def _keep(self, record):
@@ -259,7 +305,7 @@ Driver.keep, Driver.pause, Driver.reset = _keep, _pause, _reset
 
 
 def driver_of(trainer):
-    "The one driver of a trainer, which carries it along: both go when nobody holds them any more"
+    "The one driver of a trainer, which carries it along: both go when nobody holds them any more, and an open dashboard holds them"
     if not hasattr(trainer, 'driver'): trainer.driver = Driver(trainer)
     return trainer.driver
 
@@ -303,6 +349,14 @@ def complaint(text, most=150):
     return f'<details class="dfnb-error"><summary>{html.escape(text[:most])}…</summary>{html.escape(text[most:])}</details>'
 
 # %% ../nbs/16_dashboard.ipynb #66c245a2
+def parts_of(held):
+    "All widgets in `held`: a widget, or dictionaries and lists of them and of other things"
+    if isinstance(held, widgets.Widget):
+        yield held
+        held = getattr(held, 'children', ())
+    for part in held.values() if isinstance(held, dict) else held if isinstance(held, (list, tuple)) else (): yield from parts_of(part)
+
+
 def wrapping(*children):
     "Widgets, `children`, in a row, in several where there is no room"
     return widgets.Box(children, layout=widgets.Layout(display='flex', flex_flow='row wrap', grid_gap='6px', overflow='hidden'))
@@ -343,6 +397,7 @@ STANDING = WeakSet()    # dashboards, each in its cell
 
 class Dashboard(widgets.VBox):
     "A column of widgets that watches a run. `still()` is its picture for where no kernel runs; `error` shows what went wrong"
+    each_step = True    # whether it wants to be shown the steps of a run
     def __init__(self,
                  children,    # widgets, from above to below
                  kind,        # class of the element in the page
@@ -351,20 +406,23 @@ class Dashboard(widgets.VBox):
         super().__init__([STYLE, *children])
         for name in ('dfnb-dashboard', kind): self.add_class(name)
         (self.cell, self.execution), self.drivers = current_cell(), list(drivers)
+        for driver in self.drivers: driver.watchers.add(self)    # first: a run that is shown anew goes on
         for old in list(STANDING):
             if self.cell and old.cell == self.cell and old.execution != self.execution: old.leave()
         STANDING.add(self)
-        for driver in self.drivers: driver.watchers.add(self)
 
     def refresh(self): "Something has changed: a step, a control, an error"
     def follow(self): "The object has changed"
 
     def leave(self):
-        "The cell was run again: nobody looks here any more, and a run that nobody looks at stops"
+        "The cell was run again: nobody looks here any more, and a run that nobody looks at stops. The widgets are closed"
         STANDING.discard(self)
         for driver in self.drivers:
             driver.watchers.discard(self)
-            if driver.running and not driver.watchers: driver.pause()
+            if driver.running and not driver.seen: driver.pause()
+        # ipywidgets holds whatever is open, and its handlers hold the trainer
+        for part in (*parts_of(vars(self)), self):
+            if part is not STYLE: part.close()
 
     def complain(self, text): self.error.value = complaint(text)
 
@@ -503,11 +561,13 @@ CURVES = dict(grad_norm=('gradient', '#1f77b4'), entropy=('entropy', '#ff7f0e'),
     mesh_normal=('mesh normal', '#9467bd'), mesh_laplacian=('mesh Laplacian', '#8c564b'), opacity_loss=('opacity loss', '#e377c2'))
 
 
-def columns(history, names, most=300):
-    "Those of the columns `names` of a history that have something to show, thinned to `most` rows: (name, steps counted from 1, values)"
+def columns(history, names, most=300, log=False):
+    """Those of the columns `names` of a history that have something to show, thinned to `most` rows: (name, steps counted from 1, values).
+
+    `log`: for a logarithmic axis, which has no place for a zero."""
     rows = history[::max(1, math.ceil(len(history)/most))]
     for name in names:
-        points = [(row['step'] + 1, row[name]) for row in rows if row.get(name)]
+        points = [(row['step'] + 1, row[name]) for row in rows if row.get(name) is not None and (row[name] or not log)]
         if points: yield name, *zip(*points)
 
 
@@ -515,7 +575,7 @@ def draw_run(figure, history, eyes):
     "Cameras (`eyes` as of `draw_cameras`), losses and opacity of a run, in the three columns of its plot"
     with figure.batch_update():
         draw_cameras(figure, eyes)
-        for name, steps, values in columns(history, CURVES): draw_curve(figure, 2, CURVES[name][0], steps, values, CURVES[name][1])
+        for name, steps, values in columns(history, CURVES, log=True): draw_curve(figure, 2, CURVES[name][0], steps, values, CURVES[name][1])
         for _, steps, values in columns(history, ['opacity']): draw_curve(figure, 3, 'opacity', steps, values, '#17becf')
     if not history: figure.data = [trace for trace in figure.data if trace.type == 'scatter3d' or not trace.name]
 
@@ -526,9 +586,11 @@ AS_IT_IS = 'as configured'
 def as_trainer(what, overrides, out=None, overwrite=False):
     "A trainer, or one for a prompt with the toybox preset and overrides, which goes on with what is in folder `out`. Raises `ConfigError`"
     if isinstance(what, Trainer):
-        if overrides or out: raise ConfigError(f'a trainer has its configuration already; {", ".join(overrides) or "out"} can be given with a prompt')
+        given = [*overrides, *['out']*bool(out), *['overwrite']*bool(overwrite)]
+        if given: raise ConfigError(f'a trainer has its configuration already; {", ".join(given)} can be given with a prompt')
         return what
     if not isinstance(what, str): raise ConfigError(f'a dashboard needs a prompt or a Trainer, not {what!r}')
+    if overwrite and not out: raise ConfigError('overwrite: there is a folder to be replaced only with out=')
     config = load_config('toybox', overrides, dict(prompt=what))
     if not out: return Trainer(config)
     going_on = claim_folder(Path(out), config, overwrite=overwrite)
@@ -560,9 +622,7 @@ class StepDashboard(Dashboard):
             widgets.HBox([looks, self.sliders()], **rows), self.plot], 'dfnb-step-dashboard', [self.driver])
         self.refresh()
 
-    def complain(self, text):
-        self.driver.error = text
-        self.driver.tell()
+    def complain(self, text): self.driver.complain(text)
 
     def step(self):
         self.looking, self.sure = None, False
@@ -651,6 +711,8 @@ def _follow_configuration(self):
     says = light | dict(prompt=c.prompt, view=AS_IT_IS, shading=AS_IT_IS, guidance_scale=round(2*guidance_scale_at(step, c))/2,
         t_range=tuple(round(end, 2) for end in t_range_at(step, c)))
     self.silent = True
+    scale = self.wheel['guidance_scale']
+    scale.max = max(scale.max, held.get('guidance_scale', says['guidance_scale']))    # a configuration may say more than a hand needs
     for name, value in says.items(): self.wheel[name].value = held.get(name, value)
     self.silent = False
 
@@ -672,8 +734,9 @@ def _refresh(self):
     self.follow_configuration()
     self.show_frame()
     # after the pictures: whoever reads the number has them
-    held, words = ', '.join(t.steering.active()), t.steering.prompt or t.config.prompt
-    notes = [self.looking and f'looking back at step {self.looking.step + 1}', unknown_words(t.config, words)]
+    held, words, unwritten = ', '.join(t.steering.active()), t.steering.prompt or t.config.prompt, driver.unwritten
+    notes = [self.looking and f'looking back at step {self.looking.step + 1}', unknown_words(t.config, words),
+        unwritten and 'its result is not written yet; Run writes it']
     notes = ''.join(f'<br><span class="dfnb-note">{html.escape(note)}</span>' for note in notes if note)
     self.status.value = (f'<b>{html.escape(words)}</b> · <b class="dfnb-count">{t.step_count}</b> of {t.config.iters} steps'
         f'{" · running" if driver.running else " · done" if driver.done else ""}{f" · steered: {held}" if held else ""}{notes}')
@@ -682,7 +745,7 @@ def _refresh(self):
     self.button['reset'].description = 'Really?' if self.sure else 'Reset'
     self.button['run'].description = 'Pause' if driver.running else 'Run'
     self.button['step'].disabled = driver.running or driver.done
-    self.button['run'].disabled = driver.done
+    self.button['run'].disabled = driver.done and not unwritten
 
 # %% ../nbs/16_dashboard.ipynb #40fbae7b
 def _show_frame(self):
@@ -882,7 +945,7 @@ class MeshDashboard(Dashboard):
     Raises `ConfigError`."""
     def __init__(self, what, *, resolution=96):
         (self.source, drivers), self.resolution = source_of('MeshDashboard', what), resolution
-        self.surfaces, self.mesh, self.silent, self.by_hand = None, None, False, False
+        self.shown, self.surfaces, self.mesh, self.silent, self.by_hand = None, None, None, False, False    # shown: a `Result`
         wide = dict(layout=widgets.Layout(width='330px'), style=dict(description_width='80px'))
         self.threshold = widgets.FloatLogSlider(10., min=-1, max=2, step=.01, description='threshold', readout_format='.2f',
             continuous_update=False, **wide)
@@ -903,19 +966,15 @@ class MeshDashboard(Dashboard):
         super().__init__([widgets.HBox(sides, layout=widgets.Layout(flex_flow='row wrap', grid_gap='12px'))], 'dfnb-mesh-dashboard', drivers)
         self.ask()
 
-    @contextmanager
-    def looking(self):
-        "The source as a `Result` as it is now; a run goes on as if nobody had looked"
-        renderer, config = self.source.renderer, self.source.config
-        training = renderer.training
-        try: yield self.source if isinstance(self.source, Result) else Result(config, renderer)
-        finally: renderer.train(training)
-
 # %% ../nbs/16_dashboard.ipynb #472399b8
 def _ask(self):
     "Ask for the object as it is now, and cut it where the slider or `auto` says"
+    # a copy: a run goes on, and shape, colours and file are those of one moment. A mesh stage's grid, the largest part, stays what it is
+    renderer = self.source.renderer
+    fixed = {id(part): part for name, part in renderer.named_buffers(recurse=False) if name in ('grid', 'tets', 'border')}
+    self.shown = Result(self.source.config, deepcopy(renderer, fixed))
     if not self.of_mesh:
-        with self.looking() as result: self.surfaces = result.surfaces(self.resolution)
+        self.surfaces = self.shown.surfaces(self.resolution)
         low, high = self.surfaces.range
         self.silent = True
         with self.threshold.hold_trait_notifications():
@@ -948,7 +1007,7 @@ def _cut(self):
     "The surface as the controls say it"
     self.error.value = self.statistics.value = ''
     try:
-        with self.looking() as result: whole = result.mesh() if self.of_mesh else self.surfaces.mesh(self.threshold.value)
+        whole = self.shown.mesh() if self.of_mesh else self.surfaces.mesh(self.threshold.value)
         self.mesh = mesh = decimate(whole, self.faces.value)
     except ValueError as error:
         self.mesh = None
@@ -958,12 +1017,12 @@ def _cut(self):
         pieces=mesh.body_count, **{'Euler number': mesh.euler_number}, volume=f'{mesh.volume:.4f}', area=f'{mesh.area:.3f}',
         size=' × '.join(f'{e:.2f}' for e in mesh.extents))
     if self.of_mesh:
-        bent = bending(self.source.renderer)
+        bent = bending(self.shown.renderer)
         rows['grid bent'] = f'{bent.mean():.0%} of the limit, {bent.max():.0%} at most'
     self.statistics.value = table(rows)
     colored = self.of_mesh and self.bent.value
     self.viewer.mode = 'albedo' if colored else 'shaded' if self.viewer.mode == 'albedo' else self.viewer.mode
-    self.viewer.show(bent_colors(self.source.renderer, mesh) if colored else mesh)
+    self.viewer.show(bent_colors(self.shown.renderer, mesh) if colored else mesh)
 
 
 def bending(renderer):
@@ -989,7 +1048,7 @@ def _export_mesh(self):
     if path.exists(): raise ConfigError(f'{path} exists; choose another name')
     if self.mesh is None: raise EmptyMeshError('there is no surface to be written')
     painted = self.texture.value and path.suffix.lower() in ('.glb', '.obj')
-    with self.looking() as result: write_mesh(result.textured(self.mesh, self.texture.value) if painted else self.mesh, path)
+    write_mesh(self.shown.textured(self.mesh, self.texture.value) if painted else self.mesh, path)
     self.error.value = f'<div>wrote {html.escape(str(path.absolute()))}, {path.stat().st_size/1e3:,.0f} kB</div>'
 
 
@@ -1003,6 +1062,8 @@ class CompareDashboard(Loop, Dashboard):
     """Several runs side by side, in step, with one camera: `CompareDashboard(['a mug', 'a duck'])`, or one prompt with a list of values,
     `CompareDashboard('a duck', seed=[0, 1, 2], iters=200)`; or trainers by the names that are shown, `CompareDashboard({'weak': trainer, …})`.
     `every`: steps of a run after which the objects are shown. Raises `ConfigError`."""
+    each_step, busy = False, False    # their pictures would not be seen here
+
     def __init__(self,
                  what,        # a prompt or `Trainer`, a list of them, or a dictionary of them by the names that are shown
                  *,
@@ -1027,15 +1088,11 @@ class CompareDashboard(Loop, Dashboard):
         self.error = widgets.HTML()
         self.button = buttons(self, step=('Step', 'one step of each', self.step), run=('Run', 'go on until Pause', self.toggle))
         runs = [widgets.VBox(pair, layout=widgets.Layout(width=f'{size + 6}px', overflow='hidden')) for pair in zip(self.labels, self.viewers)]
-        super().__init__([widgets.HBox([*self.button.values(), self.mode]), self.error, wrapping(*runs), self.plot], 'dfnb-compare-dashboard')
-        self.drivers = [driver_of(t) for t in self.trainers]    # not watched: their pictures of each step would not be seen here
+        super().__init__([widgets.HBox([*self.button.values(), self.mode]), self.error, wrapping(*runs), self.plot], 'dfnb-compare-dashboard',
+            [driver_of(t) for t in self.trainers])
         self.tell()
 
     done = property(lambda self: all(d.done for d in self.drivers))
-
-    def leave(self):
-        self.running = False
-        super().leave()
 
 # %% ../nbs/16_dashboard.ipynb #f5446886
 def spread(what, overrides):
@@ -1060,11 +1117,15 @@ def names_of(trainers):
 # %% ../nbs/16_dashboard.ipynb #7723473d
 def _advance_all(self):
     "A step of every run that is behind or level with the others, and not done. An error in one stops all, and says whose it is"
-    going = [d for d in self.drivers if not d.done]
-    least = min((d.trainer.step_count for d in going), default=0)
-    for driver in going:
-        if driver.trainer.step_count == least: driver.advance()
-    wrong = [f'{name}: {d.error}' for name, d in zip(self.names, self.drivers) if d.error]
+    going = {name: d for name, d in zip(self.names, self.drivers) if not d.done}
+    least = min((d.trainer.step_count for d in going.values()), default=0)
+    # the others may have an error of long ago
+    turn = {name: d for name, d in going.items() if d.trainer.step_count == least}
+    self.busy = True
+    try:
+        for driver in turn.values(): driver.advance()
+    finally: self.busy = False
+    wrong = [f'{name}: {d.error}' for name, d in turn.items() if d.error]
     self.complain('; '.join(wrong))
     if wrong: self.running = False
     if self.done or wrong or least % self.every == self.every - 1: self.tell()
@@ -1077,7 +1138,18 @@ def _step_all(self):
     self.tell()
 
 
+def _follow_others(self):
+    "Another dashboard has changed one of the objects"
+    if not self.running and not self.busy: self.tell()
+
+
+def _leave_all(self):
+    self.running = False
+    Dashboard.leave(self)
+
+
 CompareDashboard.step, CompareDashboard.advance = _step_all, _advance_all
+CompareDashboard.follow, CompareDashboard.leave = _follow_others, _leave_all
 
 # %% ../nbs/16_dashboard.ipynb #f894741b
 def _say(self):
@@ -1089,19 +1161,28 @@ def _say(self):
 
 
 def _tell_all(self):
-    "The objects as they are now"
+    "The objects as they are now. One that can't be shown stops the run"
     self.say()
-    for viewer, t in zip(self.viewers, self.trainers):
+    wrong = []
+    for name, viewer, t in zip(self.names, self.viewers, self.trainers):
         try: viewer.show(t.mesh(48))
         except EmptyMeshError: viewer.show(None)
+        except ConfigError as error: wrong.append(f'{name}: {error}')
+    if wrong:
+        self.running = False
+        self.complain('; '.join(wrong))
+        self.say()
     with self.plot.batch_update():
         for i, (t, name, color) in enumerate(zip(self.trainers, self.names, COLORS)):
-            for col, (_, steps, values) in enumerate(columns(t.history, ['grad_norm', 'opacity']), 1):
-                draw_curve(self.plot, col, f'{i + 1}: {name}', steps, values, color)
+            if not t.history:    # it may have been reset
+                for trace in self.plot.select_traces(dict(name=f'{i + 1}: {name}')): trace.update(x=[], y=[])
+            for col, (column, log) in enumerate(dict(grad_norm=True, opacity=False).items(), 1):
+                for _, steps, values in columns(t.history, [column], log=log): draw_curve(self.plot, col, f'{i + 1}: {name}', steps, values, color)
 
 
 def _still_of_all(self):
     return montage([(name, v.still(160)) for name, v in zip(self.names, self.viewers)], f'step {self.trainers[0].step_count}', cols=3, side=160)
 
 
-CompareDashboard.say, CompareDashboard.tell, CompareDashboard.still = _say, _tell_all, _still_of_all
+CompareDashboard.say = CompareDashboard.refresh = _say
+CompareDashboard.tell, CompareDashboard.still = _tell_all, _still_of_all

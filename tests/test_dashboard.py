@@ -1,8 +1,10 @@
 "Dashboards without a page: what they must not disturb, lose or leave behind, and what they say when something goes wrong"
 import asyncio
+import gc
 import os
 import shutil
 import signal
+import weakref
 
 import pytest
 import torch
@@ -174,7 +176,7 @@ def test_who_looks_back_is_left_there(trainer, monkeypatch):
 
 
 def test_history_is_bounded(trainer):
-    "Two thousand frames, and never more than a driver keeps"
+    "Twelve hundred frames, and never more than a driver keeps"
     driver, step = driver_of(trainer), trainer.step()
     for _ in range(600):
         driver.frames.append(Frame(0, {}, {}, (0, 0, 0)))
@@ -265,3 +267,187 @@ def test_one_page_of_plotly_for_each_dashboard(trainer, model):
     def figures(widget): return isinstance(widget, go.FigureWidget) + sum(map(figures, getattr(widget, 'children', ())))
     assert figures(StepDashboard(trainer)) == figures(FieldDashboard(trainer)) == 1
     assert figures(CompareDashboard([Trainer(config(seed=s), model) for s in range(6)])) == 1
+
+
+def test_an_interrupt_ends_the_loop_around_it(trainer):
+    "`while ...: board.driver.step()` in a cell or a script; and the run of a task only pauses"
+    board, step = StepDashboard(trainer), trainer.step
+    def interrupted(): raise KeyboardInterrupt
+    trainer.step = interrupted
+    with pytest.raises(KeyboardInterrupt): board.driver.step()
+    compare = CompareDashboard([trainer])
+    with pytest.raises(KeyboardInterrupt): compare.step()
+    async def main():
+        board.driver.run()
+        await board.driver.task
+    asyncio.run(main())
+    assert not board.driver.running and not board.error.value and board.button['run'].description == 'Run'
+    trainer.step = step
+    board.driver.step()
+    assert trainer.step_count == 1
+
+
+def test_a_run_that_breaks_is_said_and_ends(model, monkeypatch):
+    "Whatever breaks outside of a step, or cancels its task, leaves no run behind that goes on for ever"
+    async def main(board, loop):
+        loop.run()
+        await asyncio.sleep(0)
+        if not board: loop.task.cancel()
+        await asyncio.gather(loop.task, return_exceptions=True)
+        assert not loop.running and loop not in dashboard.GOING
+        if board: assert 'ZeroDivisionError' in board.error.value and board.button['run'].description == 'Run'
+    compare = CompareDashboard([Trainer(config(seed=seed), model) for seed in range(2)])
+    viewer, show = compare.viewers[0], compare.viewers[0].show
+    viewer.show = lambda mesh: 1/0 if compare.trainers[0].step_count == 12 else show(mesh)    # the last look
+    asyncio.run(main(compare, compare))
+    board = StepDashboard(Trainer(config(), model))
+    monkeypatch.setattr(board.driver, 'advance', lambda: 1/0)
+    asyncio.run(main(board, board.driver))
+    asyncio.run(main(None, driver_of(Trainer(config(), model))))
+
+
+def test_an_object_that_cannot_be_shown_is_said(model):
+    runs = [Trainer(config(seed=seed), model) for seed in range(2)]
+    board = CompareDashboard(runs)
+    board.button['step'].click()
+    def mesh(resolution): raise ConfigError('not finite')
+    runs[1].mesh = mesh
+    board.button['step'].click()
+    assert 'seed 1: not finite' in board.error.value and not board.running
+
+
+def test_an_old_error_of_a_run_that_is_done_stops_no_other(model):
+    runs = [Trainer(config(iters=n), model) for n in (1, 3)]
+    board = CompareDashboard(runs)
+    board.button['step'].click()
+    board.drivers[0].error = 'its result could not be written'
+    board.run()
+    assert [t.step_count for t in runs] == [1, 3] and not board.error.value
+
+
+def test_a_result_that_could_not_be_written_is_tried_again(model, tmp_path, monkeypatch):
+    "By the same dashboard, and by a later one on the same folder"
+    folder, finish = tmp_path/'run', dashboard.finish
+    board = StepDashboard(Trainer(config(iters=2), model, folder=folder))
+    assert board.button['run'].disabled is False
+    monkeypatch.setattr(dashboard, 'finish', lambda result: 1/0)
+    for _ in range(2): board.button['step'].click()
+    assert 'ZeroDivisionError' in board.error.value and board.button['step'].disabled and not board.button['run'].disabled
+    assert 'not written' in board.status.value
+    board.button['run'].click()
+    assert 'ZeroDivisionError' in board.error.value and not board.button['run'].disabled
+    monkeypatch.setattr(dashboard, 'finish', finish)
+    shutil.rmtree(folder/'checkpoints')    # as if the last save had not come through, either
+    board.button['run'].click()
+    assert not board.error.value and dashboard.is_finished(folder) and board.button['run'].disabled and 'not written' not in board.status.value
+    (folder/'model.glb').unlink()
+    later = StepDashboard(Trainer.resume(folder, model))
+    assert not later.button['run'].disabled
+    later.button['run'].click()
+    assert (folder/'model.glb').exists() and later.button['run'].disabled
+    whole = StepDashboard(Trainer(config(iters=1), model, folder=tmp_path/'whole'))
+    whole.button['step'].click()
+    assert whole.button['run'].disabled and 'not written' not in whole.status.value
+
+
+def test_pictures_of_pressed_steps_take_none_from_a_run(trainer):
+    board = StepDashboard(trainer)
+    for _ in range(3): board.button['step'].click()
+    board.driver.spent['shown'] += 1000.
+    board.driver.run()
+    assert [frame.step for frame in board.driver.frames][:4] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize('stage', ['cloud', 'mesh'])
+def test_a_surface_that_follows_no_run_stays_what_it_was(stage, cloud, model, tmp_path):
+    "Shape, colours and texture; cut anew, and painted after the run has gone on"
+    nerf = {k: v for k, v in cloud.config.flat().items() if k.startswith('nerf.')}
+    made = load_config('toybox-dmtet', nerf | MESH | dict(prompt='a hamburger', resume_from_checkpoint=str(cloud.folder)))
+    trainer = Trainer(config(**{'optim.lr': .05}) if stage == 'cloud' else made, model)
+    trainer.fit(2)
+    surface = MeshDashboard(trainer, resolution=24)
+    surface.following.value, surface.texture.value = False, 512
+    def look(name):
+        surface.path.value = str(tmp_path/f'{name}.obj')
+        surface.button['export'].click()
+        assert 'wrote' in surface.error.value
+        return surface.mesh.vertices.copy(), surface.mesh.visual.vertex_colors.copy(), (tmp_path/f'{name}-albedo.png').read_bytes()
+    first = look('first')
+    trainer.fit(6)
+    surface.cut()
+    again = look('again')
+    assert (first[0] == again[0]).all() and (first[1] == again[1]).all() and first[2] == again[2]
+    surface.button['refresh'].click()
+    later = look('later')
+    assert later[2] != first[2] and trainer.renderer.training
+
+
+def test_zeros_are_drawn_where_they_can_be():
+    history = [dict(step=0, opacity=.5, grad_norm=2., entropy=0.), dict(step=1, opacity=0., grad_norm=0.)]
+    assert list(dashboard.columns(history, ['opacity', 'orientation'])) == [('opacity', (1, 2), (.5, 0.))]
+    assert list(dashboard.columns(history, ['grad_norm', 'entropy'], log=True)) == [('grad_norm', (1,), (2.,))]
+
+
+def test_normals_that_fail_leave_the_trainer_as_it_was(trainer, monkeypatch):
+    record = trainer.step()
+    assert record.normal is None
+    monkeypatch.setattr(trainer.renderer, 'forward', lambda *args, **options: 1/0)
+    with pytest.raises(ZeroDivisionError): dashboard.step_pictures(trainer, record)
+    assert trainer.renderer.training
+
+
+def test_a_cell_that_shows_the_same_trainer_again(model, monkeypatch):
+    "Its run goes on"
+    async def main():
+        monkeypatch.setattr(dashboard, 'current_cell', lambda: ('cell', 'first'))
+        old = StepDashboard(Trainer(config(iters=500), model))
+        old.driver.run()
+        await asyncio.sleep(.05)
+        monkeypatch.setattr(dashboard, 'current_cell', lambda: ('cell', 'second'))
+        new = StepDashboard(old.trainer)
+        assert new.driver.running and set(new.driver.watchers) == {new} and new.button['run'].description == 'Pause'
+        new.driver.pause()
+        await new.driver.task
+    asyncio.run(main())
+
+
+def test_a_strong_guidance_is_shown_as_it_is(model):
+    board = StepDashboard(Trainer(config(guidance_scale=300.), model))
+    assert board.wheel['guidance_scale'].value == 300 and not board.trainer.steering.active()
+    board.trainer.steer(guidance_scale=700.)
+    board.refresh()
+    assert board.wheel['guidance_scale'].value == 700
+
+
+def test_overwrite_is_not_dropped(trainer):
+    with pytest.raises(ConfigError, match='overwrite can be given with a prompt'): StepDashboard(trainer, overwrite=True)
+    with pytest.raises(ConfigError, match='only with out='): StepDashboard('a hamburger', overwrite=True)
+
+
+@pytest.mark.parametrize('make', [StepDashboard, FieldDashboard, lambda t: MeshDashboard(t, resolution=24), lambda t: CompareDashboard([t])])
+def test_a_dashboard_that_was_left_holds_no_trainer(make, model):
+    trainer = Trainer(config(), model)
+    board, gone = make(trainer), weakref.ref(trainer)
+    board.leave()
+    driver_of(trainer).step()
+    board.refresh()    # a run that ends just then may still ask for it
+    board.follow()
+    assert dashboard.STYLE.comm is not None    # that of all others
+    del trainer, board
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_comparison_hears_of_other_dashboards(model):
+    "And makes none of the pictures that it does not show"
+    runs = [Trainer(config(seed=seed), model) for seed in range(2)]
+    board = CompareDashboard(runs)
+    board.button['step'].click()
+    assert not board.drivers[0].frames and list(next(board.plot.select_traces(dict(name='1: seed 0'))).x) == [1]
+    other = StepDashboard(runs[0])
+    other.button['step'].click()
+    assert '2 of 12' in board.labels[0].value and '1 of 12' in board.labels[1].value
+    for _ in range(2): other.button['reset'].click()
+    assert '0 of 12' in board.labels[0].value and not next(board.plot.select_traces(dict(name='1: seed 0'))).x
+    board.run()
+    assert [t.step_count for t in runs] == [12, 12]
