@@ -1239,7 +1239,7 @@ def is_ours(folder):
 RESULT_FILES = ('config.yaml', 'history.jsonl', 'checkpoints', 'preview.png', 'turntable.mp4', 'model.glb', 'log.txt', 'validation',
                 'validation.png', *(f'test-{kind}.mp4' for kind in KINDS))
 
-
+# %% ../nbs/15_trainer.ipynb #12d029f3
 def set_aside(folder):
     "Make room for a run that overwrites, touching only files of a result; a finished one waits beside it until the new one is finished too"
     keep = is_finished(folder) and not is_ours(aside(folder))
