@@ -278,7 +278,7 @@ def unwrap(mesh,       # trimesh.Trimesh
 
 
 def check_seconds(seconds):
-    "Raises `ConfigError` for a time limit that is none"
+    "Raises `ConfigError` unless `seconds` is a time limit"
     if isinstance(seconds, bool) or not isinstance(seconds, Real) or not 0 < seconds <= 1e6:
         raise ConfigError(f'seconds is a time limit above 0, at most a million, not {seconds!r}')
 
