@@ -74,9 +74,9 @@ def _again(argv):
 # %% ../nbs/19_cli.ipynb #a9406cd4
 def _run(args, config, seen):
     "Trains and lists what was written; `seen` keeps the trainer's newest step. torch comes in here"
-    from dreamfusion_nb.trainer import is_finished, load, slug, train
+    from dreamfusion_nb.trainer import is_finished, load, result_folder, train
     def remember(trainer, record): seen.update(step=trainer.step_count)
-    folder = Path(args.out) if args.out else Path('outputs')/slug(config.prompt)
+    folder = result_folder(args.out, config.prompt)
     common = dict(device=args.device, overwrite=args.overwrite, callbacks=[remember])
     there = args.refine and not args.overwrite and is_finished(folder) and load_config(folder/'config.yaml') == config
     if there: result = load(folder, args.device)

@@ -24,7 +24,6 @@ import time
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import Path
 from weakref import WeakSet
 
 import anywidget
@@ -41,12 +40,12 @@ from plotly.subplots import make_subplots
 from .cameras import VIEWS, orbit, rays
 from .config import ConfigError, load_config
 from .dmtet import EmptyMeshError, MeshRenderer
-from .export import MESH_FORMATS, check_path, decimate, write_mesh
+from .export import MESH_FORMATS, check_path, decimate, expanded, write_mesh
 from .hashgrid import HashGrid
 from .raymarch import composite, normal_map
 from .shading import MODES
 from .show import to_pil
-from .trainer import (PAPER, SHADE, Result, Trainer, claim_folder, finish, guidance_scale_at, is_finished, open_folder,
+from .trainer import (PAPER, SHADE, Result, Trainer, claim_folder, evaluating, finish, guidance_scale_at, is_finished, open_folder,
     t_range_at, unknown_words)
 from .viewer import Viewer, with_still
 
@@ -76,9 +75,8 @@ def step_pictures(trainer, record):
     "What happened in a step, for its first camera: name in `PICTURES` -> [3, H, W]"
     image, out = record.image[0].detach().float().clamp(0, 1), record.render
     if out.normal is None:    # plain albedo needs none; a small picture of them costs little
-        side, training = min(48, *image.shape[1:]), trainer.renderer.training
-        try: out = trainer.renderer.eval()(record.cameras[:1], side, side, return_normal=True)
-        finally: trainer.renderer.train(training)
+        side = min(48, *image.shape[1:])
+        with evaluating(trainer.renderer) as render: out = render(record.cameras[:1], side, side, return_normal=True)
     # a guidance of one's own need not be able to: then three channels are shown, as of the noise
     decode = getattr(trainer.guidance, 'decode_latents', lambda latents: torch.stack([noise_colors(v) for v in latents]))
     noisy, believed = decode(torch.cat([record.noisy[:1], record.sds.x0[:1]]))
@@ -202,7 +200,6 @@ class Loop:
 
     def toggle(self): self.pause() if self.running else self.run()
 
-
 # %% ../nbs/16_dashboard.ipynb #221da67a
 class Driver(Loop):
     """The steps of one trainer, for every dashboard that watches it: `driver_of(trainer)`.
@@ -252,9 +249,7 @@ def _step(self, show=True):
     self.spent['steps'] += time.perf_counter() - began
     # pictures take at most an eighth of the time, except where somebody presses for each
     if show or self.seen and (self.spent['shown'] < self.spent['steps']/8 or self.done): self.attempt(self.keep, record)
-    if self.done and trainer.folder:
-        self.attempt(finish, Result(trainer.config, trainer.renderer, trainer.folder, trainer.history))
-        self.tell()
+    if self.done and trainer.folder: self.conclude()
     return record
 
 
@@ -267,11 +262,17 @@ def _run(self):
 
 
 def _write(self):
-    t, self.error = self.trainer, ''
-    if self.attempt(lambda: t.save() or True): self.attempt(finish, Result(t.config, t.renderer, t.folder, t.history))
+    self.error = ''
+    if self.attempt(lambda: self.trainer.save() or True): self.conclude()
+
+
+def _conclude(self):
+    t = self.trainer
+    self.attempt(finish, Result(t.config, t.renderer, t.folder, t.history))
     self.tell()
 
 
+Driver.conclude = _conclude
 Driver.step, Driver.run, Driver.write, Driver.advance = _step, _run, _write, lambda self: self.step(show=False)
 
 # %% ../nbs/16_dashboard.ipynb #70bf9768
@@ -593,7 +594,8 @@ def as_trainer(what, overrides, out=None, overwrite=False):
     if overwrite and not out: raise ConfigError('overwrite: there is a folder to be replaced only with out=')
     config = load_config('toybox', overrides, dict(prompt=what))
     if not out: return Trainer(config)
-    going_on = claim_folder(Path(out), config, overwrite=overwrite)
+    out = expanded(out)
+    going_on = claim_folder(out, config, overwrite=overwrite)
     trainer = Trainer.resume(out) if going_on else Trainer(config, folder=out)
     open_folder(trainer, 'resumed' if going_on else 'started', overwrite)
     return trainer
@@ -898,13 +900,11 @@ def _slice_of(field, axis, place, n, device):
 def _look(self):
     "Ask the field, with the levels that are on"
     renderer, name = self.source.renderer, self.axis.value
-    field, training, axis = renderer.field, renderer.training, 'xyz'.index(name)
-    try:
-        with torch.no_grad(), only_levels(field, self.on):
-            image = renderer.eval()(self.camera, 96, 96, background=PAPER).image[0]
-            density = _slice_of(field, axis, self.place.value, 96, self.source.device)
-            self.draw_ray()
-    finally: renderer.train(training)
+    field, axis = renderer.field, 'xyz'.index(name)
+    with torch.no_grad(), evaluating(renderer), only_levels(field, self.on):
+        image = renderer(self.camera, 96, 96, background=PAPER).image[0]
+        density = _slice_of(field, axis, self.place.value, 96, self.source.device)
+        self.draw_ray()
     shown = ((density.clamp(min=1e-2).log10() + 2)/6).clamp(0, 1)    # 0.01 to 10,000
     colors = torch.from_numpy(matplotlib.colormaps['viridis'](shown.numpy())[..., :3].copy()).permute(2, 0, 1)
     grid = renderer.grid.occupied.cpu()

@@ -6,8 +6,8 @@
 __all__ = ['UNWRAP', 'MESH_FORMATS', 'MATERIAL', 'sample_density', 'visible_range', 'smooth_density', 'auto_threshold',
            'pieces_of', 'drop_pieces', 'check_resolution', 'check_share', 'check_threshold', 'Surfaces', 'extract_mesh',
            'check_faces', 'by_quadrics', 'by_short_edges', 'decimate', 'unwrap', 'check_seconds', 'check_texture_size',
-           'tangents', 'normals_of', 'bake', 'paint_of', 'mesh_views', 'srgb_to_linear', 'linear_to_srgb', 'check_path',
-           'write_mesh', 'write_whole', 'write_video', 'six_view']
+           'tangents', 'normals_of', 'bake', 'paint_of', 'mesh_views', 'srgb_to_linear', 'linear_to_srgb', 'expanded',
+           'check_path', 'write_mesh', 'write_whole', 'write_video', 'six_view']
 
 # %% ../nbs/13_export.ipynb #2deada2d
 import math
@@ -416,14 +416,19 @@ def linear_to_srgb(light):  # array of values in 0..1
 MESH_FORMATS = ('.glb', '.obj', '.ply', '.stl')
 
 
+def expanded(path):
+    "The path, ~ as the home folder. Raises `ConfigError`"
+    try: return Path(path).expanduser()
+    except RuntimeError as error: raise ConfigError(f'cannot write or read {str(path)[:200]!r}: {error}') from None
+
+
 def check_path(path,     # where a file shall be
                formats,  # endings that it may have, as '.glb'
                what      # 'mesh' or 'video', for the message
               ) -> Path:
     "The path, if a file can be written there. Raises `ConfigError` otherwise: better before a minute of work than after it"
     if not isinstance(path, (str, Path)): raise ConfigError(f'a {what} needs a path, not {path!r}')
-    try: path = Path(path).expanduser()
-    except RuntimeError as error: raise ConfigError(f'cannot write {str(path)[:200]!r}: {error}') from None
+    path = expanded(path)
     if path.suffix.lower() not in formats:
         hint = did_you_mean(path.suffix, formats) if path.suffix else ''
         raise ConfigError(f'a {what} is written as {", ".join(formats)}, not {path.suffix or "without an ending"!r}: {str(path)!r}{hint}')
@@ -439,7 +444,7 @@ def check_path(path,     # where a file shall be
     if why: raise ConfigError(f'cannot write {str(path)[:200]!r}: {why}')
     return path
 
-
+# %% ../nbs/13_export.ipynb #9b2b2c76
 def _matte(tree):
     "Gives a glTF tree a material, unless it has one: without, a mesh is metal to glTF, and three.js draws it black wherever it mirrors no lamp"
     tree.setdefault('materials', [dict(pbrMetallicRoughness=dict(metallicFactor=0., roughnessFactor=1.))])

@@ -7,13 +7,13 @@ __all__ = ['LIT', 'SHADE', 'FORMAT', 'SHAPE', 'CURVES', 'PAPER', 'KINDS', 'PROTO
            'make_encoding', 'make_field', 'make_background', 'make_renderer', 'fastest_dtype', 'make_guidance',
            'make_optimizer', 'limit_levels', 'Look', 'progress_at', 'look_at_step', 't_range_at', 'guidance_scale_at',
            'annealed_timestep', 'size_at', 'Steering', 'StepRecord', 'pick_device', 'encode_prompts', 'optimizer_of',
-           'draw_cameras', 'Trainer', 'check_steering', 'check_gradients', 'write_checkpoint', 'discard', 'keep_newest',
-           'sweep', 'writing', 'in_short', 'read_checkpoint', 'checkpoints', 'result_of', 'check_moments',
-           'read_history', 'check_finite', 'check_state', 'unlike', 'warm_start', 'begin_shape', 'write_text',
-           'in_notebook', 'sparkline', 'curves', 'LiveCell', 'ProgressBar', 'whole_steps', 'orbit_of', 'sheet_of',
-           'save_picture', 'Result', 'load', 'slug', 'unknown_words', 'check_prompt', 'is_finished', 'is_longer',
-           'lengthened', 'claim_folder', 'open_folder', 'train', 'check_call', 'aside', 'is_ours', 'set_aside', 'log',
-           'perform', 'finish']
+           'draw_cameras', 'Trainer', 'check_steering', 'evaluating', 'check_gradients', 'write_checkpoint', 'discard',
+           'keep_newest', 'sweep', 'writing', 'in_short', 'read_checkpoint', 'checkpoints', 'result_of',
+           'check_moments', 'read_history', 'check_finite', 'check_state', 'unlike', 'warm_start', 'begin_shape',
+           'write_text', 'in_notebook', 'sparkline', 'curves', 'LiveCell', 'ProgressBar', 'whole_steps', 'orbit_of',
+           'sheet_of', 'save_picture', 'Result', 'load', 'slug', 'result_folder', 'unknown_words', 'check_prompt',
+           'is_finished', 'is_longer', 'lengthened', 'claim_folder', 'open_folder', 'train', 'check_call', 'aside',
+           'is_ours', 'set_aside', 'log', 'perform', 'finish']
 
 # %% ../nbs/15_trainer.ipynb #9635e1c0
 import html
@@ -42,7 +42,7 @@ from .cameras import VIEWS, Cameras, orbit, progressive_ranges, sample_cameras, 
 from .config import ConfigError, check_latents, did_you_mean, load_config, value_at
 from .dmtet import EmptyMeshError, MeshRenderer
 from .export import (MESH_FORMATS, Surfaces, bake, check_faces, check_path, check_resolution, check_seconds, check_share,
-    check_texture_size, check_threshold, decimate, drop_pieces, normals_of, six_view, unwrap, write_mesh, write_video, write_whole)
+    check_texture_size, check_threshold, decimate, drop_pieces, expanded, normals_of, six_view, unwrap, write_mesh, write_video, write_whole)
 from .field import Field
 from .guidance import LatentDiffusion, SDSOutput, ViewPrompts, sds
 from .hashgrid import FrequencyEncoding, HashGrid, SphericalHarmonicsEncoding
@@ -399,11 +399,17 @@ def _reset(self):
     vars(self).update(vars(fresh))
 
 # %% ../nbs/15_trainer.ipynb #6d8c8638
+@contextmanager
+def evaluating(renderer):
+    "The renderer as it draws results, without the chances of training; a run goes on as if nobody had looked"
+    training = renderer.training
+    try: yield renderer.eval()
+    finally: renderer.train(training)
+
+
 def _current_mesh(self, resolution=48):
     "The surface as it is now, with vertex colours; of a mesh stage its own, whatever the resolution. Raises `EmptyMeshError`"
-    training = self.renderer.training
-    try: return Result(self.config, self.renderer).mesh(resolution)
-    finally: self.renderer.train(training)
+    with evaluating(self.renderer) as renderer: return Result(self.config, renderer).mesh(resolution)
 
 
 Trainer.steer, Trainer.reset, Trainer.mesh = _steer, _reset, _current_mesh
@@ -603,7 +609,7 @@ def checkpoints(folder):
 
 def result_of(path):
     "(result folder, its checkpoints up to the one meant) of a result folder or one of its checkpoints. Raises `ConfigError` where there is none"
-    path = Path(path)
+    path = expanded(path)
     folder = path.parent.parent if path.parent.name == 'checkpoints' else path
     found = [p for p in checkpoints(folder) if folder == path or p <= path]
     if not found or folder != path and found[-1] != path:
@@ -886,18 +892,15 @@ PAPER = (.82, .86, .90)  # behind results: a white snowman must be seen
 @torch.no_grad()
 def _glance(self, size=128):
     "The field as it is now, from the front and from the side: a PIL image"
-    training = self.renderer.training
-    try: views = self.renderer.eval()(orbit(4, device=self.device)[:2], size, size, background=PAPER).image
-    finally: self.renderer.train(training)
+    with evaluating(self.renderer) as render: views = render(orbit(4, device=self.device)[:2], size, size, background=PAPER).image
     return to_pil(torch.cat(list(views), -1))
 
 
 def _validate(self):
     "Picture, depth and normals from all around as they are now, into the folder's `validation`; on a CPU small ones, for the time they take"
     val, limit = self.config.data.val, 96 if self.device.type == 'cpu' else 4096
-    training = self.renderer.training
-    try: picture = sheet_of(Result(self.config, self.renderer).maps(orbit_of(val, self.device), min(val.height, limit), min(val.width, limit)))
-    finally: self.renderer.train(training)
+    with evaluating(self.renderer) as renderer:
+        picture = sheet_of(Result(self.config, renderer).maps(orbit_of(val, self.device), min(val.height, limit), min(val.width, limit)))
     with writing(self.folder):
         (self.folder/'validation').mkdir(exist_ok=True)
         save_picture(picture, self.folder/'validation'/f'step-{self.step_count:06d}.png')
@@ -1088,6 +1091,11 @@ def slug(prompt):
     return re.sub(r'[^a-z0-9]+', '-', prompt.lower()).strip('-')[:60] or 'result'
 
 
+def result_folder(out, prompt):
+    "Where a result goes: to folder `out`, or if that is None below outputs"
+    return expanded(out) if out else Path('outputs')/slug(prompt)
+
+
 def unknown_words(config, prompt=None):
     "What the toybox prior does not know of a prompt (None: the configuration's), and what it goes on with, in a line; '' if it knows all"
     if config.guidance.name != 'toybox': return ''
@@ -1182,7 +1190,7 @@ def train(prompt,               # what to make
     settings = load_config(preset if config is None else config, overrides, {k: v for k, v in named.items() if v is not None})
     model = None if by_name else guidance
     if model is not None: settings = settings.replace({'guidance.name': type(model).__name__})
-    device, folder = pick_device(device), Path(out).expanduser() if out else Path('outputs')/slug(settings.prompt)
+    device, folder = pick_device(device), result_folder(out, settings.prompt)
     if settings.mode != 'fit': return perform(settings, folder, device, overwrite)
     check_prompt(settings)
     if resume is True: settings = lengthened(settings, folder, phases)

@@ -552,6 +552,9 @@ def test_home_is_home(result, model, tmp_path, monkeypatch):
     assert not (tmp_path/'out').exists()
     train('a hamburger', guidance=model, out='~/burger', progress=False, **CHEAP | dict(iters=1))
     assert (tmp_path/'burger'/'model.glb').exists()
+    assert load('~/burger').folder == tmp_path/'burger'
+    with pytest.raises(ConfigError, match='home directory'): load('~nosuchuser/burger')
+    with pytest.raises(ConfigError, match='home directory'): train('a hamburger', out='~nosuchuser/burger')
 
 
 @pytest.mark.parametrize('look', ['glance', 'validate'])
