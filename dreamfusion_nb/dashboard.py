@@ -1148,16 +1148,26 @@ def _leave_all(self):
     Dashboard.leave(self)
 
 
-CompareDashboard.step, CompareDashboard.advance = _step_all, _advance_all
+def _run_all(self):
+    "As of a `Loop`. If all are done, those that are `unwritten` try once more to save and to write their results"
+    if not self.done: return Loop.run(self)
+    waiting = {name: d for name, d in zip(self.names, self.drivers) if d.unwritten}
+    for driver in waiting.values(): driver.write()
+    self.complain('; '.join(f'{name}: {d.error}' for name, d in waiting.items() if d.error))
+    self.say()
+
+
+CompareDashboard.step, CompareDashboard.advance, CompareDashboard.run = _step_all, _advance_all, _run_all
 CompareDashboard.follow, CompareDashboard.leave = _follow_others, _leave_all
 
 # %% ../nbs/16_dashboard.ipynb #f894741b
 def _say(self):
-    for label, color, name, t in zip(self.labels, COLORS, self.names, self.trainers):
+    unwritten = [d.unwritten for d in self.drivers]
+    for label, color, name, t, waits in zip(self.labels, COLORS, self.names, self.trainers, unwritten):
         dot, count = f'<span style="color: {color}">●</span>', f'{t.step_count} of {t.config.iters} steps'
-        label.value = f'<div class="dfnb-label">{dot} <b>{html.escape(name)}</b> · {count}</div>'
+        label.value = f'<div class="dfnb-label">{dot} <b>{html.escape(name)}</b> · {count}{" · result not written yet" if waits else ""}</div>'
     self.button['run'].description = 'Pause' if self.running else 'Run'
-    self.button['step'].disabled, self.button['run'].disabled = self.running or self.done, self.done
+    self.button['step'].disabled, self.button['run'].disabled = self.running or self.done, self.done and not any(unwritten)
 
 
 def _tell_all(self):

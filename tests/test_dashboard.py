@@ -350,6 +350,25 @@ def test_a_result_that_could_not_be_written_is_tried_again(model, tmp_path, monk
     assert whole.button['run'].disabled and 'not written' not in whole.status.value
 
 
+def test_a_comparison_tries_again_to_write_results(model, tmp_path, monkeypatch):
+    trainers = {name: Trainer(config(iters=2, seed=i), model, folder=tmp_path/name) for i, name in enumerate(('one', 'two'))}
+    board, finish = CompareDashboard(trainers), dashboard.finish
+    def full(result):
+        if result.folder.name == 'two': raise OSError('no space left')
+        finish(result)
+    monkeypatch.setattr(dashboard, 'finish', full)
+    for _ in range(2): board.button['step'].click()
+    assert 'two: OSError' in board.error.value and not board.button['run'].disabled
+    assert ['not written' in label.value for label in board.labels] == [False, True]
+    written = (tmp_path/'one/model.glb').stat().st_mtime_ns
+    board.button['run'].click()
+    assert 'two: OSError' in board.error.value and not board.running
+    monkeypatch.setattr(dashboard, 'finish', finish)
+    board.button['run'].click()
+    assert not board.error.value and board.button['run'].disabled and not any('not written' in label.value for label in board.labels)
+    assert dashboard.is_finished(tmp_path/'two') and (tmp_path/'one/model.glb').stat().st_mtime_ns == written
+
+
 def test_pictures_of_pressed_steps_take_none_from_a_run(trainer):
     board = StepDashboard(trainer)
     for _ in range(3): board.button['step'].click()
