@@ -7,6 +7,7 @@ __all__ = ['VIEWS', 'look_at', 'Cameras', 'sphere_cameras', 'jitter', 'sample_ca
            'projection', 'view_class', 'view_weights']
 
 # %% ../nbs/01_cameras.ipynb #2d065bf4
+import math
 from dataclasses import dataclass, fields
 
 import torch
@@ -187,6 +188,7 @@ def orbit(n,                   # how many
     "Cameras evenly spaced on a circle around the object, from the front towards +x. ValueError for none, or an elevation out of range."
     if n < 1: raise ValueError(f"n: at least one camera, not {n}")
     if not -90 <= elevation <= 90: raise ValueError(f"elevation: must lie in -90..90 degrees, not {elevation:g}")
+    if not math.isfinite(azimuth_start): raise ValueError(f"azimuth_start: must be a number of degrees, not {azimuth_start:g}")
     return sphere_cameras(azimuth_start + torch.arange(n)*360/n, 90 - elevation, radius, fovy, device=device)
 
 # %% ../nbs/01_cameras.ipynb #e7209b4f

@@ -13,7 +13,7 @@ import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-from .config import PRESETS, ConfigError, did_you_mean, load_config, preset
+from .config import PRESETS, ConfigError, did_you_mean, load_config, mesh_preset, pairs, preset
 
 # %% ../nbs/19_cli.ipynb #78e6603e
 class _Parser(argparse.ArgumentParser):
@@ -27,7 +27,8 @@ def _parser():
                      epilog='Exit codes: 0 done, 2 bad input, 130 interrupted (the same command goes on where it stopped).')
     parser.add_argument('prompt', metavar='PROMPT', nargs='?', help='what to make, such as "a hamburger"')
     parser.add_argument('overrides', metavar='key=value', nargs='*',
-                        help='any key of the configuration, such as guidance_scale=30 or data.train.width=96')
+                        help='any key of the configuration, such as guidance_scale=30 or data.train.width=96; '
+                             'with --refine, refine.key=value is one of the mesh stage, such as refine.iters=300')
     start = parser.add_mutually_exclusive_group()
     start.add_argument('--preset', default='toybox', metavar='P', help=f'{", ".join(PRESETS)} (default: toybox)')
     start.add_argument('--config', metavar='FILE', help='YAML file, or the folder of an earlier run')
@@ -47,7 +48,7 @@ def _parser():
 
 # %% ../nbs/19_cli.ipynb #b3061eab
 def _read_arguments(argv):
-    "The parsed words and the checked `Config` they ask for. Raises `ConfigError`"
+    "The parsed words, the checked `Config` they ask for and the overrides of the mesh stage. Raises `ConfigError`"
     parser = _parser()
     args, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
@@ -56,9 +57,14 @@ def _read_arguments(argv):
     if args.prompt is None: raise ConfigError('the prompt is missing: dreamfusion "a hamburger"')
     if args.resume and args.overwrite: raise ConfigError('--resume and --overwrite contradict each other: choose one')
     options = {'iters': args.iters, 'seed': args.seed, 'guidance.name': args.guidance}
-    overrides = [f'{key}={value}' for key, value in options.items() if value is not None] + args.overrides
+    later = [word.removeprefix('refine.') for word in args.overrides if word.startswith('refine.')]
+    if later and not args.refine: raise ConfigError(f'refine.{later[0]} is for the mesh stage: it needs --refine')
+    overrides = [f'{key}={value}' for key, value in options.items() if value is not None]
+    overrides += [word for word in args.overrides if not word.startswith('refine.')]
     start = preset(args.preset) if args.config is None else Path(args.config)    # a word that is no preset shall not be read as YAML
-    return args, load_config(start, dict(prompt=args.prompt), *overrides)
+    config = load_config(start, dict(prompt=args.prompt), *overrides)
+    load_config(mesh_preset(config), *later)    # a slip is said now, not after the cloud
+    return args, config, dict(pair for word in later for pair in pairs(word))
 
 # %% ../nbs/19_cli.ipynb #0fb50968
 def _written(folder):
@@ -72,8 +78,8 @@ def _again(argv):
     return shlex.join(['dreamfusion', *(word for word in argv if word != '--overwrite')])
 
 # %% ../nbs/19_cli.ipynb #a9406cd4
-def _run(args, config, seen):
-    "Trains and lists what was written; `seen` keeps the trainer's newest step. torch comes in here"
+def _run(args, config, later, seen):
+    "Trains and lists what was written; `later`: overrides of the mesh stage; `seen` keeps the trainer's newest step. torch comes in here"
     from dreamfusion_nb.trainer import is_finished, load, result_folder, train
     def remember(trainer, record): seen.update(step=trainer.step_count)
     folder = result_folder(args.out, config.prompt)
@@ -83,7 +89,7 @@ def _run(args, config, seen):
     else:
         result = train(args.prompt, config=config, out=args.out, resume=args.resume or 'auto', phases=args.phases, **common)
         print(*_written(result.folder), sep='\n')
-    if args.refine: print(*_written(result.refine(**common).folder), sep='\n')
+    if args.refine: print(*_written(result.refine(**common, **later).folder), sep='\n')
 
 # %% ../nbs/19_cli.ipynb #c24b27e9
 @contextmanager
@@ -103,8 +109,8 @@ def main(argv=None  # words of the command line; None: those of this process
     seen = dict(step=0)
     try:
         with _plain_warnings():
-            args, config = _read_arguments(argv)
-            _run(args, config, seen)
+            args, config, later = _read_arguments(argv)
+            _run(args, config, later, seen)
     except ConfigError as error:
         print(f'dreamfusion: {error}', file=sys.stderr)
         return 2

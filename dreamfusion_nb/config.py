@@ -7,7 +7,7 @@ __all__ = ['KEYS', 'SCHEDULED', 'NEMO_BEGINNINGS', 'NEMO_NAMES', 'FOREIGN', 'OUR
            'OPTIONS', 'PRESETS', 'CLASSES', 'ConfigError', 'did_you_mean', 'number', 'choice', 'span', 'text', 'flag',
            'value_at', 'checked', 'Group', 'group', 'Net', 'Nerf', 'BackgroundNet', 'BackgroundGrid', 'Background',
            'Material', 'Renderer', 'Guidance', 'Optim', 'Loss', 'Train', 'Preview', 'Video', 'Data', 'Checkpoint',
-           'not_compared', 'Config', 'resolve', 'pairs', 'check_latents', 'preset', 'load_config']
+           'not_compared', 'Config', 'resolve', 'pairs', 'check_latents', 'preset', 'mesh_preset', 'load_config']
 
 # %% ../nbs/00_config.ipynb #858ef0a2
 import copy
@@ -892,6 +892,12 @@ def preset(name  # 'toybox', 'quality', 'toybox-dmtet', 'dreamfusion' or 'dreamf
     if not isinstance(name, str) or name not in PRESETS:
         raise ConfigError(f'unknown preset {reprlib.repr(name)}: there are {", ".join(PRESETS)}{did_you_mean(name, PRESETS)}')
     return Config(preset=name).replace(_compose(_read_yaml(PRESETS[name], f'preset {name}'), _built_in, f'preset {name}'))
+
+
+def mesh_preset(config  # `Config` of a cloud or a mesh stage
+               ):       # name of a preset
+    "The preset with which a result of `config` goes on as a mesh"
+    return 'toybox-dmtet' if config.preset in ('toybox', 'quality', 'toybox-dmtet') else 'dreamfusion-dmtet'
 
 # %% ../nbs/00_config.ipynb #e0d5c570
 def _merged(below, above):

@@ -6,11 +6,11 @@
 __all__ = ['PICTURES', 'KEEP', 'GOING', 'STYLE', 'STANDING', 'CLEAR', 'GRID', 'CURVES', 'AS_IT_IS', 'LIGHT', 'COLORS',
            'gradient_overlay', 'noise_colors', 'step_pictures', 'step_facts', 'as_jpeg', 'Frame', 'between_steps',
            'current_cell', 'said', 'interrupted', 'hear_interrupts', 'Loop', 'Driver', 'driver_of', 'caption', 'tile',
-           'table', 'complaint', 'parts_of', 'wrapping', 'fitting', 'montage', 'card', 'Dashboard', 'guarded',
-           'buttons', 'Click', 'Plot', 'curves_plot', 'draw_curve', 'add_cameras', 'draw_cameras', 'columns',
-           'draw_run', 'as_trainer', 'StepDashboard', 'only_levels', 'Ray', 'look_along', 'ray_plot', 'slider',
-           'source_of', 'follow_box', 'FieldDashboard', 'MeshDashboard', 'bending', 'bent_colors', 'CompareDashboard',
-           'spread', 'names_of']
+           'table', 'complaint', 'parts_of', 'wrapping', 'fitting', 'montage', 'card', 'vacate', 'at_work', 'Dashboard',
+           'check_whole', 'guarded', 'buttons', 'Click', 'Plot', 'curves_plot', 'draw_curve', 'add_cameras',
+           'draw_cameras', 'columns', 'draw_run', 'as_trainer', 'StepDashboard', 'RangeSlider', 'only_levels', 'Ray',
+           'look_along', 'ray_plot', 'slider', 'source_of', 'follow_box', 'FieldDashboard', 'MeshDashboard', 'bending',
+           'bent_colors', 'CompareDashboard', 'spread', 'names_of']
 
 # %% ../nbs/16_dashboard.ipynb #d0c9b5f1
 import asyncio
@@ -24,6 +24,7 @@ import time
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from numbers import Integral
 from weakref import WeakSet
 
 import anywidget
@@ -45,7 +46,7 @@ from .hashgrid import HashGrid
 from .raymarch import composite, normal_map
 from .shading import MODES
 from .show import to_pil
-from .trainer import (PAPER, SHADE, Result, Trainer, claim_folder, evaluating, finish, guidance_scale_at, is_finished, open_folder,
+from .trainer import (PAPER, SHADE, Result, Trainer, claim_folder, discard, evaluating, finish, guidance_scale_at, is_finished, open_folder,
     t_range_at, unknown_words)
 from .viewer import Viewer, with_still
 
@@ -210,6 +211,7 @@ class Driver(Loop):
         self.trainer, self.size = trainer, size
         self.watchers, self.frames, self.error = WeakSet(), [], ''
         self.spent = dict(steps=0., shown=0.)    # seconds
+        self.saved = -math.inf, 0., None    # when, seconds it took, a checkpoint that nobody asked for
 
     def tell(self, grown=False):
         for watcher in list(self.watchers):
@@ -249,7 +251,7 @@ def _step(self, show=True):
     self.spent['steps'] += time.perf_counter() - began
     # pictures take at most an eighth of the time, except where somebody presses for each
     if show or self.seen and (self.spent['shown'] < self.spent['steps']/8 or self.done): self.attempt(self.keep, record)
-    if self.done and trainer.folder: self.conclude()
+    if trainer.folder: self.conclude() if self.done else self.save(.2 if show else .02)
     return record
 
 
@@ -287,10 +289,21 @@ def _keep(self, record):
     self.spent['shown'] += time.perf_counter() - began
 
 
+def _save(self, share=math.inf):
+    "Write a checkpoint, unless that would take more than `share` of the time since the last one. The one it wrote before goes"
+    began, (when, took, before), trainer = time.perf_counter(), self.saved, self.trainer
+    if took > share*(began - when): return
+    self.attempt(trainer.save)
+    path, every = trainer.folder/'checkpoints'/f'step-{trainer.step_count:06d}', trainer.config.checkpoint.every_n_train_steps
+    if before and before != path and path.exists() and before.exists(): discard(before)
+    planned = share == math.inf or every and trainer.step_count % every == 0
+    self.saved = time.perf_counter(), time.perf_counter() - began, None if planned else path
+
+
 def _pause(self):
     "Stop after the step that is under way, and save if there is a folder"
     self.running = False
-    if self.trainer.folder and self.trainer.step_count: self.attempt(self.trainer.save)
+    if self.trainer.folder and self.trainer.step_count: self.save()
     self.tell()
 
 
@@ -302,9 +315,9 @@ def _reset(self):
     self.tell(grown=True)
 
 
-Driver.keep, Driver.pause, Driver.reset = _keep, _pause, _reset
+Driver.keep, Driver.save, Driver.pause, Driver.reset = _keep, _save, _pause, _reset
 
-
+# %% ../nbs/16_dashboard.ipynb #6b371fd4
 def driver_of(trainer):
     "The one driver of a trainer, which carries it along: both go when nobody holds them any more, and an open dashboard holds them"
     if not hasattr(trainer, 'driver'): trainer.driver = Driver(trainer)
@@ -396,6 +409,19 @@ def card(lines, side=128):
 STANDING = WeakSet()    # dashboards, each in its cell
 
 
+def vacate():
+    "Those that an earlier run of this cell made leave"
+    cell, execution = current_cell()
+    for old in list(STANDING):
+        if cell and old.cell == cell and old.execution != execution: old.leave()
+
+
+def at_work(folder):
+    "The trainer of an open dashboard whose run is in a folder, or None"
+    drivers = (driver for board in list(STANDING) for driver in board.drivers)
+    return next((d.trainer for d in drivers if d.trainer.folder and d.trainer.folder.absolute() == folder.absolute()), None)
+
+# %% ../nbs/16_dashboard.ipynb #0000e7aa
 class Dashboard(widgets.VBox):
     "A column of widgets that watches a run. `still()` is its picture for where no kernel runs; `error` shows what went wrong"
     each_step = True    # whether it wants to be shown the steps of a run
@@ -408,22 +434,25 @@ class Dashboard(widgets.VBox):
         for name in ('dfnb-dashboard', kind): self.add_class(name)
         (self.cell, self.execution), self.drivers = current_cell(), list(drivers)
         for driver in self.drivers: driver.watchers.add(self)    # first: a run that is shown anew goes on
-        for old in list(STANDING):
-            if self.cell and old.cell == self.cell and old.execution != self.execution: old.leave()
+        vacate()
         STANDING.add(self)
 
     def refresh(self): "Something has changed: a step, a control, an error"
     def follow(self): "The object has changed"
 
     def leave(self):
-        "The cell was run again: nobody looks here any more, and a run that nobody looks at stops. The widgets are closed"
+        "As `close`, and when the cell is run again: nobody looks here any more. A run that nobody looks at stops, and is saved if it has a folder"
         STANDING.discard(self)
         for driver in self.drivers:
             driver.watchers.discard(self)
             if driver.running and not driver.seen: driver.pause()
         # ipywidgets holds whatever is open, and its handlers hold the trainer
-        for part in (*parts_of(vars(self)), self):
-            if part is not STYLE: part.close()
+        for part in parts_of(vars(self)):
+            if part not in (STYLE, self): part.close()
+        super().close()
+
+    def close(self):
+        if self.comm is not None: self.leave()    # else it is closed already, or was never open
 
     def complain(self, text): self.error.value = complaint(text)
 
@@ -432,6 +461,13 @@ class Dashboard(widgets.VBox):
         return with_still(super()._repr_mimebundle_(**kwargs), self.still())
 
 # %% ../nbs/16_dashboard.ipynb #4a78daea
+def check_whole(name, least=1, **given):
+    "Raise `ConfigError` unless what dashboard `name` was given are whole numbers of at least `least`"
+    for key, n in given.items():
+        if isinstance(n, bool) or not isinstance(n, Integral) or n < least:
+            raise ConfigError(f'{name}: {key} must be a whole number from {least}, not {n!r}')
+
+
 def guarded(dashboard, act):
     "`act`, for a control of a dashboard: between two steps, and what goes wrong in it is said there"
     def call(*args):
@@ -440,7 +476,9 @@ def guarded(dashboard, act):
     return between_steps(call)
 
 # %% ../nbs/16_dashboard.ipynb #06d35414
-def buttons(dashboard, width='84px', **rows):
+def buttons(dashboard,
+            width='84px',  # of each, as CSS has it
+            **rows):
     "Buttons of a dashboard by name; each of `rows` is (text, tooltip, what a press does)"
     made = {}
     for name, (text, hint, do) in rows.items():
@@ -473,7 +511,7 @@ export default { render({ model, el }) {
 } }
 '''
     value = traitlets.Bytes(b'').tag(sync=True)
-    size = traitlets.Int(200).tag(sync=True)
+    size = traitlets.Int(200).tag(sync=True)    # pixels along an edge
     x = traitlets.Float(.5, min=0, max=1).tag(sync=True)
     y = traitlets.Float(.5, min=0, max=1).tag(sync=True)
 
@@ -585,16 +623,24 @@ AS_IT_IS = 'as configured'
 
 
 def as_trainer(what, overrides, out=None, overwrite=False):
-    "A trainer, or one for a prompt with the toybox preset and overrides, which goes on with what is in folder `out`. Raises `ConfigError`"
+    """A trainer, or one for a prompt with the toybox preset and overrides, which goes on with what is in folder `out`. Raises `ConfigError`.
+
+    If an open dashboard has such a run in that folder, it is its trainer."""
     if isinstance(what, Trainer):
         given = [*overrides, *['out']*bool(out), *['overwrite']*bool(overwrite)]
         if given: raise ConfigError(f'a trainer has its configuration already; {", ".join(given)} can be given with a prompt')
         return what
+    if isinstance(what, Result): raise ConfigError('a result is finished and makes no steps; FieldDashboard and MeshDashboard show what is in it')
     if not isinstance(what, str): raise ConfigError(f'a dashboard needs a prompt or a Trainer, not {what!r}')
     if overwrite and not out: raise ConfigError('overwrite: there is a folder to be replaced only with out=')
     config = load_config('toybox', overrides, dict(prompt=what))
+    # two trainers would take each other's checkpoints for their own
+    here = at_work(expanded(out)) if out and not overwrite else None
+    if here and here.config == config: return here
+    vacate()    # what stood here saves before its folder is read
     if not out: return Trainer(config)
     out = expanded(out)
+    if at_work(out): raise ConfigError(f'out: an open dashboard works in {out}; close() it first, or choose another folder')
     going_on = claim_folder(out, config, overwrite=overwrite)
     trainer = Trainer.resume(out) if going_on else Trainer(config, folder=out)
     open_folder(trainer, 'resumed' if going_on else 'started', overwrite)
@@ -604,12 +650,14 @@ def as_trainer(what, overrides, out=None, overwrite=False):
 class StepDashboard(Dashboard):
     """Step, run, pause, scrub back, reset; the pictures, cameras and curves of every step that was shown; sliders that act on the next one.
 
-    `StepDashboard('a hamburger', iters=300)` or `StepDashboard(trainer)`. With `out=` a folder, *Pause* saves there, and the same call goes on;
+    `StepDashboard('a hamburger', iters=300)` or `StepDashboard(trainer)`. With `out=` a folder, the run is saved there, and the same call goes on;
     `overwrite=True` replaces what is there. Raises `ConfigError`."""
     def __init__(self, what, *, size=128, out=None, overwrite=False, **overrides):
+        check_whole('StepDashboard', size=size)
         self.trainer = as_trainer(what, overrides, out, overwrite)
         self.driver, self.size = driver_of(self.trainer), size
         self.wheel, self.silent, self.looking, self.sure = {}, False, None, False    # looking: the frame of who looks back
+        self.refused = ''    # why a control was not followed, until one is
         self.status, self.error = widgets.HTML(), widgets.HTML()
         self.pictures, tiles = zip(*(tile(text, size) for text in PICTURES.values()))
         self.facts = widgets.HTML(layout=widgets.Layout(width=f'{size + 4}px', overflow='hidden'))
@@ -652,13 +700,27 @@ def _reset_when_sure(self):
     if self.trainer.step_count and not self.sure:
         self.sure = True
         return self.refresh()
-    self.looking, self.sure = None, False
+    self.looking, self.sure, self.refused = None, False, ''
     self.driver.reset()
 
 
 StepDashboard.back, StepDashboard.look_at, StepDashboard.reset = _back, _look_at, _reset_when_sure
 
 # %% ../nbs/16_dashboard.ipynb #c98d6cf9
+class RangeSlider(widgets.FloatRangeSlider):
+    "One that says what is wrong with a range, by `refuse(text)`, and stays as it is, where ipywidgets' own raises"
+    def __init__(self, refuse, **options):
+        self.refuse = refuse
+        super().__init__(**options)
+
+    @traitlets.validate('value')
+    def _validate_value(self, proposal):
+        low, high = proposal['value']
+        if low <= high: return super()._validate_value(proposal)
+        self.refuse(f'{self.description}: the smaller end comes first, not {low:g} to {high:g}')
+        return self.value
+
+
 # where these sliders rest: the configuration draws a light anew at every step
 LIGHT = dict(ambient=SHADE, lamp=0., height=30.)
 
@@ -669,7 +731,7 @@ def _sliders(self):
     def slider(value, low, high, step, name, hint):
         return widgets.FloatSlider(value, min=low, max=high, step=step, description=name, tooltip=hint, **wide)
     # a range slider sends back what the kernel sets it to, as if somebody had moved it; one that speaks only when it is let go does not
-    t_range = widgets.FloatRangeSlider(value=(0, 1), min=0, max=1, step=.01, description='t range', readout_format='.2f',
+    t_range = RangeSlider(between_steps(self.refuse), value=(0, 1), min=0, max=1, step=.01, description='t range', readout_format='.2f',
         continuous_update=False, **wide)
     self.wheel = dict(
         prompt=widgets.Text(prompt, description='prompt', continuous_update=False, **wide),
@@ -692,15 +754,21 @@ def _steered(self, name, value):
     if name in ('lamp', 'height'): change = dict(light=tuple(value if other == name else self.wheel[other].value for other in ('lamp', 'height')))
     elif name == 'prompt': change = dict(prompt=None if value.strip() == self.trainer.config.prompt else value)
     else: change = {name: None if value == AS_IT_IS else value}
-    self.driver.error = ''
+    self.driver.error = self.refused = ''
     try: self.trainer.steer(**change)
-    except ConfigError as error: self.driver.error = str(error)
+    except ConfigError as error: self.refused = str(error)
     self.driver.tell()
+
+
+def _refuse(self, text):
+    "Say why a control was not followed. It stays until one is, whatever the run does meanwhile"
+    self.refused = text
+    self.refresh()
 
 
 def _release(self):
     self.trainer.steer(**dict.fromkeys(vars(self.trainer.steering)))
-    self.driver.error = ''
+    self.driver.error = self.refused = ''
     self.follow_configuration()
     self.driver.tell()
 
@@ -720,7 +788,7 @@ def _follow_configuration(self):
 
 # %% ../nbs/16_dashboard.ipynb #85951449
 StepDashboard.sliders, StepDashboard.steered, StepDashboard.release = _sliders, _steered, _release
-StepDashboard.follow_configuration = _follow_configuration
+StepDashboard.refuse, StepDashboard.follow_configuration = _refuse, _follow_configuration
 
 # %% ../nbs/16_dashboard.ipynb #1b91d0d4
 def _refresh(self):
@@ -742,7 +810,7 @@ def _refresh(self):
     notes = ''.join(f'<br><span class="dfnb-note">{html.escape(note)}</span>' for note in notes if note)
     self.status.value = (f'<b>{html.escape(words)}</b> · <b class="dfnb-count">{t.step_count}</b> of {t.config.iters} steps'
         f'{" · running" if driver.running else " · done" if driver.done else ""}{f" · steered: {held}" if held else ""}{notes}')
-    self.error.value = complaint(driver.error)
+    self.error.value = complaint('; '.join(text for text in (self.refused, driver.error) if text))
     # last, so that who reads "Run" there sees the step at which the run stopped
     self.button['reset'].description = 'Really?' if self.sure else 'Reset'
     self.button['run'].description = 'Pause' if driver.running else 'Run'
@@ -858,6 +926,7 @@ class FieldDashboard(Dashboard):
                  *,
                  size=200  # pixels along an edge of a picture
                 ):
+        check_whole('FieldDashboard', size=size)
         (self.source, drivers), self.size = source_of('FieldDashboard', what), size
         if isinstance(what.renderer, MeshRenderer):
             raise ConfigError('FieldDashboard: a mesh stage has a surface instead of a density; MeshDashboard shows it')
@@ -944,6 +1013,7 @@ class MeshDashboard(Dashboard):
     `MeshDashboard(trainer or result)`; a trainer's run is followed. `resolution`: points an axis of the grid that a cloud is cut from.
     Raises `ConfigError`."""
     def __init__(self, what, *, resolution=96):
+        check_whole('MeshDashboard', 8, resolution=resolution)
         (self.source, drivers), self.resolution = source_of('MeshDashboard', what), resolution
         self.shown, self.surfaces, self.mesh, self.silent, self.by_hand = None, None, None, False, False    # shown: a `Result`
         wide = dict(layout=widgets.Layout(width='330px'), style=dict(description_width='80px'))
@@ -1057,7 +1127,7 @@ MeshDashboard.export, MeshDashboard.still = _export_mesh, lambda self: self.view
 # %% ../nbs/16_dashboard.ipynb #1a22371e
 COLORS = ['#1f77b4', '#ff7f0e', '#2ca02c', '#d62728', '#9467bd', '#8c564b']    # of the runs
 
-
+# %% ../nbs/16_dashboard.ipynb #146ae75b
 class CompareDashboard(Loop, Dashboard):
     """Several runs side by side, in step, with one camera: `CompareDashboard(['a mug', 'a duck'])`, or one prompt with a list of values,
     `CompareDashboard('a duck', seed=[0, 1, 2], iters=200)`; or trainers by the names that are shown, `CompareDashboard({'weak': trainer, …})`.
@@ -1071,6 +1141,8 @@ class CompareDashboard(Loop, Dashboard):
                  size=240,    # pixels along an edge of a viewer
                  **overrides  # of the configuration; a list is one value for each run
                 ):
+        check_whole('CompareDashboard', every=every)
+        check_whole('CompareDashboard', 16, size=size)
         pairs = spread(list(what.values()) if isinstance(what, dict) else what, overrides)
         if overrides and any(isinstance(t, Trainer) for t, _ in pairs):
             raise ConfigError(f'a trainer has its configuration already; {", ".join(overrides)} can be given with prompts')
@@ -1148,6 +1220,10 @@ def _leave_all(self):
     Dashboard.leave(self)
 
 
+CompareDashboard.step, CompareDashboard.advance = _step_all, _advance_all
+CompareDashboard.follow, CompareDashboard.leave = _follow_others, _leave_all
+
+# %% ../nbs/16_dashboard.ipynb #a662a0b3
 def _run_all(self):
     "As of a `Loop`. If all are done, those that are `unwritten` try once more to save and to write their results"
     if not self.done: return Loop.run(self)
@@ -1157,8 +1233,7 @@ def _run_all(self):
     self.say()
 
 
-CompareDashboard.step, CompareDashboard.advance, CompareDashboard.run = _step_all, _advance_all, _run_all
-CompareDashboard.follow, CompareDashboard.leave = _follow_others, _leave_all
+CompareDashboard.run = _run_all
 
 # %% ../nbs/16_dashboard.ipynb #f894741b
 def _say(self):

@@ -186,9 +186,16 @@ def vertex_normals(vertices,         # [V, 3]
         ahead, back = corners.roll(-1, 1) - corners, corners.roll(-2, 1) - corners
         # atan2 has a derivative where acos has none: at needles
         angle = torch.atan2(normal.square().sum(-1, keepdim=True).clamp(min=1e-30).sqrt(), (ahead*back).sum(-1))
-        parts = F.normalize(normal, dim=-1, eps=1e-20)[:, None]*angle[..., None]
+        parts = _unit(normal)[:, None]*angle[..., None]
     total = torch.zeros_like(vertices).index_add(0, faces.reshape(-1), parts.reshape(-1, 3))
-    return F.normalize(total, dim=-1, eps=1e-20)
+    return _unit(total)
+
+
+def _unit(vectors):
+    "Vectors [N, 3] of length 1; what has no length stays zero and gets no gradient, where a division by a small number would give a huge one"
+    length = vectors.norm(dim=-1, keepdim=True)
+    known = length > 1e-18
+    return torch.where(known, vectors/torch.where(known, length, 1.), 0.)
 
 # %% ../nbs/08_dmtet.ipynb #c63378f9
 class EmptyMeshError(ConfigError):
@@ -240,6 +247,8 @@ def _geometry(self):  # (vertices [N, 3] in the world, faces [F, 3])
         if not getattr(self, name).isfinite().all(): raise ConfigError(f'MeshRenderer: {name} holds values that are not finite')
     shift = torch.where(self.border[:, None], 0., self.deform.tanh()/self.resolution)
     vertices, faces = marching_tets((self.grid + shift)*self.scale, torch.where(self.border, -1., self.sdf), self.tets)
+    if (self.sdf > 0).all():    # init_* leave the border's negative
+        raise ConfigError(f'MeshRenderer: sdf is positive everywhere (lowest {self.sdf.min():.3g}), so nothing is outside; it needs both signs')
     if not len(faces):
         raise EmptyMeshError(f'the surface is gone: no signed distance inside the grid is positive (highest {self.sdf[~self.border].max():.3g}); '
             'begin again with a lower learning rate')
@@ -264,7 +273,7 @@ def _set(self, sdf, scale):
         self.deform.zero_()
         self.initialised.fill_(True)
 
-
+# %% ../nbs/08_dmtet.ipynb #b45ab3d8
 def _init_from_sphere(self, radius=.5):
     "Begin with a ball around the origin. Raises `ValueError`"
     if not 0 < radius < self.bound: raise ValueError(f'init_from_sphere: radius must be between 0 and the bound {self.bound:g}, not {radius:g}')
@@ -277,6 +286,8 @@ MeshRenderer.geometry, MeshRenderer.mesh, MeshRenderer._set, MeshRenderer.init_f
 # %% ../nbs/08_dmtet.ipynb #7039daf7
 def _init_from_mesh(self, mesh):  # a closed trimesh.Trimesh within ±bound
     "Begin with a mesh: the grid shrinks around it and takes its signed distances. Raises `ValueError`, `EmptyMeshError`"
+    if not hasattr(mesh, 'is_watertight'):
+        raise ValueError(f'init_from_mesh needs a trimesh.Trimesh, not {mesh!r}; trimesh.load(path, force="mesh") reads one')
     if not len(mesh.faces): raise EmptyMeshError('init_from_mesh: the mesh has no faces')
     if not np.isfinite(mesh.vertices).all(): raise ValueError('init_from_mesh: the mesh has vertices that are not finite')
     if not mesh.is_watertight:

@@ -254,23 +254,28 @@ def decimate(mesh,  # trimesh.Trimesh, closed
 
 # %% ../nbs/13_export.ipynb #87b81ba3
 UNWRAP = """import sys, numpy as np, xatlas
-given = np.load(sys.argv[1])
-of, faces, uv = xatlas.parametrize(given['vertices'], given['faces'])
+given, atlas, pack = np.load(sys.argv[1]), xatlas.Atlas(), xatlas.PackOptions()
+pack.resolution, pack.padding = int(sys.argv[3]), 2
+atlas.add_mesh(given['vertices'], given['faces'])
+atlas.generate(xatlas.ChartOptions(), pack)
+of, faces, uv = atlas[0]
 np.savez(sys.argv[2], of=of, faces=faces, uv=uv)
 """
 
 
-def unwrap(mesh,       # trimesh.Trimesh
-           seconds=60  # give up after so many
-          ):           # trimesh.Trimesh with texture coordinates in 0..1, vertices doubled along the seams; None if time ran out or xatlas failed
+def unwrap(mesh,        # trimesh.Trimesh
+           seconds=60,  # give up after so many
+           size=1024    # texels an edge of the picture to come: charts keep about two texels apart
+          ):            # trimesh.Trimesh with texture coordinates in 0..1, vertices doubled along the seams; None if time ran out or xatlas failed
     "Charts and where they lie in a texture, by xatlas, in a process of its own, which can be stopped. Raises `ConfigError`"
     import trimesh
     if not len(mesh.faces): raise ConfigError('unwrap: the mesh has no faces')
     check_seconds(seconds)
+    check_texture_size(size)
     with tempfile.TemporaryDirectory() as folder:
         given, made = (str(Path(folder)/name) for name in ('given.npz', 'made.npz'))
         np.savez(given, vertices=np.asarray(mesh.vertices, np.float32), faces=np.asarray(mesh.faces, np.uint32))
-        try: subprocess.run([sys.executable, '-c', UNWRAP, given, made], check=True, timeout=seconds, capture_output=True)
+        try: subprocess.run([sys.executable, '-c', UNWRAP, given, made, str(size)], check=True, timeout=seconds, capture_output=True)
         except (subprocess.TimeoutExpired, subprocess.CalledProcessError): return None
         with np.load(made) as d: of, faces, uv = d['of'], d['faces'], d['uv']
     visual = trimesh.visual.TextureVisuals(uv=uv.astype(np.float64))
@@ -534,7 +539,13 @@ def write_video(frames,  # [n, 3, H, W] in [0, 1], or an iterable of [3, H, W] t
     if not (isinstance(fps, Real) and .01 <= fps <= 1000): raise ConfigError(f'video: fps must be from .01 to 1000, not {fps!r}')
     first = next(frames, None)
     if first is None: raise ConfigError('a video needs at least one frame')
-    return write_whole({path: lambda temporary: _encode(temporary, to_pil(first).size, chain([first], frames), fps)})
+    size = _frame(0, first).size
+    return write_whole({path: lambda temporary: _encode(temporary, size, chain([first], frames), fps)})
+
+
+def _frame(i, image):
+    try: return to_pil(image).convert('RGB')
+    except (TypeError, ValueError) as error: raise ConfigError(f'video: frame {i}: {error}') from None
 
 # %% ../nbs/13_export.ipynb #24e306eb
 def _encode(path, size, frames, fps):
@@ -549,7 +560,7 @@ def _encode(path, size, frames, fps):
     video.send(None)
     try:
         for i, frame in enumerate(frames):
-            picture = to_pil(frame).convert('RGB')
+            picture = _frame(i, frame)
             if picture.size != size: raise ConfigError(f'frame {i} is {picture.width}×{picture.height}, the first was {size[0]}×{size[1]}')
             video.send(np.ascontiguousarray(np.asarray(picture.crop((0, 0, *even)))))
     finally: video.close()

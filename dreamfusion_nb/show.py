@@ -9,15 +9,18 @@ __all__ = ['to_pil', 'image_grid', 'show_images']
 import math
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from PIL import Image
 
 # %% ../nbs/00a_show.ipynb #f60a79e0
-def to_pil(image  # tensor or array [3,H,W], [1,H,W] or [H,W] with values meant for 0…1, or a PIL image
+def to_pil(image  # tensor or array [3,H,W], [1,H,W] or [H,W], with values meant for 0…1 or bytes; an array of bytes [H,W,3]; or a PIL image
           ):      # RGB or grey ("L") PIL image
-    "A tensor as a PIL picture: clamped to 0…1 and rounded, NaN black. Raises `ValueError` for any other shape."
+    "A tensor as a PIL picture: clamped to 0…1 and rounded, NaN black; bytes as they are. Raises `ValueError` for any other shape."
     if isinstance(image, Image.Image): return image
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,): return Image.fromarray(image)
     image = torch.as_tensor(image).detach().cpu()
+    if image.dtype == torch.uint8: image = image/255
     if image.ndim == 3 and image.shape[0] == 1: image = image[0]
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[0] != 3):
         raise ValueError(f'an image is [3,H,W], [1,H,W] or [H,W], not {list(image.shape)}')

@@ -39,7 +39,7 @@ from tqdm import tqdm
 from . import losses as loss_functions, toybox
 from .background import LearnedBackground, MixedBackground, RandomBackground, StaticBackground
 from .cameras import VIEWS, Cameras, orbit, progressive_ranges, sample_cameras, view_weights
-from .config import ConfigError, check_latents, did_you_mean, load_config, value_at
+from .config import PRESETS, ConfigError, check_latents, did_you_mean, load_config, mesh_preset, value_at
 from .dmtet import EmptyMeshError, MeshRenderer
 from .export import (MESH_FORMATS, Surfaces, bake, check_faces, check_path, check_resolution, check_seconds, check_share,
     check_texture_size, check_threshold, decimate, drop_pieces, expanded, normals_of, six_view, unwrap, write_mesh, write_video, write_whole)
@@ -621,6 +621,8 @@ def _save(self):
     "Write a checkpoint and the history into the folder; `checkpoint.save_top_k` says how many of the newest are kept. Raises `ConfigError`"
     if self.folder is None: raise ConfigError('this trainer has no folder: Trainer(config, folder=...)')
     check_finite(self.renderer.state_dict())
+    if later := [p for p in checkpoints(self.folder) if p.name > f'step-{self.step_count:06d}']:
+        raise ConfigError(f'{self.folder} holds {later[-1].name} of a run that is further, and would be spoilt; Trainer.resume goes on with it')
     state = self.optimizer.state_dict()
     moments, numbers = _flatten(state['state'])
     tensors = dict(model=self.renderer.state_dict(), optimizer=moments | {'generator': self.generator.get_state()})
@@ -635,7 +637,7 @@ def _save(self):
         write_checkpoint(self.folder/'checkpoints'/f'step-{self.step_count:06d}', tensors, kept)
         keep_newest(self.folder, self.config.checkpoint.save_top_k)
 
-
+# %% ../nbs/15_trainer.ipynb #41eb712f
 def check_moments(optim,   # group `optim` of the configuration
                   params,  # number -> parameter
                   state    # number -> moments by name
@@ -879,7 +881,11 @@ def _fit(self, n=None, callbacks=()):
                 raise
             if self.folder and (self.step_count == self.config.iters or saves and self.step_count % saves == 0): self.save()
             if self.folder and looks and self.step_count % looks == 0: self.validate()
-            for callback in callbacks: callback(self, record)
+            try:
+                for callback in callbacks: callback(self, record)
+            except BaseException:    # whatever a callback ends with, the step is done, and a run goes on from here
+                if self.folder and not interrupted: self.save()
+                raise
     if interrupted:
         if self.folder: self.save()
         raise KeyboardInterrupt
@@ -1023,7 +1029,7 @@ def _textured(self, mesh, size=1024, fine=None, seconds=60):
     """A mesh of this result with a texture instead of colours at its vertices, and the normals of `fine`.
 
     Unchanged, with a warning, if cutting it open fails or takes more than `seconds`."""
-    flat = unwrap(mesh, seconds)
+    flat = unwrap(mesh, seconds, size)
     if flat is None:
         warnings.warn(f'{len(mesh.faces):,} triangles could not be unwrapped within {seconds:g} s, so colours stay at the vertices; '
             'faces= makes fewer, seconds= gives more time', stacklevel=3)
@@ -1040,11 +1046,12 @@ def _show(self, resolution=96, **options):
     return Viewer(self.mesh(resolution), **options)
 
 
-def _picture(self):
+def _bundle(self, **kwargs):
+    "A picture, also where no kernel runs"
     import io
     buffer = io.BytesIO()
     self.preview(128).save(buffer, 'PNG')
-    return buffer.getvalue()
+    return {'text/plain': repr(self), 'image/png': buffer.getvalue()}
 
 # %% ../nbs/15_trainer.ipynb #de853d1a
 def _refine(self, *, preset=None, out=None, guidance=None, **options):
@@ -1059,14 +1066,15 @@ def _refine(self, *, preset=None, out=None, guidance=None, **options):
         raise ConfigError(f'refine: the cloud was made with a guidance object ({name}), which no folder can hold; pass it again with guidance=')
     # the same words and the same networks; everything else is the preset's
     kept = {k: v for k, v in held.items() if k.startswith('nerf.') or k.endswith('_prompt') or k in ('seed', 'guidance.name', 'view_prompts')}
-    stage = preset or ('toybox-dmtet' if self.config.preset in ('toybox', 'quality', 'toybox-dmtet') else 'dreamfusion-dmtet')
+    meshes = [p for p in PRESETS if load_config(p).renderer.name == 'nvdiffrast']
+    if preset in PRESETS and preset not in meshes: raise ConfigError(f'refine: preset {preset!r} makes a cloud; {", ".join(meshes)} make a mesh')
     beside = self.folder.with_name(f'{self.folder.name}-refined')
-    return train(self.config.prompt, preset=stage, guidance=guidance, out=out or beside,
+    return train(self.config.prompt, preset=preset or mesh_preset(self.config), guidance=guidance, out=out or beside,
         **kept | dict(resume_from_checkpoint=str(self.folder)) | options)
 
 
 Result.video, Result.mesh, Result.surfaces, Result.export, Result.textured = _video, _mesh, _surfaces, _export, _textured
-Result.show, Result._repr_png_, Result.refine = _show, _picture, _refine
+Result.show, Result._repr_mimebundle_, Result.refine = _show, _bundle, _refine
 
 # %% ../nbs/15_trainer.ipynb #66ff9087
 def load(folder,      # of a result, or of one of its checkpoints
@@ -1306,8 +1314,9 @@ def finish(result):
         save_picture(result.preview(val.height, val.width), result.folder/'preview.png')
         if result.config.export_video:
             result.video(result.folder/'turntable.mp4', height=test.height, width=test.width, cameras=orbit_of(test))
-        # a cloud's surface comes in many more triangles than it has detail
-        write_mesh(result.textured(mesh) if result.of_mesh else decimate(mesh, 50_000), result.folder/'model.glb')
+        # a cloud's surface comes in many more triangles than it has detail, and a fine mesh in more than can be cut open in a minute
+        few = decimate(mesh, 50_000)
+        write_mesh(result.textured(few) if result.of_mesh else few, result.folder/'model.glb')
         log(result.folder, f'wrote {", ".join(written)}')
         if is_ours(old): shutil.rmtree(old)
     return result

@@ -1,13 +1,16 @@
 "Dashboards without a page: what they must not disturb, lose or leave behind, and what they say when something goes wrong"
 import asyncio
 import gc
+import math
 import os
 import shutil
 import signal
+import time
 import weakref
 
 import pytest
 import torch
+import traitlets
 import trimesh
 from conftest import CHEAP, MESH
 
@@ -20,6 +23,8 @@ from dreamfusion_nb.dashboard import (
     StepDashboard,
     driver_of,
 )
+from dreamfusion_nb.trainer import checkpoints
+from dreamfusion_nb.viewer import Viewer
 
 
 def config(**options): return load_config('toybox', CHEAP | dict(prompt='a hamburger') | options)
@@ -117,6 +122,7 @@ def test_errors_of_other_buttons_are_said(trainer, tmp_path):
     trainer.folder = tmp_path/'run'
     board = StepDashboard(trainer)
     board.button['step'].click()
+    shutil.rmtree(tmp_path/'run')
     (tmp_path/'run').write_text('a file in its place')
     board.driver.pause()
     assert 'cannot be written' in board.error.value
@@ -470,3 +476,99 @@ def test_a_comparison_hears_of_other_dashboards(model):
     assert '0 of 12' in board.labels[0].value and not next(board.plot.select_traces(dict(name='1: seed 0'))).x
     board.run()
     assert [t.step_count for t in runs] == [12, 12]
+
+
+def test_pressed_steps_are_saved_and_leave_one_checkpoint(model, tmp_path):
+    trainer = Trainer(config(iters=50, **{'checkpoint.save_top_k': -1, 'checkpoint.every_n_train_steps': 4}), model, folder=tmp_path/'run')
+    board = StepDashboard(trainer)
+    for n in range(1, 7):
+        board.button['step'].click()
+        board.driver.saved = -math.inf, *board.driver.saved[1:]    # as if a while had passed
+    assert [p.name for p in checkpoints(tmp_path/'run')] == ['step-000004', 'step-000006']
+    assert Trainer.resume(tmp_path/'run', model).history == trainer.history
+    board.driver.saved = time.perf_counter(), 1e6, None    # a save that took long waits its turn
+    board.button['step'].click()
+    assert checkpoints(tmp_path/'run')[-1].name == 'step-000006'
+
+
+def test_one_folder_has_one_trainer(tmp_path):
+    "Dashboards of the same run share it; one that would replace it is refused while another is open"
+    small = {'data.train.width': 16, 'data.train.height': 16, 'iters': 9}
+    first = StepDashboard('a mug', out=tmp_path/'run', **small)
+    for _ in range(2): first.button['step'].click()
+    second = StepDashboard('a mug', out=tmp_path/'run', **small)
+    assert second.trainer is first.trainer
+    with pytest.raises(ConfigError, match='open dashboard works in'): StepDashboard('a mug', out=tmp_path/'run', overwrite=True, **small)
+    with pytest.raises(ConfigError, match='open dashboard works in'): StepDashboard('a mug', out=tmp_path/'run', seed=5, **small)
+    first.close()
+    second.button['step'].click()
+    second.close()
+    third = StepDashboard('a mug', out=tmp_path/'run', **small)
+    assert third.trainer is not first.trainer and third.trainer.step_count == 3
+    third.close()
+    assert StepDashboard('a mug', out=tmp_path/'run', overwrite=True, **small).trainer.step_count == 0
+
+
+def test_a_cell_that_is_run_again_goes_on(tmp_path, monkeypatch):
+    "Also in mid-run, with the frames; one that begins anew reads its folder after the old one has saved"
+    small = {'data.train.width': 16, 'data.train.height': 16, 'iters': 400}
+    async def story():
+        monkeypatch.setattr(dashboard, 'current_cell', lambda: ('cell', 1))
+        first = StepDashboard('a mug', out=tmp_path/'run', **small)
+        first.button['run'].click()
+        while first.trainer.step_count < 5: await asyncio.sleep(.01)
+        monkeypatch.setattr(dashboard, 'current_cell', lambda: ('cell', 2))
+        second = StepDashboard('a mug', out=tmp_path/'run', **small)
+        assert second.trainer is first.trainer and second.driver.running and second.driver.frames and first.comm is None
+        monkeypatch.setattr(dashboard, 'current_cell', lambda: ('cell', 3))
+        anew = StepDashboard('a mug', out=tmp_path/'run', overwrite=True, **small)
+        assert not second.driver.running and anew.trainer.step_count == 0 and not checkpoints(tmp_path/'run')
+        await asyncio.sleep(.1)
+        anew.close()
+    asyncio.run(story())
+
+
+def test_close_stops_a_run(model):
+    async def story(make):
+        runs = [Trainer(config(iters=400, seed=i), model) for i in range(2)]
+        board = make(runs)
+        board.button['run'].click()
+        while runs[0].step_count < 2: await asyncio.sleep(.01)
+        board.close()
+        await asyncio.sleep(.05)
+        counts = [t.step_count for t in runs]
+        await asyncio.sleep(.3)
+        assert [t.step_count for t in runs] == counts and board.comm is None
+        board.close()    # once more does nothing
+    for make in (lambda runs: StepDashboard(runs[0]), CompareDashboard): asyncio.run(story(make))
+
+
+def test_what_was_refused_is_said_until_it_is_mended(trainer):
+    board = StepDashboard(trainer)
+    board.wheel['prompt'].value = 'zorgle'
+    assert 'names no toy' in board.error.value and board.wheel['prompt'].value == trainer.config.prompt
+    for _ in range(2): board.button['step'].click()
+    assert 'names no toy' in board.error.value
+    board.wheel['prompt'].value = 'a duck'
+    assert not board.error.value and trainer.steering.prompt == 'a duck'
+    before = board.wheel['t_range'].value
+    board.wheel['t_range'].value = (.9, .2)
+    assert 'smaller end' in board.error.value and board.wheel['t_range'].value == before
+    board.wheel['t_range'].value = (.2, .9)
+    assert not board.error.value and trainer.steering.t_range == (.2, .9)
+
+
+@pytest.mark.parametrize('make, what', [
+    (lambda t: StepDashboard(t, size=0), 'size'), (lambda t: StepDashboard(t, size='x'), 'size'), (lambda t: FieldDashboard(t, size=2.5), 'size'),
+    (lambda t: CompareDashboard([t], every=0), 'every'), (lambda t: CompareDashboard([t], size=3), 'from 16'), (lambda t: MeshDashboard(t, resolution=0), 'resolution')])
+def test_numbers_of_dashboards(make, what, trainer):
+    with pytest.raises(ConfigError, match=what): make(trainer)
+
+
+def test_a_viewer_shows_what_trimesh_loads(trainer, tmp_path):
+    mesh = trimesh.creation.box()
+    mesh.export(tmp_path/'box.glb')
+    assert Viewer(trimesh.load(tmp_path/'box.glb')).mesh_data['faces']
+    for wrong in (3, 'box.glb'):
+        with pytest.raises(ConfigError, match='Trimesh'): Viewer(wrong)
+    with pytest.raises(traitlets.TraitError, match='did you mean'): Viewer(mesh, azimut=3)

@@ -110,7 +110,7 @@ def test_textures(cloud, refined, tmp_path, monkeypatch):
     points = torch.as_tensor(few.triangles_center - few.face_normals/64*cloud.config.nerf.bound).float()
     read = few.visual.material.to_color(few.visual.uv[few.faces].mean(1))[:, :3]/255
     assert np.abs(read - cloud.field.albedo(points).detach().numpy()).mean() < .02
-    monkeypatch.setattr(trainer_module, 'unwrap', lambda mesh, seconds: None)
+    monkeypatch.setattr(trainer_module, 'unwrap', lambda mesh, seconds, size: None)
     with pytest.warns(UserWarning, match='colours stay at the vertices'): cloud.export(tmp_path/'plain.glb', faces=100, texture=64)
 
 

@@ -110,7 +110,12 @@ def test_notebook_has_a_picture(path):
     assert kinds & {'image/png', 'image/jpeg', 'application/vnd.plotly.v1+json'} or re.search(r'!\[|<img ', markdown)
 
 
-def test_notebooks_are_small_together(): assert sum(path.stat().st_size for path in NOTEBOOKS) <= 6_000_000
+def test_pictures_are_small():
+    for path in (ROOT/'nbs/images').iterdir(): assert path.stat().st_size <= 60_000, path.name
+
+
+def test_notebooks_are_small_together():
+    assert sum(path.stat().st_size for path in [*NOTEBOOKS, *(ROOT/'nbs/images').iterdir()]) <= 6_000_000
 
 
 # Package

@@ -189,7 +189,8 @@ def test_pictures(result):
     assert len(pictures) == 5 and {p.size for p in pictures} == {(24, 24)}
     assert same_pictures(pictures[1], result.render(azimuth=72., size=24))
     assert not same_pictures(pictures[0], pictures[2])
-    assert result._repr_png_().startswith(b'\x89PNG')
+    shown = result._repr_mimebundle_()
+    assert shown['image/png'].startswith(b'\x89PNG') and 'a hamburger' in shown['text/plain']
     assert 'a hamburger' in repr(result)
     assert len(result.show(resolution=32).mesh.faces) > 100
 

@@ -128,7 +128,7 @@ def readme_picture():
         widget = page.locator('.dfnb-step-dashboard').first
         widget.wait_for(timeout=300_000)
         page.wait_for_timeout(4000)
-        widget.screenshot(path=path.with_suffix('.tmp.jpg'), type='jpeg', quality=85)
+        widget.screenshot(path=path.with_suffix('.tmp.jpg'), type='jpeg', quality=60)
         os.replace(path.with_suffix('.tmp.jpg'), path)
     print(path)
 

@@ -1,14 +1,38 @@
 """Keeps of saved notebooks what a page without a kernel can show: no live widget (JupyterLab would show an error in its place) and no state of
-one, and of a picture that IPython kept as PNG and as JPEG the smaller one.
+one, of a picture that IPython kept as PNG and as JPEG the smaller one, and of a JPEG no more than quality 60.
 
     python tools/stills.py [notebook ...]          # default: all below nbs
 """
+import base64
+import io
 import sys
 from pathlib import Path
 
 import nbformat
+from PIL import Image
 
 LIVE = 'application/vnd.jupyter.widget-view+json'
+QUALITY = 60
+
+
+def as_jpeg(picture):
+    buffer = io.BytesIO()
+    picture.save(buffer, 'JPEG', quality=QUALITY, optimize=True, progressive=True)
+    return buffer.getvalue()
+
+
+def coarseness(jpeg): return sum(Image.open(io.BytesIO(jpeg)).quantization[0])
+
+
+LIMIT = coarseness(as_jpeg(Image.new('RGB', (8, 8))))
+
+
+def lighter(text):
+    "A JPEG in base64 at `QUALITY`, if it is finer and if that is smaller; one that was made lighter stays as it is"
+    jpeg = base64.b64decode(text)
+    if coarseness(jpeg) >= LIMIT: return text
+    made = as_jpeg(Image.open(io.BytesIO(jpeg)))
+    return base64.b64encode(made).decode() if len(made) < len(jpeg) else text
 
 
 def main():
@@ -21,6 +45,7 @@ def main():
             data = output.get('data', {})
             kept = sorted((kind for kind in ('image/jpeg', 'image/png') if kind in data), key=lambda kind: len(data[kind]))
             for kind in kept[1:]: del data[kind]
+            if 'image/jpeg' in data: data['image/jpeg'] = lighter(data['image/jpeg'])
             if data.pop(LIVE, None) and kept: data['text/plain'] = 'a live widget: run the notebook'
         made = nbformat.writes(book, version=4)
         made = made if made.endswith('\n') else made + '\n'
