@@ -1060,14 +1060,14 @@ def _refine(self, *, preset=None, out=None, guidance=None, **options):
     `options` are those of `train`; `out` is by default the folder beside this one that ends in -refined."""
     if 'prompt' in options: raise ConfigError('refine: the mesh is asked for by the words of its cloud; prompt cannot be changed here')
     if 'config' in options: raise ConfigError('refine: the configuration is the preset and the cloud\'s; name single keys, or use train(config=...)')
+    meshes = [p for p in PRESETS if load_config(p).renderer.name == 'nvdiffrast']
+    if preset in PRESETS and preset not in meshes: raise ConfigError(f'refine: preset {preset!r} makes a cloud; {", ".join(meshes)} make a mesh')
     if self.folder is None: raise ConfigError('refine: this result lies in no folder; train(..., out=...) or load(folder) gives one that does')
     name, held = self.config.guidance.name, self.config.flat()
     if guidance is None and name.isidentifier() and name != 'toybox' and not Path(name).exists():
         raise ConfigError(f'refine: the cloud was made with a guidance object ({name}), which no folder can hold; pass it again with guidance=')
     # the same words and the same networks; everything else is the preset's
     kept = {k: v for k, v in held.items() if k.startswith('nerf.') or k.endswith('_prompt') or k in ('seed', 'guidance.name', 'view_prompts')}
-    meshes = [p for p in PRESETS if load_config(p).renderer.name == 'nvdiffrast']
-    if preset in PRESETS and preset not in meshes: raise ConfigError(f'refine: preset {preset!r} makes a cloud; {", ".join(meshes)} make a mesh')
     beside = self.folder.with_name(f'{self.folder.name}-refined')
     return train(self.config.prompt, preset=preset or mesh_preset(self.config), guidance=guidance, out=out or beside,
         **kept | dict(resume_from_checkpoint=str(self.folder)) | options)

@@ -243,6 +243,26 @@ def test_vertex_normals(weighting):
     with pytest.raises(ValueError, match='angle'): vertex_normals(v, f, 'none')
 
 
+@pytest.mark.parametrize('weighting', ['angle', 'area'])
+def test_a_vertex_of_triangles_without_area_has_no_gradient(weighting):
+    "Also where one is asked for, and in single precision"
+    v = torch.tensor([[0., 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0]], requires_grad=True)
+    normal = vertex_normals(v, torch.tensor([[0, 1, 2], [0, 1, 3]]), weighting)
+    slope, = torch.autograd.grad(normal.sum(), v)
+    assert slope.isfinite().all() and slope.abs().max() < 10 and not normal[3].any()
+
+
+def test_a_distance_of_one_sign():
+    made = renderer()
+    made.sdf.data.fill_(1.)
+    for act in (made.geometry, made.mesh, lambda: made(orbit(1), 8, 8)):
+        with pytest.raises(ConfigError, match='positive everywhere'): act()
+    made.sdf.data.fill_(-1.)
+    with pytest.raises(EmptyMeshError, match='the surface is gone'): made.geometry()
+    for wrong in (None, 'ball.glb'):
+        with pytest.raises(ValueError, match='trimesh.Trimesh'): made.init_from_mesh(wrong)
+
+
 def test_one_lit_picture_is_the_same_twice():
     made = renderer(32)
     a, b = (made(orbit(2), 40, 40, shading='lambertian', ambient=.1) for _ in range(2))

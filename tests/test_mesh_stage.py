@@ -3,16 +3,19 @@ import json
 import os
 import shutil
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
 import trimesh
 from conftest import CHEAP, MESH, assert_same_with_a_break
+from scipy.ndimage import map_coordinates
 
-from dreamfusion_nb import ConfigError, Trainer, cli, load, load_config, train
+from dreamfusion_nb import ConfigError, Trainer, cli, load, load_config, toybox, train
 from dreamfusion_nb import trainer as trainer_module
 from dreamfusion_nb.config import preset
 from dreamfusion_nb.dmtet import EmptyMeshError, MeshRenderer
+from dreamfusion_nb.export import bake, decimate, unwrap, write_mesh, write_video
 
 
 def mesh_config(cloud, **options):
@@ -271,13 +274,13 @@ def test_command(pipeline, tmp_path, capfd):
     words = ['a hamburger', '--out', str(tmp_path/'burger'), '--guidance', str(pipeline), *(f'{k}={v}' for k, v in CHEAP.items())]
     assert cli.main(words) == 0
     made = (tmp_path/'burger'/'model.glb').stat().st_mtime
-    assert cli.main([*words, '--refine']) == 0
+    assert cli.main([*words, '--refine', 'refine.iters=12', 'refine.export_video=false']) == 0
     assert (tmp_path/'burger'/'model.glb').stat().st_mtime == made
     said = capfd.readouterr()
     assert 'burger-refined/model.glb' in said.out
     rows = [json.loads(line) for line in (tmp_path/'burger-refined'/'history.jsonl').read_text().splitlines()]
-    assert len(rows) == preset('toybox-dmtet').iters and 'mesh_normal' in rows[0]
-    assert cli.main([*words, '--refine']) == 2 and 'already holds a finished result' in capfd.readouterr().err
+    assert len(rows) == 12 and 'mesh_normal' in rows[0] and not (tmp_path/'burger-refined'/'turntable.mp4').exists()
+    assert cli.main([*words, '--refine', 'refine.iters=12', 'refine.export_video=false']) == 2 and 'already holds a finished result' in capfd.readouterr().err
 
 
 def test_a_resumed_run_says_no_more_than_is_true(cloud, model, tmp_path):
@@ -298,7 +301,7 @@ def test_refine_keeps_the_words(cloud):
 
 def test_textures_of_other_makes(refined, tmp_path):
     "An OBJ that was read back can be written again, and what xatlas cut open before it is painted"
-    from dreamfusion_nb.export import unwrap, write_mesh
+    from dreamfusion_nb.export import unwrap
     mesh = refined.mesh()
     write_mesh(refined.textured(mesh, 64), tmp_path/'one.obj')
     write_mesh(trimesh.load(tmp_path/'one.obj', process=False), tmp_path/'two.obj')
@@ -308,7 +311,6 @@ def test_textures_of_other_makes(refined, tmp_path):
 
 
 def test_a_vertex_without_a_triangle_is_not_written(tmp_path):
-    from dreamfusion_nb.export import write_mesh
     ball = trimesh.creation.icosphere(1)
     loose = trimesh.Trimesh(np.concatenate([ball.vertices, [[5, 5, 5]]]), ball.faces, process=False)
     back = trimesh.load(write_mesh(loose, tmp_path/'loose.glb'), force='mesh', process=False)
@@ -335,3 +337,32 @@ assert open(path, 'rb').read() == before
     done = subprocess.run([sys.executable, '-c', script, str(tmp_path/'film.mp4')], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 'cannot write' in done.stdout and os.listdir(tmp_path) == ['film.mp4']
+
+
+def test_refine_makes_a_mesh(cloud, tmp_path):
+    with pytest.raises(ConfigError, match='makes a cloud; toybox-dmtet, dreamfusion-dmtet'): cloud.refine(preset='toybox', out=tmp_path/'x')
+    assert not (tmp_path/'x').exists()
+
+
+@pytest.mark.parametrize('size', [128, 256])
+def test_colours_stay_on_their_side_of_a_seam(size):
+    "Read between the texels, as programs do, a small texture says what was painted, also in the corners of triangles"
+    few = decimate(toybox.mesh('a hamburger'), 3000)
+    painted = bake(unwrap(few, size=size), lambda points, normals: points + .5, size)
+    draw = np.random.default_rng(0)
+    face, share = draw.integers(len(few.faces), size=20_000), draw.dirichlet([.3]*3, 20_000)[..., None]
+    at, uv = ((share*np.asarray(v)[painted.faces[face]]).sum(1) for v in (painted.vertices, painted.visual.uv))
+    picture = np.asarray(painted.visual.material.baseColorTexture)/255
+    place = [(1 - uv[:, 1])*size - .5, uv[:, 0]*size - .5]
+    read = np.stack([map_coordinates(picture[..., k], place, order=1, mode='nearest') for k in range(3)], 1)
+    assert (np.abs(read - at - .5).max(1) > .1).mean() < .002
+
+
+def test_frames_of_a_film(tmp_path):
+    "Arrays of bytes as PIL has them are frames, too; what is none is said in a line"
+    frames = [np.full((32, 48, 3), 90 + i, np.uint8) for i in range(3)]
+    size = next(imageio_ffmpeg.read_frames(str(write_video(frames, tmp_path/'v.mp4'))))['size']
+    assert size == (48, 32)
+    for wrong in ([np.zeros((4, 4, 3))], [torch.zeros(3, 32, 32), 'no'], [None]):
+        with pytest.raises(ConfigError, match='frame'): write_video(wrong, tmp_path/'w.mp4')
+    assert sorted(os.listdir(tmp_path)) == ['v.mp4']
