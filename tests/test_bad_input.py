@@ -197,7 +197,7 @@ def newest(tmp): return max((tmp/'result/checkpoints').iterdir())
 
 def damage(name, change, says='damaged'):
     "A case: `change(path)` on one file of the newest checkpoint"
-    return Case(f'{name}', ('checkpoint', 'step-000008', says), state='unfinished', make=lambda tmp: change(newest(tmp)))
+    return Case(f'{name}', ('checkpoint', 'step-000009', says), state='unfinished', make=lambda tmp: change(newest(tmp)))
 
 
 def cut(name):
@@ -265,12 +265,12 @@ def earlier(tmp_path_factory, model):
 
 @pytest.fixture(scope='session')
 def unfinished(tmp_path_factory, pipeline):
-    "A run that was interrupted after step 9, with checkpoints at 4 and 8"
+    "A run that was interrupted after step 9, where it was saved"
     folder = tmp_path_factory.mktemp('unfinished')/'result'
     def stop(trainer, record):
         if trainer.step_count == 9: raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt): train('a hamburger', guidance=pipeline, out=folder, progress=False, callbacks=[stop], **CHEAP)
-    assert newest(folder.parent).name == 'step-000008'
+    assert newest(folder.parent).name == 'step-000009'
     return folder
 
 
