@@ -4,20 +4,23 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'SCHEDULED', 'NEMO_BEGINNINGS', 'NEMO_NAMES', 'FOREIGN', 'OUR_VALUES', 'VOLUME_LOSSES', 'MESH_LOSSES',
-           'OPTIONS', 'PRESETS', 'CLASSES', 'ConfigError', 'did_you_mean', 'number', 'choice', 'span', 'text', 'flag',
-           'value_at', 'checked', 'Group', 'group', 'Net', 'Nerf', 'BackgroundNet', 'BackgroundGrid', 'Background',
-           'Material', 'Renderer', 'Guidance', 'Optim', 'Loss', 'Train', 'Preview', 'Video', 'Data', 'Checkpoint',
-           'not_compared', 'Config', 'resolve', 'pairs', 'check_latents', 'preset', 'mesh_preset', 'load_config']
+           'OPTIONS', 'PRESETS', 'CLASSES', 'ConfigError', 'did_you_mean', 'is_whole', 'number', 'choice', 'span',
+           'text', 'flag', 'value_at', 'checked', 'Group', 'group', 'Net', 'Nerf', 'BackgroundNet', 'BackgroundGrid',
+           'Background', 'Material', 'Renderer', 'Guidance', 'Optim', 'Loss', 'Train', 'Preview', 'Video', 'Data',
+           'Checkpoint', 'not_compared', 'Config', 'resolve', 'pairs', 'check_latents', 'preset', 'mesh_preset',
+           'load_config']
 
 # %% ../nbs/00_config.ipynb #858ef0a2
 import copy
 import difflib
+import math
 import re
 import reprlib
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from fnmatch import fnmatchcase
+from numbers import Integral
 from operator import attrgetter
 from pathlib import Path
 from types import NoneType
@@ -37,6 +40,11 @@ def did_you_mean(word,     # what was written
     plain = {re.sub('[-_ ]', '', option).lower(): option for option in options}
     close = difflib.get_close_matches(re.sub('[-_ ]', '', str(word)).lower(), plain, n=1, cutoff=.6)
     return f'; did you mean {plain[close[0]]!r}?' if close else ''
+
+
+def is_whole(n, least, most=math.inf):
+    "Whether `n` is a whole number, no truth value, from `least` to `most`"
+    return isinstance(n, Integral) and not isinstance(n, bool) and least <= n <= most
 
 # %% ../nbs/00_config.ipynb #59d48668
 def number(default,         # value where none is given; None where the annotation allows it

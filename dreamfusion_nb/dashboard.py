@@ -24,7 +24,6 @@ import time
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from numbers import Integral
 from weakref import WeakSet
 
 import anywidget
@@ -39,7 +38,7 @@ from PIL import Image, ImageDraw
 from plotly.subplots import make_subplots
 
 from .cameras import VIEWS, orbit, rays
-from .config import ConfigError, load_config
+from .config import ConfigError, is_whole, load_config
 from .dmtet import EmptyMeshError, MeshRenderer
 from .export import MESH_FORMATS, check_path, decimate, expanded, write_mesh
 from .hashgrid import HashGrid
@@ -211,7 +210,7 @@ class Driver(Loop):
         self.trainer, self.size = trainer, size
         self.watchers, self.frames, self.error = WeakSet(), [], ''
         self.spent = dict(steps=0., shown=0.)    # seconds
-        self.saved = -math.inf, 0., None    # when, seconds it took, a checkpoint that nobody asked for
+        self.saved_at, self.saving, self.autosaved = -math.inf, 0., None    # when it last saved, seconds that took, a checkpoint that may go
 
     def tell(self, grown=False):
         for watcher in list(self.watchers):
@@ -251,7 +250,7 @@ def _step(self, show=True):
     self.spent['steps'] += time.perf_counter() - began
     # pictures take at most an eighth of the time, except where somebody presses for each
     if show or self.seen and (self.spent['shown'] < self.spent['steps']/8 or self.done): self.attempt(self.keep, record)
-    if trainer.folder: self.conclude() if self.done else self.save(.2 if show else .02)
+    if trainer.folder: self.conclude() if self.done else self.autosave(.2 if show else .02)
     return record
 
 
@@ -289,17 +288,6 @@ def _keep(self, record):
     self.spent['shown'] += time.perf_counter() - began
 
 
-def _save(self, share=math.inf):
-    "Write a checkpoint, unless that would take more than `share` of the time since the last one. The one it wrote before goes"
-    began, (when, took, before), trainer = time.perf_counter(), self.saved, self.trainer
-    if took > share*(began - when): return
-    self.attempt(trainer.save)
-    path, every = trainer.folder/'checkpoints'/f'step-{trainer.step_count:06d}', trainer.config.checkpoint.every_n_train_steps
-    if before and before != path and path.exists() and before.exists(): discard(before)
-    planned = share == math.inf or every and trainer.step_count % every == 0
-    self.saved = time.perf_counter(), time.perf_counter() - began, None if planned else path
-
-
 def _pause(self):
     "Stop after the step that is under way, and save if there is a folder"
     self.running = False
@@ -315,7 +303,26 @@ def _reset(self):
     self.tell(grown=True)
 
 
-Driver.keep, Driver.save, Driver.pause, Driver.reset = _keep, _save, _pause, _reset
+Driver.keep, Driver.pause, Driver.reset = _keep, _pause, _reset
+
+# %% ../nbs/16_dashboard.ipynb #304c1626
+def _save(self, lasting=True):
+    "Write a checkpoint. One that is not `lasting` goes when the next is written"
+    began, before, here = time.perf_counter(), self.autosaved, self.trainer.checkpoint
+    self.attempt(self.trainer.save)
+    if before and before != here and here.exists() and before.exists(): discard(before)
+    self.saved_at = time.perf_counter()
+    self.saving, self.autosaved = self.saved_at - began, None if lasting else here
+
+
+def _autosave(self, share):
+    "Write a checkpoint that nobody asked for, if that takes no more than `share` of the time"
+    if self.saving > share*(time.perf_counter() - self.saved_at): return
+    every = self.trainer.config.checkpoint.every_n_train_steps
+    self.save(lasting=bool(every) and self.trainer.step_count % every == 0)
+
+
+Driver.save, Driver.autosave = _save, _autosave
 
 # %% ../nbs/16_dashboard.ipynb #6b371fd4
 def driver_of(trainer):
@@ -410,10 +417,10 @@ STANDING = WeakSet()    # dashboards, each in its cell
 
 
 def vacate():
-    "Those that an earlier run of this cell made leave"
+    "Close those that an earlier run of this cell made"
     cell, execution = current_cell()
     for old in list(STANDING):
-        if cell and old.cell == cell and old.execution != execution: old.leave()
+        if cell and old.cell == cell and old.execution != execution: old.close()
 
 
 def at_work(folder):
@@ -440,8 +447,9 @@ class Dashboard(widgets.VBox):
     def refresh(self): "Something has changed: a step, a control, an error"
     def follow(self): "The object has changed"
 
-    def leave(self):
-        "As `close`, and when the cell is run again: nobody looks here any more. A run that nobody looks at stops, and is saved if it has a folder"
+    def close(self):
+        "Nobody looks here any more, as when the cell is run again. A run that nobody looks at stops, and is saved if it has a folder"
+        if self.comm is None: return    # it is closed already
         STANDING.discard(self)
         for driver in self.drivers:
             driver.watchers.discard(self)
@@ -450,9 +458,6 @@ class Dashboard(widgets.VBox):
         for part in parts_of(vars(self)):
             if part not in (STYLE, self): part.close()
         super().close()
-
-    def close(self):
-        if self.comm is not None: self.leave()    # else it is closed already, or was never open
 
     def complain(self, text): self.error.value = complaint(text)
 
@@ -464,8 +469,7 @@ class Dashboard(widgets.VBox):
 def check_whole(name, least=1, **given):
     "Raise `ConfigError` unless what dashboard `name` was given are whole numbers of at least `least`"
     for key, n in given.items():
-        if isinstance(n, bool) or not isinstance(n, Integral) or n < least:
-            raise ConfigError(f'{name}: {key} must be a whole number from {least}, not {n!r}')
+        if not is_whole(n, least): raise ConfigError(f'{name}: {key} must be a whole number from {least}, not {n!r}')
 
 
 def guarded(dashboard, act):
@@ -634,12 +638,12 @@ def as_trainer(what, overrides, out=None, overwrite=False):
     if not isinstance(what, str): raise ConfigError(f'a dashboard needs a prompt or a Trainer, not {what!r}')
     if overwrite and not out: raise ConfigError('overwrite: there is a folder to be replaced only with out=')
     config = load_config('toybox', overrides, dict(prompt=what))
-    # two trainers would take each other's checkpoints for their own
-    here = at_work(expanded(out)) if out and not overwrite else None
-    if here and here.config == config: return here
-    vacate()    # what stood here saves before its folder is read
     if not out: return Trainer(config)
+    # two trainers would take each other's checkpoints for their own
     out = expanded(out)
+    there = None if overwrite else at_work(out)
+    if there and there.config == config: return there
+    vacate()    # what stood here saves before its folder is read
     if at_work(out): raise ConfigError(f'out: an open dashboard works in {out}; close() it first, or choose another folder')
     going_on = claim_folder(out, config, overwrite=overwrite)
     trainer = Trainer.resume(out) if going_on else Trainer(config, folder=out)
@@ -1215,13 +1219,13 @@ def _follow_others(self):
     if not self.running and not self.busy: self.tell()
 
 
-def _leave_all(self):
+def _close_all(self):
     self.running = False
-    Dashboard.leave(self)
+    Dashboard.close(self)
 
 
 CompareDashboard.step, CompareDashboard.advance = _step_all, _advance_all
-CompareDashboard.follow, CompareDashboard.leave = _follow_others, _leave_all
+CompareDashboard.follow, CompareDashboard.close = _follow_others, _close_all
 
 # %% ../nbs/16_dashboard.ipynb #a662a0b3
 def _run_all(self):

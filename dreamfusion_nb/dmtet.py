@@ -9,7 +9,7 @@ __all__ = ['EDGES', 'CASES', 'TRIANGLES', 'cells', 'tet_grid', 'cut_edges', 'mar
 # %% ../nbs/08_dmtet.ipynb #8c11a0ab
 import math
 from itertools import combinations
-from numbers import Integral, Real
+from numbers import Real
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from numba import njit
 from torch import nn
 
 from .cameras import projection, rays
-from .config import ConfigError
+from .config import ConfigError, is_whole
 from .rasterize import antialias, interpolate, rasterize, seen_at
 from .raymarch import RenderOutput, backdrop
 from .shading import shade
@@ -32,7 +32,7 @@ def cells(resolution):
 def tet_grid(resolution  # 32, 64, 128 or any other from 4 on: see `cells`
             ):           # (vertices [V, 3] float32 in ±1, tets [T, 4] int64, all with positive volume)
     "A body-centred cubic lattice of tetrahedra in the cube ±1 (as Labelle & Shewchuk 2007 fill space). Raises `ValueError`"
-    if isinstance(resolution, bool) or not isinstance(resolution, Integral) or resolution < 4:
+    if not is_whole(resolution, 4):
         raise ValueError(f'tet_grid: resolution must be a whole number from 4 on, not {resolution!r}')
     n = cells(resolution)
     corner = np.arange((n + 1)**3).reshape(n + 1, n + 1, n + 1)

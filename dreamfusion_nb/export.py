@@ -17,7 +17,7 @@ import sys
 import tempfile
 from contextlib import suppress
 from itertools import chain
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from .cameras import orbit, projection
-from .config import ConfigError, did_you_mean
+from .config import ConfigError, did_you_mean, is_whole
 from .dmtet import EmptyMeshError
 from .rasterize import antialias, interpolate, rasterize, texture
 from .shading import shade
@@ -122,7 +122,7 @@ def drop_pieces(mesh,      # trimesh.Trimesh, changed in place
 # %% ../nbs/13_export.ipynb #4c98b12b
 def check_resolution(resolution):
     "Raises `ConfigError` unless `resolution` is a number of grid points that a surface can be cut from"
-    if isinstance(resolution, bool) or not isinstance(resolution, Integral) or not 4 <= resolution <= 1024:
+    if not is_whole(resolution, 4, 1024):
         raise ConfigError(f'resolution is a whole number of points an axis, at least 4, at most 1024, not {resolution!r}')
 
 
@@ -205,8 +205,7 @@ def _why_empty(density, level):
 # %% ../nbs/13_export.ipynb #3d4327e0
 def check_faces(faces):
     "Raises `ConfigError` unless `faces` is a number of triangles that a closed mesh can have"
-    if isinstance(faces, bool) or not isinstance(faces, Integral): raise ConfigError(f'faces: a whole number of triangles, not {faces!r}')
-    if faces < 4: raise ConfigError(f'faces: a closed mesh has at least 4 triangles, not {faces}')
+    if not is_whole(faces, 4): raise ConfigError(f'faces: a closed mesh has a whole number of at least 4 triangles, not {faces!r}')
 
 
 def by_quadrics(mesh, faces):
@@ -290,7 +289,7 @@ def check_seconds(seconds):
 
 def check_texture_size(size):
     "Raises `ConfigError` for a texture that can't be"
-    if isinstance(size, bool) or not (isinstance(size, Integral) and 8 <= size <= 16384):
+    if not is_whole(size, 8, 16384):
         raise ConfigError(f'texture: the size must be 8 to 16384 texels, not {size!r}')
 
 # %% ../nbs/13_export.ipynb #c275e51e
@@ -544,6 +543,7 @@ def write_video(frames,  # [n, 3, H, W] in [0, 1], or an iterable of [3, H, W] t
 
 
 def _frame(i, image):
+    "Frame `i` of a video as an RGB PIL image. Raises `ConfigError`"
     try: return to_pil(image).convert('RGB')
     except (TypeError, ValueError) as error: raise ConfigError(f'video: frame {i}: {error}') from None
 

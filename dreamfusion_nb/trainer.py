@@ -621,7 +621,7 @@ def _save(self):
     "Write a checkpoint and the history into the folder; `checkpoint.save_top_k` says how many of the newest are kept. Raises `ConfigError`"
     if self.folder is None: raise ConfigError('this trainer has no folder: Trainer(config, folder=...)')
     check_finite(self.renderer.state_dict())
-    if later := [p for p in checkpoints(self.folder) if p.name > f'step-{self.step_count:06d}']:
+    if later := [p for p in checkpoints(self.folder) if p.name > self.checkpoint.name]:
         raise ConfigError(f'{self.folder} holds {later[-1].name} of a run that is further, and would be spoilt; Trainer.resume goes on with it')
     state = self.optimizer.state_dict()
     moments, numbers = _flatten(state['state'])
@@ -634,8 +634,11 @@ def _save(self):
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder/'config.yaml', self.config.to_yaml())
         write_text(self.folder/'history.jsonl', ''.join(json.dumps(row) + '\n' for row in self.history))
-        write_checkpoint(self.folder/'checkpoints'/f'step-{self.step_count:06d}', tensors, kept)
+        write_checkpoint(self.checkpoint, tensors, kept)
         keep_newest(self.folder, self.config.checkpoint.save_top_k)
+
+
+Trainer.checkpoint = property(lambda self: self.folder/'checkpoints'/f'step-{self.step_count:06d}', doc='Where `save` writes this step')
 
 # %% ../nbs/15_trainer.ipynb #41eb712f
 def check_moments(optim,   # group `optim` of the configuration
@@ -1060,8 +1063,8 @@ def _refine(self, *, preset=None, out=None, guidance=None, **options):
     `options` are those of `train`; `out` is by default the folder beside this one that ends in -refined."""
     if 'prompt' in options: raise ConfigError('refine: the mesh is asked for by the words of its cloud; prompt cannot be changed here')
     if 'config' in options: raise ConfigError('refine: the configuration is the preset and the cloud\'s; name single keys, or use train(config=...)')
-    meshes = [p for p in PRESETS if load_config(p).renderer.name == 'nvdiffrast']
-    if preset in PRESETS and preset not in meshes: raise ConfigError(f'refine: preset {preset!r} makes a cloud; {", ".join(meshes)} make a mesh')
+    if preset in PRESETS and load_config(preset).renderer.name != 'nvdiffrast':
+        raise ConfigError(f'refine: preset {preset!r} makes a cloud; {mesh_preset(self.config)} makes a mesh of this one')
     if self.folder is None: raise ConfigError('refine: this result lies in no folder; train(..., out=...) or load(folder) gives one that does')
     name, held = self.config.guidance.name, self.config.flat()
     if guidance is None and name.isidentifier() and name != 'toybox' and not Path(name).exists():

@@ -5,7 +5,6 @@ import math
 import os
 import shutil
 import signal
-import time
 import weakref
 
 import pytest
@@ -453,7 +452,7 @@ def test_overwrite_is_not_dropped(trainer):
 def test_a_dashboard_that_was_left_holds_no_trainer(make, model):
     trainer = Trainer(config(), model)
     board, gone = make(trainer), weakref.ref(trainer)
-    board.leave()
+    board.close()
     driver_of(trainer).step()
     board.refresh()    # a run that ends just then may still ask for it
     board.follow()
@@ -483,10 +482,10 @@ def test_pressed_steps_are_saved_and_leave_one_checkpoint(model, tmp_path):
     board = StepDashboard(trainer)
     for n in range(1, 7):
         board.button['step'].click()
-        board.driver.saved = -math.inf, *board.driver.saved[1:]    # as if a while had passed
+        board.driver.saved_at = -math.inf    # as if a while had passed
     assert [p.name for p in checkpoints(tmp_path/'run')] == ['step-000004', 'step-000006']
     assert Trainer.resume(tmp_path/'run', model).history == trainer.history
-    board.driver.saved = time.perf_counter(), 1e6, None    # a save that took long waits its turn
+    board.driver.saved_at, board.driver.saving = 0., math.inf    # one that takes long waits its turn
     board.button['step'].click()
     assert checkpoints(tmp_path/'run')[-1].name == 'step-000006'
 

@@ -1,6 +1,9 @@
 """Makes the pictures of the README with the default settings and the default seed: python tools/gallery.py
 
-Each prompt runs once, as `dreamfusion PROMPT` would, and two go on as meshes, as with --refine; nothing is chosen afterwards."""
+Each prompt runs once, as `dreamfusion PROMPT` would, and two go on as meshes, as with --refine; nothing is chosen afterwards.
+
+    python tools/gallery.py --scored FOLDER    the two pictures of the held-out prompts instead, from a folder of
+                                               `python -m dreamfusion_nb.metrics --prompts heldout24`"""
 import argparse
 import time
 from pathlib import Path
@@ -25,12 +28,22 @@ def before_and_after(results, size=192):
     return image_grid(torch.stack(views), 4)
 
 
+def scored(folder):
+    "The two columns of a contact sheet as pictures of the README"
+    sheet = Image.open(Path(folder)/'sheet.png').convert('RGB')
+    width = (sheet.width - 8)//2
+    for name, left in (('a', 0), ('b', sheet.width - width)):
+        sheet.crop((left, 0, left + width, sheet.height)).save(IMAGES/f'heldout24-{name}.jpg', quality=60, optimize=True, progressive=True)
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', default='outputs/gallery', help='folder of the results')
     parser.add_argument('--prompts', nargs='*', default=PROMPTS)
     parser.add_argument('--keep', action='store_true', help='what is finished there is not made again')
+    parser.add_argument('--scored', metavar='FOLDER', help='make the pictures of the held-out prompts, and nothing else')
     options = parser.parse_args()
+    if options.scored: return scored(options.scored)
     def made(folder): return options.keep and is_finished(folder)
     IMAGES.mkdir(exist_ok=True)
     for prompt in options.prompts:

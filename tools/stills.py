@@ -21,16 +21,18 @@ def as_jpeg(picture):
     return buffer.getvalue()
 
 
-def coarseness(jpeg): return sum(Image.open(io.BytesIO(jpeg)).quantization[0])
+def coarseness(jpeg):
+    "Grows as the quality falls: the sum of the steps in which a JPEG counts brightness"
+    return sum(Image.open(io.BytesIO(jpeg)).quantization[0])
 
 
-LIMIT = coarseness(as_jpeg(Image.new('RGB', (8, 8))))
+ENOUGH = coarseness(as_jpeg(Image.new('RGB', (8, 8))))
 
 
 def lighter(text):
     "A JPEG in base64 at `QUALITY`, if it is finer and if that is smaller; one that was made lighter stays as it is"
     jpeg = base64.b64decode(text)
-    if coarseness(jpeg) >= LIMIT: return text
+    if coarseness(jpeg) >= ENOUGH: return text
     made = as_jpeg(Image.open(io.BytesIO(jpeg)))
     return base64.b64encode(made).decode() if len(made) < len(jpeg) else text
 
