@@ -605,13 +605,13 @@ CURVES = dict(grad_norm=('gradient', '#1f77b4'), entropy=('entropy', '#ff7f0e'),
 
 
 def columns(history, names, most=300, log=False):
-    """Those of the columns `names` of a history that have something to show, thinned to `most` rows: (name, steps counted from 1, values).
+    """Those of the columns `names` of a history that have something to show, thinned to `most` rows: (name, steps counted from 1, values), as arrays.
 
     `log`: for a logarithmic axis, which has no place for a zero."""
     rows = history[::max(1, math.ceil(len(history)/most))]
     for name in names:
         points = [(row['step'] + 1, row[name]) for row in rows if row.get(name) is not None and (row[name] or not log)]
-        if points: yield name, *zip(*points)
+        if points: yield name, *np.array(points).T    # of a list plotly checks each number by itself, which took a tenth of a step
 
 
 def draw_run(figure, history, eyes):
