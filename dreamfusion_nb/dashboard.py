@@ -529,6 +529,10 @@ class Plot(go.FigureWidget):
     """A `plotly.graph_objects.FigureWidget`, with its arguments (`skip_invalid`, …), for pages that are opened later.
 
     They are shown what is drawn by then; plotly's own shows them what was there at first."""
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._curves = {}    # of `draw_curve`: (column, name) -> trace
+
     def get_state(self, *args, **kwargs):
         state, made = super().get_state(*args, **kwargs), '_layout_obj' in vars(self)    # it is asked while it is made, too
         for name in ('_widget_data', '_widget_layout'):
@@ -537,7 +541,7 @@ class Plot(go.FigureWidget):
             state[name] = self.trait_metadata(name, 'to_json')(deepcopy(now), self)
         return state
 
-
+# %% ../nbs/16_dashboard.ipynb #f8d13f54
 def curves_plot(plots,          # title -> 'log' or 'linear', its vertical axis
                 cameras=False,  # whether a plot for `draw_cameras` comes first
                 width=850, height=230
@@ -568,10 +572,10 @@ def draw_curve(figure,  # from `curves_plot`
                color    # '#rrggbb'
               ):
     "Draw the curve `name` of a plot; in the place of the one that has that name there"
-    drawn = next(figure.select_traces(dict(name=name), row=1, col=col), None)
-    if drawn: return drawn.update(x=x, y=y)
+    if (col, name) in figure._curves: return figure._curves[col, name].update(x=x, y=y)
     dots = dict(size=3, maxdisplayed=20)    # one point alone is no line
     figure.add_scatter(row=1, col=col, name=name, x=x, y=y, mode='lines+markers', line=dict(width=1.2, color=color), marker=dots)
+    figure._curves[col, name] = figure.data[-1]
     figure.update_xaxes(autorange=True, col=col)
     figure.update_yaxes(autorange=True, col=col)
 
@@ -611,7 +615,7 @@ def columns(history, names, most=300, log=False):
     rows = history[::max(1, math.ceil(len(history)/most))]
     for name in names:
         points = [(row['step'] + 1, row[name]) for row in rows if row.get(name) is not None and (row[name] or not log)]
-        if points: yield name, *np.array(points).T    # of a list plotly checks each number by itself, which took a tenth of a step
+        if points: yield name, *np.array(points).T    # of a list plotly checks each number by itself, which takes its time
 
 
 def draw_run(figure, history, eyes):

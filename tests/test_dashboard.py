@@ -7,6 +7,7 @@ import shutil
 import signal
 import weakref
 
+import numpy as np
 import pytest
 import torch
 import traitlets
@@ -263,7 +264,8 @@ def test_a_page_that_opens_later_sees_what_is_drawn(trainer):
     board = StepDashboard(trainer)
     for _ in range(3): board.button['step'].click()
     drawn = {trace.get('name'): trace for trace in board.plot.get_state()['_widget_data']}
-    assert {'gradient', 'opacity', 'cameras'} <= set(drawn) and list(drawn['opacity']['x']) == [1, 2, 3]
+    sent = drawn['opacity']['x']
+    assert {'gradient', 'opacity', 'cameras'} <= set(drawn) and list(np.frombuffer(sent['buffer'], sent['dtype'])) == [1, 2, 3]
 
 
 def test_one_page_of_plotly_for_each_dashboard(trainer, model):
