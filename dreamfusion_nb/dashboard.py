@@ -426,7 +426,7 @@ def vacate():
 def at_work(folder):
     "The trainer of an open dashboard whose run is in a folder, or None"
     drivers = (driver for board in list(STANDING) for driver in board.drivers)
-    return next((d.trainer for d in drivers if d.trainer.folder and d.trainer.folder.absolute() == folder.absolute()), None)
+    return next((d.trainer for d in drivers if d.trainer.folder and d.trainer.folder.resolve() == folder.resolve()), None)
 
 # %% ../nbs/16_dashboard.ipynb #0000e7aa
 class Dashboard(widgets.VBox):
@@ -541,7 +541,7 @@ class Plot(go.FigureWidget):
             state[name] = self.trait_metadata(name, 'to_json')(deepcopy(now), self)
         return state
 
-# %% ../nbs/16_dashboard.ipynb #f8d13f54
+# %% ../nbs/16_dashboard.ipynb #3fe9eafb
 def curves_plot(plots,          # title -> 'log' or 'linear', its vertical axis
                 cameras=False,  # whether a plot for `draw_cameras` comes first
                 width=850, height=230

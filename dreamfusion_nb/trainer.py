@@ -638,7 +638,7 @@ def _save(self):
         keep_newest(self.folder, self.config.checkpoint.save_top_k)
 
 
-Trainer.checkpoint = property(lambda self: self.folder/'checkpoints'/f'step-{self.step_count:06d}', doc='Where `save` writes this step')
+Trainer.checkpoint = property(lambda self: self.folder and self.folder/'checkpoints'/f'step-{self.step_count:06d}', doc='Where `save` writes')
 
 # %% ../nbs/15_trainer.ipynb #41eb712f
 def check_moments(optim,   # group `optim` of the configuration
