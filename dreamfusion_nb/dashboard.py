@@ -529,10 +529,6 @@ class Plot(go.FigureWidget):
     """A `plotly.graph_objects.FigureWidget`, with its arguments (`skip_invalid`, …), for pages that are opened later.
 
     They are shown what is drawn by then; plotly's own shows them what was there at first."""
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._curves = {}    # of `draw_curve`: (column, name) -> trace
-
     def get_state(self, *args, **kwargs):
         state, made = super().get_state(*args, **kwargs), '_layout_obj' in vars(self)    # it is asked while it is made, too
         for name in ('_widget_data', '_widget_layout'):
@@ -572,10 +568,11 @@ def draw_curve(figure,  # from `curves_plot`
                color    # '#rrggbb'
               ):
     "Draw the curve `name` of a plot; in the place of the one that has that name there"
-    if (col, name) in figure._curves: return figure._curves[col, name].update(x=x, y=y)
+    # select_traces(row=, col=) is slow; `meta` is free for notes like this one
+    drawn = next((trace for trace in figure.data if trace.name == name and trace.meta == col), None)
+    if drawn: return drawn.update(x=x, y=y)
     dots = dict(size=3, maxdisplayed=20)    # one point alone is no line
-    figure.add_scatter(row=1, col=col, name=name, x=x, y=y, mode='lines+markers', line=dict(width=1.2, color=color), marker=dots)
-    figure._curves[col, name] = figure.data[-1]
+    figure.add_scatter(row=1, col=col, name=name, x=x, y=y, meta=col, mode='lines+markers', line=dict(width=1.2, color=color), marker=dots)
     figure.update_xaxes(autorange=True, col=col)
     figure.update_yaxes(autorange=True, col=col)
 

@@ -77,9 +77,11 @@ def test_a_reset_forgets_everything(trainer):
     assert board.button['reset'].description == 'Reset'
     for _ in range(2): board.button['reset'].click()
     assert trainer.step_count == 0 and not trainer.history and same(weights(again), weights(trainer)) and driver_of(trainer) is board.driver
+    def drawn(): return {trace.name: list(trace.x) for trace in board.plot.data if trace.name in ('gradient', 'opacity')}
+    assert drawn() == {}
     board.button['step'].click()
     again.step()
-    assert again.history == trainer.history
+    assert again.history == trainer.history and drawn() == dict(gradient=[1], opacity=[1])
 
 
 def test_a_surface_after_a_reset_is_the_new_one(trainer):
