@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import psutil
+from step import machine
 
 from dreamfusion_nb import Trainer, load_config
 from dreamfusion_nb.dashboard import KEEP, StepDashboard
@@ -47,6 +48,7 @@ def main():
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--long', type=int, default=2000, help='steps of the run whose memory is watched')
     o = parser.parse_args()
+    print(machine())
     config = load_config('toybox', dict(prompt='a hamburger', iters=10**6, phase_iters=1000))
     plain = Trainer(config)
     dashboard, by_hand = (StepDashboard(Trainer(config, plain.guidance)) for _ in range(2))

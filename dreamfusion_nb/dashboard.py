@@ -210,7 +210,8 @@ class Driver(Loop):
         self.trainer, self.size = trainer, size
         self.watchers, self.frames, self.error = WeakSet(), [], ''
         self.spent = dict(steps=0., shown=0.)    # seconds
-        self.saved_at, self.saving, self.autosaved = -math.inf, 0., None    # when it last saved, seconds that took, a checkpoint that may go
+        self.saved_at, self.save_seconds = -math.inf, 0.    # when it last saved, and how long that took
+        self.autosaved = None    # a checkpoint that goes when the next is written
 
     def tell(self, grown=False):
         for watcher in list(self.watchers):
@@ -250,6 +251,7 @@ def _step(self, show=True):
     self.spent['steps'] += time.perf_counter() - began
     # pictures take at most an eighth of the time, except where somebody presses for each
     if show or self.seen and (self.spent['shown'] < self.spent['steps']/8 or self.done): self.attempt(self.keep, record)
+    # who presses for a step looks at it before the next, so that a larger share of the time does not slow them
     if trainer.folder: self.conclude() if self.done else self.autosave(.2 if show else .02)
     return record
 
@@ -312,14 +314,13 @@ def _save(self, lasting=True):
     self.attempt(self.trainer.save)
     if before and before != here and here.exists() and before.exists(): discard(before)
     self.saved_at = time.perf_counter()
-    self.saving, self.autosaved = self.saved_at - began, None if lasting else here
+    self.save_seconds, self.autosaved = self.saved_at - began, None if lasting else here
 
 
 def _autosave(self, share):
-    "Write a checkpoint that nobody asked for, if that takes no more than `share` of the time"
-    if self.saving > share*(time.perf_counter() - self.saved_at): return
-    every = self.trainer.config.checkpoint.every_n_train_steps
-    self.save(lasting=bool(every) and self.trainer.step_count % every == 0)
+    "Write a checkpoint that nobody asked for, if that takes no more than `share` of the time, and `Trainer.fit` has not just written one"
+    if self.save_seconds > share*(time.perf_counter() - self.saved_at) or self.trainer.checkpoint.exists(): return
+    self.save(lasting=False)
 
 
 Driver.save, Driver.autosave = _save, _autosave

@@ -567,16 +567,17 @@ def benchmark(prompts,          # texts that differ
 
 # %% ../nbs/17_metrics.ipynb #aaade864
 def contact_sheet(folders,  # of prompts
-                  every=4   # of the scored views, one in so many; without colour, one in twice as many
+                  every=4,  # of the scored views, one in so many; without colour, one in twice as many
+                  cols=2    # results in a row
                  ):         # PIL picture
-    "Two columns of results: each from four sides in colour, and from two without"
+    "Rows of results: each from four sides in colour, and from two without"
     from PIL import Image
     strips = []
     for folder in folders:
         color, geometry = read_views(folder)
         strips.append(image_grid(torch.cat([color[1::every], geometry[1::2*every]]), 6, pad=1))
-    sheet = Image.new('RGB', (2*strips[0].width + 8, math.ceil(len(strips)/2)*(strips[0].height + 4)), 'white')
-    for i, strip in enumerate(strips): sheet.paste(strip, (i % 2*(strip.width + 8), i//2*(strip.height + 4)))
+    sheet = Image.new('RGB', (cols*(strips[0].width + 8) - 8, math.ceil(len(strips)/cols)*(strips[0].height + 4)), 'white')
+    for i, strip in enumerate(strips): sheet.paste(strip, (i % cols*(strip.width + 8), i//cols*(strip.height + 4)))
     return sheet
 
 

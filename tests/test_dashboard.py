@@ -490,7 +490,7 @@ def test_pressed_steps_are_saved_and_leave_one_checkpoint(model, tmp_path):
         board.driver.saved_at = -math.inf    # as if a while had passed
     assert [p.name for p in checkpoints(tmp_path/'run')] == ['step-000004', 'step-000006']
     assert Trainer.resume(tmp_path/'run', model).history == trainer.history
-    board.driver.saved_at, board.driver.saving = 0., math.inf    # one that takes long waits its turn
+    board.driver.saved_at, board.driver.save_seconds = 0., math.inf    # one that takes long waits its turn
     board.button['step'].click()
     assert checkpoints(tmp_path/'run')[-1].name == 'step-000006'
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from dreamfusion_nb import load, train
 from dreamfusion_nb.cameras import orbit
+from dreamfusion_nb.metrics import contact_sheet
 from dreamfusion_nb.show import image_grid
 from dreamfusion_nb.trainer import is_finished, slug
 
@@ -29,11 +30,10 @@ def before_and_after(results, size=192):
 
 
 def scored(folder):
-    "The two columns of a contact sheet as pictures of the README"
-    sheet = Image.open(Path(folder)/'sheet.png').convert('RGB')
-    width = (sheet.width - 8)//2
-    for name, left in (('a', 0), ('b', sheet.width - width)):
-        sheet.crop((left, 0, left + width, sheet.height)).save(IMAGES/f'heldout24-{name}.jpg', quality=60, optimize=True, progressive=True)
+    "The two pictures of scored prompts"
+    folders = sorted(Path(folder).glob('[0-9]*'))
+    for i, name in enumerate('ab'):
+        contact_sheet(folders[i::2], cols=1).save(IMAGES/f'heldout24-{name}.jpg', quality=60, optimize=True, progressive=True)
 
 
 def main():
