@@ -24,7 +24,7 @@ import time
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 import anywidget
 import ipywidgets as widgets
@@ -212,6 +212,7 @@ class Driver(Loop):
         self.spent = dict(steps=0., shown=0.)    # seconds
         self.saved_at, self.save_seconds = -math.inf, 0.    # when it last saved, and how long that took
         self.autosaved = None    # a checkpoint that goes when the next is written
+        self.reached, self.timer = 0, None    # the step that was made here last; what asks once more for a checkpoint of it
 
     def tell(self, grown=False):
         for watcher in list(self.watchers):
@@ -231,6 +232,12 @@ class Driver(Loop):
         "Whether a run is done, and its last checkpoint or the files of its result are not in its folder"
         return self.done and self.trainer.folder is not None and not is_finished(self.trainer.folder)
 
+    @property
+    def unsaved(self):
+        "Whether the step that was made here last is not in its folder"
+        trainer = self.trainer
+        return trainer.folder is not None and 0 < trainer.step_count == self.reached and not trainer.checkpoint.exists()
+
     def attempt(self, act, *args):
         "What `act` returns; whatever goes wrong in it stops the run, and is said. An interrupt also ends the loop that this stands in"
         try: return act(*args)
@@ -248,6 +255,7 @@ def _step(self, show=True):
     trainer, began, self.error = self.trainer, time.perf_counter(), ''
     record = self.attempt(trainer.fit, 1)
     if record is None: return None
+    self.reached = trainer.step_count
     self.spent['steps'] += time.perf_counter() - began
     # pictures take at most an eighth of the time, except where somebody presses for each
     if show or self.seen and (self.spent['shown'] < self.spent['steps']/8 or self.done): self.attempt(self.keep, record)
@@ -318,12 +326,23 @@ def _save(self, lasting=True):
 
 
 def _autosave(self, share):
-    "Write a checkpoint that nobody asked for, if that takes no more than `share` of the time, and `Trainer.fit` has not just written one"
-    if self.save_seconds > share*(time.perf_counter() - self.saved_at) or self.trainer.checkpoint.exists(): return
-    self.save(lasting=False)
+    "Write a checkpoint that nobody asked for, as soon as that takes no more than `share` of the time. `Trainer.fit` may have written it already"
+    if not self.unsaved: return
+    wait = self.save_seconds/share - (time.perf_counter() - self.saved_at)
+    if wait <= 0: self.save(lasting=False)
+    elif not self.running: self.autosave_in(wait, share)    # a run asks again with its next step
 
 
-Driver.save, Driver.autosave = _save, _autosave
+def _autosave_in(self, seconds, share):
+    "`autosave` after some seconds, where there is an event loop"
+    try: loop = asyncio.get_running_loop()
+    except RuntimeError: return
+    if self.timer: self.timer.cancel()
+    kept = ref(self)    # a loop would hold the trainer
+    self.timer = loop.call_later(seconds, lambda: kept() and kept().autosave(share))
+
+
+Driver.save, Driver.autosave, Driver.autosave_in = _save, _autosave, _autosave_in
 
 # %% ../nbs/16_dashboard.ipynb #6b371fd4
 def driver_of(trainer):
@@ -449,12 +468,12 @@ class Dashboard(widgets.VBox):
     def follow(self): "The object has changed"
 
     def close(self):
-        "Nobody looks here any more, as when the cell is run again. A run that nobody looks at stops, and is saved if it has a folder"
+        "Nobody looks here any more, as when the cell is run again. A run that nobody looks at stops. What was learnt is saved, if there is a folder"
         if self.comm is None: return    # it is closed already
         STANDING.discard(self)
         for driver in self.drivers:
             driver.watchers.discard(self)
-            if driver.running and not driver.seen: driver.pause()
+            if not driver.seen and (driver.running or driver.unsaved): driver.pause()
         # ipywidgets holds whatever is open, and its handlers hold the trainer
         for part in parts_of(vars(self)):
             if part not in (STYLE, self): part.close()

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(bool(glb.missing_browser()), reason=f'needs {", 
 
 FAST = "'data.train.width': 32, 'data.train.height': 32, 'renderer.max_steps': 64"
 BOOKS = dict(
-    step=f"from dreamfusion_nb.dashboard import StepDashboard\ndashboard = StepDashboard('a hamburger', iters=2000, **{{{FAST}}})\ndashboard",
+    step=f"from dreamfusion_nb.dashboard import StepDashboard\ndashboard = StepDashboard('a hamburger', iters=100_000, **{{{FAST}}})\ndashboard",
     viewer="from dreamfusion_nb import toybox\nfrom dreamfusion_nb.viewer import Viewer\nviewer = Viewer(toybox.mesh('a blue penguin', resolution=32), width=300, height=300)\nviewer",
     mesh=f"from dreamfusion_nb.dashboard import MeshDashboard, StepDashboard\nsteps = StepDashboard('a hamburger', iters=100, **{{{FAST}}})\nsteps.driver.step()\nMeshDashboard(steps.trainer, resolution=32)",
     compare=f"from dreamfusion_nb.dashboard import CompareDashboard\nCompareDashboard(['a mug', 'a duck'], iters=50, every=2, **{{{FAST}}})",
@@ -53,6 +53,24 @@ def picture(page, i=0): return page.locator('.dfnb-dashboard img').nth(i).get_at
 
 def wait_for_count(page, least, timeout=60_000):
     page.wait_for_function(f"(document.querySelector('.dfnb-count') || {{}}).textContent >= {least}", timeout=timeout)
+
+
+def wait_until(page, holds, seconds=20):
+    "Machines differ: wait for what shall be, not for a time"
+    for _ in range(10*seconds):
+        if holds(): return
+        page.wait_for_timeout(100)
+    raise AssertionError(f'not within {seconds} s')
+
+
+def another_look(page, canvas, *before):
+    "A screenshot that is none of those before, once it has come to rest"
+    looks = [before[-1]]
+    def settled():
+        looks.append(canvas.screenshot())
+        return looks[-1] == looks[-2] and looks[-1] not in before
+    wait_until(page, settled)
+    return looks[-1]
 
 
 def run_in_a_new_cell(page, code, says=None):
@@ -105,8 +123,7 @@ def test_step_dashboard_in_jupyterlab(page):
     live = picture(page)
     button(page, 'Back').click()
     page.locator('.dfnb-dashboard', has_text='looking back').first.wait_for(timeout=20_000)
-    page.wait_for_timeout(300)
-    assert picture(page) != live
+    wait_until(page, lambda: picture(page) != live)
     # and a step goes on from the newest
     button(page, 'Step').click()
     wait_for_count(page, stopped + 1)
@@ -151,10 +168,9 @@ def test_more_viewers_than_a_browser_draws(page):
     "Those out of sight are pictures, and those in sight are drawn"
     run_in_a_new_cell(page, "from IPython.display import display\nfor _ in range(24): display(Viewer(viewer.mesh, width=120, height=300, controls=False))")
     page.wait_for_function("document.querySelectorAll('.dfnb-viewer').length >= 20", timeout=60_000)
-    page.wait_for_timeout(1500)
-    seen = page.evaluate("""[...document.querySelectorAll('.dfnb-viewer-place')].filter(e => { const r = e.getBoundingClientRect(); return r.bottom > 0 && r.top < innerHeight })
-        .map(e => e.firstElementChild.tagName)""")
-    assert seen and set(seen) == {'CANVAS'} and page.locator('.dfnb-viewer-place img').count() > 5
+    seen = """[...document.querySelectorAll('.dfnb-viewer-place')].filter(e => { const r = e.getBoundingClientRect(); return r.bottom > 0 && r.top < innerHeight })
+        .map(e => e.firstElementChild.tagName)"""
+    wait_until(page, lambda: set(page.evaluate(seen)) == {'CANVAS'} and page.locator('.dfnb-viewer-place img').count() > 5)
 
 
 @pytest.mark.parametrize('page', ['compare'], indirect=True)
@@ -170,26 +186,20 @@ def test_a_restarted_kernel_is_said(page):
 @pytest.mark.parametrize('page', ['viewer'], indirect=True)
 def test_viewer_in_jupyterlab(page):
     canvas = page.locator('.dfnb-viewer canvas').first
-    still = canvas.screenshot()
+    still = another_look(page, canvas, b'')
     box = canvas.bounding_box()
     x, y = box['x'] + box['width']/2, box['y'] + box['height']/2
     page.mouse.move(x, y)
     page.mouse.down()
     page.mouse.move(x + 120, y + 20, steps=5)
     page.mouse.up()
-    page.wait_for_timeout(500)
-    turned = canvas.screenshot()
-    assert turned != still
+    turned = another_look(page, canvas, still)
     page.mouse.wheel(0, -400)
-    page.wait_for_timeout(500)
-    nearer = canvas.screenshot()
-    assert nearer != turned
+    nearer = another_look(page, canvas, still, turned)
     page.locator('.dfnb-viewer select').select_option('normal')
-    page.wait_for_timeout(300)
-    normal = canvas.screenshot()
+    normal = another_look(page, canvas, still, turned, nearer)
     page.locator('.dfnb-viewer input[type=checkbox]').check()
-    page.wait_for_timeout(300)
-    assert len({nearer, normal, canvas.screenshot()}) == 3
+    another_look(page, canvas, still, turned, nearer, normal)
 
 
 @pytest.mark.parametrize('page', ['mesh'], indirect=True)
@@ -223,8 +233,7 @@ def test_field_dashboard_in_jupyterlab(page):
     shown = picture(page)
     for level in range(1, 8): page.locator('.dfnb-dashboard button', has_text=re.compile(f'^{level}$')).first.click()
     page.locator('.dfnb-caption', has_text=re.compile(r'levels 0$')).first.wait_for(timeout=60_000)
-    page.wait_for_timeout(500)
-    assert picture(page) != shown
+    wait_until(page, lambda: picture(page) != shown)
 
 
 def test_voila(opened, books):
@@ -240,11 +249,10 @@ def test_voila(opened, books):
         button(page, 'Step').click()
         page.locator('.dfnb-compare-dashboard', has_text='1 of 50 steps').first.wait_for(timeout=30_000)
         right = page.locator('.dfnb-viewer canvas').nth(1)
-        still, box = right.screenshot(), page.locator('.dfnb-viewer canvas').nth(0).bounding_box()
+        still, box = another_look(page, right, b''), page.locator('.dfnb-viewer canvas').nth(0).bounding_box()
         page.mouse.move(box['x'] + 100, box['y'] + 100)
         page.mouse.wheel(0, 600)
-        page.wait_for_timeout(1000)
-        assert right.screenshot() != still
+        another_look(page, right, still)
         page.close()
 
 

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+import time
 import weakref
 
 import numpy as np
@@ -493,6 +494,24 @@ def test_pressed_steps_are_saved_and_leave_one_checkpoint(model, tmp_path):
     board.driver.saved_at, board.driver.save_seconds = 0., math.inf    # one that takes long waits its turn
     board.button['step'].click()
     assert checkpoints(tmp_path/'run')[-1].name == 'step-000006'
+    board.close()
+    assert checkpoints(tmp_path/'run')[-1].name == 'step-000007'
+    assert Trainer.resume(tmp_path/'run', model).history == trainer.history
+
+
+def test_the_last_press_is_saved_a_moment_later(model, tmp_path):
+    "Where it came too early for a checkpoint of its own"
+    trainer = Trainer(config(iters=9), model, folder=tmp_path/'run')
+    async def story():
+        board = StepDashboard(trainer)
+        for _ in range(3):
+            board.button['step'].click()
+            board.driver.saved_at, board.driver.save_seconds = time.perf_counter(), .3    # 1.5 s at a fifth of the time
+        assert board.driver.unsaved and [p.name for p in checkpoints(tmp_path/'run')] == ['step-000001']
+        while board.driver.unsaved: await asyncio.sleep(.01)
+        assert [p.name for p in checkpoints(tmp_path/'run')] == ['step-000003']
+    asyncio.run(story())
+    assert Trainer.resume(tmp_path/'run', model).history == trainer.history
 
 
 def test_one_folder_has_one_trainer(tmp_path):
