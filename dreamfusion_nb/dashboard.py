@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'KEEP', 'GOING', 'STYLE', 'STANDING', 'CLEAR', 'GRID', 'CURVES', 'AS_IT_IS', 'LIGHT', 'COLORS',
-           'gradient_overlay', 'noise_colors', 'step_pictures', 'step_facts', 'as_jpeg', 'Frame', 'between_steps',
-           'current_cell', 'said', 'interrupted', 'hear_interrupts', 'Loop', 'Driver', 'driver_of', 'caption', 'tile',
-           'table', 'complaint', 'parts_of', 'wrapping', 'fitting', 'montage', 'card', 'vacate', 'at_work', 'Dashboard',
-           'check_whole', 'guarded', 'buttons', 'Click', 'Plot', 'curves_plot', 'draw_curve', 'add_cameras',
-           'draw_cameras', 'columns', 'draw_run', 'as_trainer', 'StepDashboard', 'RangeSlider', 'only_levels', 'Ray',
-           'look_along', 'ray_plot', 'slider', 'source_of', 'follow_box', 'FieldDashboard', 'MeshDashboard', 'bending',
-           'bent_colors', 'CompareDashboard', 'spread', 'names_of']
+           'gradient_overlay', 'noise_colors', 'normals_of_samples', 'step_pictures', 'step_facts', 'as_jpeg', 'Frame',
+           'between_steps', 'current_cell', 'said', 'interrupted', 'hear_interrupts', 'Loop', 'Driver', 'driver_of',
+           'caption', 'tile', 'table', 'complaint', 'parts_of', 'wrapping', 'fitting', 'montage', 'card', 'vacate',
+           'at_work', 'Dashboard', 'check_whole', 'guarded', 'buttons', 'Click', 'Plot', 'curves_plot', 'draw_curve',
+           'add_cameras', 'draw_cameras', 'columns', 'draw_run', 'as_trainer', 'StepDashboard', 'RangeSlider',
+           'only_levels', 'Ray', 'look_along', 'ray_plot', 'slider', 'source_of', 'follow_box', 'FieldDashboard',
+           'MeshDashboard', 'bending', 'bent_colors', 'CompareDashboard', 'spread', 'names_of']
 
 # %% ../nbs/16_dashboard.ipynb #d0c9b5f1
 import asyncio
@@ -42,7 +42,7 @@ from .config import ConfigError, is_whole, load_config
 from .dmtet import EmptyMeshError, MeshRenderer
 from .export import MESH_FORMATS, check_path, decimate, expanded, write_mesh
 from .hashgrid import HashGrid
-from .raymarch import composite, normal_map
+from .raymarch import RenderOutput, composite, normal_map
 from .shading import MODES
 from .show import to_pil
 from .trainer import (PAPER, SHADE, Result, Trainer, claim_folder, discard, evaluating, finish, guidance_scale_at, is_finished, open_folder,
@@ -66,7 +66,23 @@ def noise_colors(noise):    # [C, h, w]
     return (.5 + shown.float().cpu()/6).clamp(0, 1)
 
 
-PICTURES = dict(render='render', opacity='opacity', normal='normals', noisy='noisy latents, decoded', noise='predicted noise',
+def normals_of_samples(field,
+                       out,     # `RenderOutput` with its samples
+                       side=32  # pixels wanted along the shorter edge, at least
+                      ):        # [3, H//n, W//n] in 0..1
+    "The normals of a first picture that was rendered without, in each n-th row and column: its samples are there, only the field is asked"
+    height, width = out.image.shape[2:]
+    n = max(1, min(height, width)//side)
+    row, column = out.ray_index//width, out.ray_index % width
+    kept = (row < height) & (row % n == 0) & (column % n == 0)
+    image, opacity, depth = (v[:1, :, ::n, ::n] for v in (out.image, out.opacity, out.depth))
+    pixel = (row//n*opacity.shape[3] + column//n)[kept]
+    normal = out.weights[kept, None]*field.density_albedo_normal(out.positions[kept])[2]
+    normal = normal.new_zeros(opacity.numel(), 3).index_add_(0, pixel, normal).t().view(1, 3, *opacity.shape[2:])
+    return normal_map(RenderOutput(image, opacity, depth, normal))[0]
+
+# %% ../nbs/16_dashboard.ipynb #297ad8c1
+PICTURES = dict(render='render', opacity='opacity', normal='normals', noisy='noisy latents', noise='predicted noise',
     believed='one step denoised', gradient='SDS gradient')
 
 
@@ -74,14 +90,12 @@ PICTURES = dict(render='render', opacity='opacity', normal='normals', noisy='noi
 def step_pictures(trainer, record):
     "What happened in a step, for its first camera: name in `PICTURES` -> [3, H, W]"
     image, out = record.image[0].detach().float().clamp(0, 1), record.render
-    if out.normal is None:    # plain albedo needs none; a small picture of them costs little
-        side = min(48, *image.shape[1:])
-        with evaluating(trainer.renderer) as render: out = render(record.cameras[:1], side, side, return_normal=True)
-    # a guidance of one's own need not be able to: then three channels are shown, as of the noise
-    decode = getattr(trainer.guidance, 'decode_latents', lambda latents: torch.stack([noise_colors(v) for v in latents]))
-    noisy, believed = decode(torch.cat([record.noisy[:1], record.sds.x0[:1]]))
-    return dict(render=image, opacity=record.opacity[0].detach().expand(3, -1, -1), normal=normal_map(out)[0], noisy=noisy,
-        noise=noise_colors(record.noise_pred[0]), believed=believed, gradient=gradient_overlay(image, record.grad[0]))
+    normal = normals_of_samples(trainer.renderer.field, out) if out.normal is None else normal_map(out)[0]
+    # a guidance of one's own need not be able to
+    decode = getattr(trainer.guidance, 'decode_latents', lambda latents: noise_colors(latents[0])[None])
+    return dict(render=image, opacity=record.opacity[0].detach().expand(3, -1, -1), normal=normal,
+        noisy=noise_colors(record.noisy[0]), noise=noise_colors(record.noise_pred[0]),
+        believed=decode(record.sds.x0[:1])[0], gradient=gradient_overlay(image, record.grad[0]))
 
 # %% ../nbs/16_dashboard.ipynb #51a7746f
 def step_facts(trainer, record):
@@ -557,6 +571,13 @@ class Plot(go.FigureWidget):
             state[name] = self.trait_metadata(name, 'to_json')(deepcopy(now), self)
         return state
 
+    def trace(self,
+              name,      # of what is drawn
+              meta=None  # the note that it carries, if any
+             ):          # plotly's trace, or None
+        "`next(select_traces(dict(name=name, meta=meta)))`, without its pace"
+        return next((drawn for drawn, raw in zip(self.data, self._data) if (raw.get('name'), raw.get('meta')) == (name, meta)), None)
+
 # %% ../nbs/16_dashboard.ipynb #3fe9eafb
 def curves_plot(plots,          # title -> 'log' or 'linear', its vertical axis
                 cameras=False,  # whether a plot for `draw_cameras` comes first
@@ -588,8 +609,7 @@ def draw_curve(figure,  # from `curves_plot`
                color    # '#rrggbb'
               ):
     "Draw the curve `name` of a plot; in the place of the one that has that name there"
-    # select_traces(row=, col=) is slow; `meta` is free for notes like this one
-    drawn = next((trace for trace in figure.data if trace.name == name and trace.meta == col), None)
+    drawn = figure.trace(name, col)
     if drawn: return drawn.update(x=x, y=y)
     dots = dict(size=3, maxdisplayed=20)    # one point alone is no line
     figure.add_scatter(row=1, col=col, name=name, x=x, y=y, meta=col, mode='lines+markers', line=dict(width=1.2, color=color), marker=dots)
@@ -617,7 +637,7 @@ def draw_cameras(figure, eyes):    # positions (x, y, z), the newest last
     "The last hundred cameras: dots, the newest one with a line to the object. y is up, as everywhere, which plotly calls z"
     points = np.array(eyes[-100:]).reshape(-1, 3)
     for name, (x, y, z) in dict(cameras=points.T, newest=np.append(points[-1:], np.zeros((1, 3)), 0).T).items():
-        next(figure.select_traces(dict(name=name))).update(x=z, y=x, z=y)
+        figure.trace(name).update(x=z, y=x, z=y)
 
 # %% ../nbs/16_dashboard.ipynb #24f3b4f8
 # columns of a history: (name in the legend, colour)

@@ -16,6 +16,7 @@ import trimesh
 from conftest import CHEAP, MESH
 
 from dreamfusion_nb import ConfigError, Trainer, dashboard, load_config
+from dreamfusion_nb.cameras import orbit
 from dreamfusion_nb.dashboard import (
     CompareDashboard,
     FieldDashboard,
@@ -24,6 +25,7 @@ from dreamfusion_nb.dashboard import (
     StepDashboard,
     driver_of,
 )
+from dreamfusion_nb.raymarch import normal_map
 from dreamfusion_nb.trainer import checkpoints
 from dreamfusion_nb.viewer import Viewer
 
@@ -418,12 +420,17 @@ def test_zeros_are_drawn_where_they_can_be():
     assert shown(['grad_norm', 'entropy'], log=True) == [('grad_norm', [1], [2.])]
 
 
-def test_normals_that_fail_leave_the_trainer_as_it_was(trainer, monkeypatch):
-    record = trainer.step()
-    assert record.normal is None
-    monkeypatch.setattr(trainer.renderer, 'forward', lambda *args, **options: 1/0)
-    with pytest.raises(ZeroDivisionError): dashboard.step_pictures(trainer, record)
-    assert trainer.renderer.training
+def test_few_normals_are_those_of_the_whole_picture(trainer):
+    "From the samples of the first of several pictures, in each n-th row and column, also where n does not divide the size"
+    step = trainer.step()
+    assert step.normal is None and dashboard.step_pictures(trainer, step)['normal'].shape == (3, 24, 24)
+    trainer.renderer.field.density_bias = 3.
+    trainer.renderer.update(0, trainer.generator)
+    out = trainer.renderer(orbit(2), 21, 34, return_normal=True)
+    assert out.opacity.max() > .9 > .1 > out.opacity.min()
+    for side, n in ((7, 3), (10, 2), (32, 1)):
+        few = dashboard.normals_of_samples(trainer.renderer.field, out, side)
+        assert torch.allclose(few, normal_map(out)[0, :, ::n, ::n], atol=1e-5)
 
 
 def test_a_cell_that_shows_the_same_trainer_again(model, monkeypatch):
