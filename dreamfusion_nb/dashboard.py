@@ -81,7 +81,7 @@ def normals_of_samples(field,
     normal = normal.new_zeros(opacity.numel(), 3).index_add_(0, pixel, normal).t().view(1, 3, *opacity.shape[2:])
     return normal_map(RenderOutput(image, opacity, depth, normal))[0]
 
-# %% ../nbs/16_dashboard.ipynb #297ad8c1
+# %% ../nbs/16_dashboard.ipynb #deaa7c47
 PICTURES = dict(render='render', opacity='opacity', normal='normals', noisy='noisy latents', noise='predicted noise',
     believed='one step denoised', gradient='SDS gradient')
 
@@ -175,9 +175,7 @@ def hear_interrupts():
 
 # %% ../nbs/16_dashboard.ipynb #afad2e54
 class Loop:
-    """Steps one after the other as a task of the kernel's event loop, which hears of sliders and buttons between two of them.
-
-    Needs `advance`, `done`, `tell` and `complain`."""
+    "Steps one after the other as a task of the kernel's event loop, which hears of buttons between two. Needs `advance`, `done`, `tell`, `complain`"
     running, task = False, None
 
     async def go(self):
@@ -193,7 +191,7 @@ class Loop:
         finally:    # also where the task is cancelled
             self.running = False
             GOING.discard(self)
-            try: self.tell()
+            try: self.rest()
             except Exception as error: wrong = wrong or said(error)
             if wrong: self.complain(wrong)
 
@@ -214,6 +212,8 @@ class Loop:
 
     def toggle(self): self.pause() if self.running else self.run()
 
+    def rest(self): self.tell()
+
 # %% ../nbs/16_dashboard.ipynb #221da67a
 class Driver(Loop):
     """The steps of one trainer, for every dashboard that watches it: `driver_of(trainer)`.
@@ -224,6 +224,7 @@ class Driver(Loop):
         self.trainer, self.size = trainer, size
         self.watchers, self.frames, self.error = WeakSet(), [], ''
         self.spent = dict(steps=0., shown=0.)    # seconds
+        self.unseen = None    # the record of the last step, where no frame was made of it
         self.saved_at, self.save_seconds = -math.inf, 0.    # when it last saved, and how long that took
         self.autosaved = None    # a checkpoint that goes when the next is written
         self.reached, self.timer = 0, None    # the step that was made here last; what asks once more for a checkpoint of it
@@ -241,17 +242,6 @@ class Driver(Loop):
 
     done = property(lambda self: self.trainer.step_count >= self.trainer.config.iters)
 
-    @property
-    def unwritten(self):
-        "Whether a run is done, and its last checkpoint or the files of its result are not in its folder"
-        return self.done and self.trainer.folder is not None and not is_finished(self.trainer.folder)
-
-    @property
-    def unsaved(self):
-        "Whether the step that was made here last is not in its folder"
-        trainer = self.trainer
-        return trainer.folder is not None and 0 < trainer.step_count == self.reached and not trainer.checkpoint.exists()
-
     def attempt(self, act, *args):
         "What `act` returns; whatever goes wrong in it stops the run, and is said. An interrupt also ends the loop that this stands in"
         try: return act(*args)
@@ -266,13 +256,14 @@ class Driver(Loop):
 def _step(self, show=True):
     "One step; if it fails, the trainer stays as it was. Returns its record, or None. The last one writes the result, if there is a folder"
     if self.done: return None
-    trainer, began, self.error = self.trainer, time.perf_counter(), ''
+    trainer, began, self.error, self.unseen = self.trainer, time.perf_counter(), '', None
     record = self.attempt(trainer.fit, 1)
     if record is None: return None
     self.reached = trainer.step_count
     self.spent['steps'] += time.perf_counter() - began
     # pictures take at most an eighth of the time, except where somebody presses for each
     if show or self.seen and (self.spent['shown'] < self.spent['steps']/8 or self.done): self.attempt(self.keep, record)
+    elif self.seen: self.unseen = record
     # who presses for a step looks at it before the next, so that a larger share of the time does not slow them
     if trainer.folder: self.conclude() if self.done else self.autosave(.2 if show else .02)
     return record
@@ -286,6 +277,14 @@ def _run(self):
     return Loop.run(self)
 
 
+Driver.step, Driver.run, Driver.advance = _step, _run, lambda self: self.step(show=False)
+
+# %% ../nbs/16_dashboard.ipynb #5fe3a492
+def _unwritten(self):
+    "Whether a run is done, and its last checkpoint or the files of its result are not in its folder"
+    return self.done and self.trainer.folder is not None and not is_finished(self.trainer.folder)
+
+
 def _write(self):
     self.error = ''
     if self.attempt(lambda: self.trainer.save() or True): self.conclude()
@@ -297,8 +296,7 @@ def _conclude(self):
     self.tell()
 
 
-Driver.conclude = _conclude
-Driver.step, Driver.run, Driver.write, Driver.advance = _step, _run, _write, lambda self: self.step(show=False)
+Driver.unwritten, Driver.write, Driver.conclude = property(_unwritten), _write, _conclude
 
 # %% ../nbs/16_dashboard.ipynb #70bf9768
 def _keep(self, record):
@@ -312,6 +310,13 @@ def _keep(self, record):
     self.spent['shown'] += time.perf_counter() - began
 
 
+def _rest(self):
+    "Whoever pauses a run sees the step at which it stands"
+    if self.unseen is not None and self.seen: self.attempt(self.keep, self.unseen)
+    self.unseen = None
+    self.tell()
+
+
 def _pause(self):
     "Stop after the step that is under way, and save if there is a folder"
     self.running = False
@@ -323,13 +328,19 @@ def _reset(self):
     "Forget what was learnt; the configuration stays. If that can't be done, it is said, and nothing is forgotten"
     self.running, self.error = False, ''
     self.attempt(self.trainer.reset)
-    if not self.error: self.frames = []
+    if not self.error: self.frames, self.unseen = [], None
     self.tell(grown=True)
 
 
-Driver.keep, Driver.pause, Driver.reset = _keep, _pause, _reset
+Driver.keep, Driver.rest, Driver.pause, Driver.reset = _keep, _rest, _pause, _reset
 
 # %% ../nbs/16_dashboard.ipynb #304c1626
+def _unsaved(self):
+    "Whether the step that was made here last is not in its folder"
+    trainer = self.trainer
+    return trainer.folder is not None and 0 < trainer.step_count == self.reached and not trainer.checkpoint.exists()
+
+
 def _save(self, lasting=True):
     "Write a checkpoint. One that is not `lasting` goes when the next is written"
     began, before, here = time.perf_counter(), self.autosaved, self.trainer.checkpoint
@@ -356,7 +367,7 @@ def _autosave_in(self, seconds, share):
     self.timer = loop.call_later(seconds, lambda: kept() and kept().autosave(share))
 
 
-Driver.save, Driver.autosave, Driver.autosave_in = _save, _autosave, _autosave_in
+Driver.unsaved, Driver.save, Driver.autosave, Driver.autosave_in = property(_unsaved), _save, _autosave, _autosave_in
 
 # %% ../nbs/16_dashboard.ipynb #6b371fd4
 def driver_of(trainer):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WEIGHTINGS', 'SCORES', 'WEIGHTS', 'OLD_NAMES', 'KNOWN_NAMES', 'inject_gradient', 'sample_timesteps', 'add_noise',
            'classifier_free', 'perpendicular', 'away_from', 'predicted_x0', 'clamped_prediction', 'SDSOutput', 'sds',
-           'ViewPrompts', 'pick_files', 'find_pipeline', 'Pipeline', 'ddim_sample', 'LatentDiffusion']
+           'ViewPrompts', 'pick_files', 'find_pipeline', 'fastest_dtype', 'Pipeline', 'ddim_sample', 'LatentDiffusion']
 
 # %% ../nbs/09_guidance.ipynb #5221acda
 import json
@@ -350,6 +350,14 @@ def _quiet():
         for log, (level, bars) in zip(logs, before):
             log.set_verbosity(level)
             if bars: log.enable_progress_bar()
+
+# %% ../nbs/09_guidance.ipynb #2d2474d6
+def fastest_dtype(device    # torch.device
+                 ):         # torch.dtype
+    "float16 on a GPU, bfloat16 on a CPU that has instructions for it, else float32"
+    if device.type != 'cpu': return torch.float16
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, 'get_capabilities') else {}    # older versions can't say
+    return torch.bfloat16 if found.get('avx512_bf16') or found.get('amx_bf16') else torch.float32
 
 # %% ../nbs/09_guidance.ipynb #4bca1f3a
 def _load_parts(folder, device, dtype):

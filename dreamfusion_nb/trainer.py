@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LIT', 'SHADE', 'FORMAT', 'SHAPE', 'CURVES', 'PAPER', 'KINDS', 'PROTOCOL', 'WAITS', 'RESULT_FILES', 'make_hash_grid',
-           'make_encoding', 'make_field', 'make_background', 'make_renderer', 'fastest_dtype', 'make_guidance',
-           'make_optimizer', 'limit_levels', 'Look', 'progress_at', 'look_at_step', 't_range_at', 'guidance_scale_at',
+           'make_encoding', 'make_field', 'make_background', 'make_renderer', 'make_guidance', 'make_optimizer',
+           'limit_levels', 'Look', 'progress_at', 'look_at_step', 't_range_at', 'guidance_scale_at',
            'annealed_timestep', 'size_at', 'Steering', 'StepRecord', 'pick_device', 'encode_prompts', 'optimizer_of',
            'draw_cameras', 'Trainer', 'check_steering', 'evaluating', 'check_gradients', 'write_checkpoint', 'discard',
            'keep_newest', 'sweep', 'writing', 'in_short', 'read_checkpoint', 'checkpoints', 'result_of',
@@ -44,7 +44,7 @@ from .dmtet import EmptyMeshError, MeshRenderer
 from .export import (MESH_FORMATS, Surfaces, bake, check_faces, check_path, check_resolution, check_seconds, check_share,
     check_texture_size, check_threshold, decimate, drop_pieces, expanded, normals_of, six_view, unwrap, write_mesh, write_video, write_whole)
 from .field import Field
-from .guidance import LatentDiffusion, SDSOutput, ViewPrompts, sds
+from .guidance import LatentDiffusion, SDSOutput, ViewPrompts, fastest_dtype, sds
 from .hashgrid import FrequencyEncoding, HashGrid, SphericalHarmonicsEncoding
 from .prior import toybox_prior
 from .raymarch import RenderOutput, VolumeRenderer, depth_map, normal_map
@@ -104,13 +104,6 @@ def make_renderer(config, generator):
         density_thresh=r.density_thresh, update_interval=r.update_interval, max_steps=r.max_steps, near=r.near_plane, dt_gamma=r.dt_gamma)
 
 # %% ../nbs/15_trainer.ipynb #80ef2ce7
-def fastest_dtype(device):
-    "float16 on a GPU, bfloat16 on a CPU that has instructions for it, else float32"
-    if device.type != 'cpu': return torch.float16
-    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, 'get_capabilities') else {}    # older versions can't say
-    return torch.bfloat16 if found.get('avx512_bf16') or found.get('amx_bf16') else torch.float32
-
-
 def make_guidance(config, device):
     "The diffusion model that a configuration names. Raises `ConfigError` if it can't be had"
     dtype = {'32': torch.float32, '16': torch.float16, 'bf16': torch.bfloat16, 'auto': fastest_dtype(device)}[config.guidance.precision]

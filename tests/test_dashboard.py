@@ -558,6 +558,20 @@ def test_a_cell_that_is_run_again_goes_on(tmp_path, monkeypatch):
     asyncio.run(story())
 
 
+def test_who_pauses_sees_the_step_at_which_it_stands(model):
+    "A run leaves pictures out where they would slow it"
+    async def story():
+        board = StepDashboard(Trainer(config(iters=400), model))
+        board.button['run'].click()
+        board.driver.spent['shown'] = math.inf
+        while board.trainer.step_count < 3: await asyncio.sleep(.01)
+        assert not board.driver.frames
+        board.button['run'].click()
+        await board.driver.task
+        assert [frame.step + 1 for frame in board.driver.frames] == [board.trainer.step_count] and board.driver.unseen is None
+    asyncio.run(story())
+
+
 def test_close_stops_a_run(model):
     async def story(make):
         runs = [Trainer(config(iters=400, seed=i), model) for i in range(2)]
