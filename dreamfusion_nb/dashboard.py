@@ -81,7 +81,7 @@ def normals_of_samples(field,
     normal = normal.new_zeros(opacity.numel(), 3).index_add_(0, pixel, normal).t().view(1, 3, *opacity.shape[2:])
     return normal_map(RenderOutput(image, opacity, depth, normal))[0]
 
-# %% ../nbs/16_dashboard.ipynb #deaa7c47
+# %% ../nbs/16_dashboard.ipynb #30c9f20d
 PICTURES = dict(render='render', opacity='opacity', normal='normals', noisy='noisy latents', noise='predicted noise',
     believed='one step denoised', gradient='SDS gradient')
 
@@ -279,7 +279,7 @@ def _run(self):
 
 Driver.step, Driver.run, Driver.advance = _step, _run, lambda self: self.step(show=False)
 
-# %% ../nbs/16_dashboard.ipynb #5fe3a492
+# %% ../nbs/16_dashboard.ipynb #865d4f0b
 def _unwritten(self):
     "Whether a run is done, and its last checkpoint or the files of its result are not in its folder"
     return self.done and self.trainer.folder is not None and not is_finished(self.trainer.folder)
@@ -503,6 +503,8 @@ class Dashboard(widgets.VBox):
         for part in parts_of(vars(self)):
             if part not in (STYLE, self): part.close()
         super().close()
+
+    def __del__(self): "Until the kernel ends, ipywidgets holds what is not closed; then there is nobody left to be told"
 
     def complain(self, text): self.error.value = complaint(text)
 
