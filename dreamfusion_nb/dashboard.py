@@ -81,7 +81,7 @@ def normals_of_samples(field,
     normal = normal.new_zeros(opacity.numel(), 3).index_add_(0, pixel, normal).t().view(1, 3, *opacity.shape[2:])
     return normal_map(RenderOutput(image, opacity, depth, normal))[0]
 
-# %% ../nbs/16_dashboard.ipynb #30c9f20d
+# %% ../nbs/16_dashboard.ipynb #e6b46878
 PICTURES = dict(render='render', opacity='opacity', normal='normals', noisy='noisy latents', noise='predicted noise',
     believed='one step denoised', gradient='SDS gradient')
 
@@ -279,7 +279,7 @@ def _run(self):
 
 Driver.step, Driver.run, Driver.advance = _step, _run, lambda self: self.step(show=False)
 
-# %% ../nbs/16_dashboard.ipynb #865d4f0b
+# %% ../nbs/16_dashboard.ipynb #230a83df
 def _unwritten(self):
     "Whether a run is done, and its last checkpoint or the files of its result are not in its folder"
     return self.done and self.trainer.folder is not None and not is_finished(self.trainer.folder)
@@ -623,7 +623,9 @@ def draw_curve(figure,  # from `curves_plot`
               ):
     "Draw the curve `name` of a plot; in the place of the one that has that name there"
     drawn = figure.trace(name, col)
-    if drawn: return drawn.update(x=x, y=y)
+    if drawn:
+        drawn.x, drawn.y = x, y
+        return
     dots = dict(size=3, maxdisplayed=20)    # one point alone is no line
     figure.add_scatter(row=1, col=col, name=name, x=x, y=y, meta=col, mode='lines+markers', line=dict(width=1.2, color=color), marker=dots)
     figure.update_xaxes(autorange=True, col=col)
@@ -650,7 +652,8 @@ def draw_cameras(figure, eyes):    # positions (x, y, z), the newest last
     "The last hundred cameras: dots, the newest one with a line to the object. y is up, as everywhere, which plotly calls z"
     points = np.array(eyes[-100:]).reshape(-1, 3)
     for name, (x, y, z) in dict(cameras=points.T, newest=np.append(points[-1:], np.zeros((1, 3)), 0).T).items():
-        figure.trace(name).update(x=z, y=x, z=y)
+        drawn = figure.trace(name)
+        drawn.x, drawn.y, drawn.z = z, x, y
 
 # %% ../nbs/16_dashboard.ipynb #24f3b4f8
 # columns of a history: (name in the legend, colour)
