@@ -68,8 +68,8 @@ def noise_colors(noise):    # [C, h, w]
 
 def normals_of_samples(field,
                        out,     # `RenderOutput` with its samples
-                       side=32  # pixels wanted along the shorter edge, at least
-                      ):        # [3, H//n, W//n] in 0..1
+                       side=32  # pixels wanted along the shorter edge, about
+                      ):        # [3, H/n, W/n] in 0..1, rounded up
     "The normals of a first picture that was rendered without, in each n-th row and column: its samples are there, only the field is asked"
     height, width = out.image.shape[2:]
     n = max(1, min(height, width)//side)
@@ -81,7 +81,7 @@ def normals_of_samples(field,
     normal = normal.new_zeros(opacity.numel(), 3).index_add_(0, pixel, normal).t().view(1, 3, *opacity.shape[2:])
     return normal_map(RenderOutput(image, opacity, depth, normal))[0]
 
-# %% ../nbs/16_dashboard.ipynb #e6b46878
+# %% ../nbs/16_dashboard.ipynb #5a3fcc5b
 PICTURES = dict(render='render', opacity='opacity', normal='normals', noisy='noisy latents', noise='predicted noise',
     believed='one step denoised', gradient='SDS gradient')
 
@@ -212,7 +212,7 @@ class Loop:
 
     def toggle(self): self.pause() if self.running else self.run()
 
-    def rest(self): self.tell()
+    def rest(self): self.tell()    # a run has ended
 
 # %% ../nbs/16_dashboard.ipynb #221da67a
 class Driver(Loop):
@@ -279,7 +279,7 @@ def _run(self):
 
 Driver.step, Driver.run, Driver.advance = _step, _run, lambda self: self.step(show=False)
 
-# %% ../nbs/16_dashboard.ipynb #230a83df
+# %% ../nbs/16_dashboard.ipynb #cbd82611
 def _unwritten(self):
     "Whether a run is done, and its last checkpoint or the files of its result are not in its folder"
     return self.done and self.trainer.folder is not None and not is_finished(self.trainer.folder)
@@ -498,7 +498,8 @@ class Dashboard(widgets.VBox):
         STANDING.discard(self)
         for driver in self.drivers:
             driver.watchers.discard(self)
-            if not driver.seen and (driver.running or driver.unsaved): driver.pause()
+            # who has taken the folder away does not want it back
+            if not driver.seen and (driver.running or driver.unsaved and driver.trainer.folder.exists()): driver.pause()
         # ipywidgets holds whatever is open, and its handlers hold the trainer
         for part in parts_of(vars(self)):
             if part not in (STYLE, self): part.close()

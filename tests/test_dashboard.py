@@ -504,6 +504,14 @@ def test_pressed_steps_are_saved_and_leave_one_checkpoint(model, tmp_path):
     board.close()
     assert checkpoints(tmp_path/'run')[-1].name == 'step-000007'
     assert Trainer.resume(tmp_path/'run', model).history == trainer.history
+    again = StepDashboard(trainer)
+    for _ in range(2):
+        again.driver.save_seconds = math.inf
+        again.button['step'].click()
+    assert again.driver.unsaved
+    shutil.rmtree(tmp_path/'run')
+    again.close()
+    assert not (tmp_path/'run').exists()    # who has taken it away does not want it back
 
 
 def test_the_last_press_is_saved_a_moment_later(model, tmp_path):
