@@ -99,7 +99,7 @@ def reopen(page):
 
 
 @pytest.mark.parametrize('page', ['step'], indirect=True)
-def test_step_dashboard_in_jupyterlab(page):
+def test_step_dashboard_in_jupyterlab(page, books):
     assert count(page) == 0
     before = picture(page)
     button(page, 'Step').click()
@@ -127,7 +127,7 @@ def test_step_dashboard_in_jupyterlab(page):
     # and a step goes on from the newest
     button(page, 'Step').click()
     wait_for_count(page, stopped + 1)
-    page.wait_for_function("!document.querySelector('.dfnb-step-dashboard').textContent.includes('looking back')", timeout=20_000)
+    wait_until(page, lambda: 'looking back' not in page.locator('.dfnb-step-dashboard').first.inner_text())
     curves = page.locator('.dfnb-step-dashboard .scatterlayer .trace').count()
     assert curves >= 2
     # a word that the prior refuses is said, and nothing is lost
@@ -138,7 +138,7 @@ def test_step_dashboard_in_jupyterlab(page):
     # the tab is closed in mid-run and opened again: the run went on
     button(page, 'Run').click()
     page.keyboard.press('Control+s')
-    page.wait_for_timeout(1500)
+    wait_until(page, lambda: 'widget-view' in (books/'step.ipynb').read_text())
     step, running = reopen(page)
     assert running and step > stopped
     # with all that was drawn before
@@ -209,7 +209,7 @@ def test_mesh_dashboard_in_jupyterlab(page, books):
     budget = page.locator('.widget-text:has-text("triangles") input').first
     budget.fill('200')
     budget.press('Enter')
-    page.wait_for_function(f"document.querySelectorAll('.dfnb-table td')[1].innerText !== '{before}'", timeout=20_000)
+    wait_until(page, lambda: faces.inner_text() != before)
     assert int(faces.inner_text()) <= 200
     file = page.locator('.widget-text:has-text("file") input').first
     file.fill('thing.gbl')
@@ -226,10 +226,11 @@ def test_mesh_dashboard_in_jupyterlab(page, books):
 @pytest.mark.parametrize('page', ['field'], indirect=True)
 def test_field_dashboard_in_jupyterlab(page):
     "A click on the picture is a ray, a level is a button"
-    before = page.locator('.dfnb-dashboard .js-plotly-plot .lines path').first.get_attribute('d')
+    line = page.locator('.dfnb-dashboard .js-plotly-plot .lines path').first
+    before = line.get_attribute('d')
     box = page.locator('.dfnb-field-dashboard img').first.bounding_box()
     page.mouse.click(box['x'] + 20, box['y'] + 20)
-    page.wait_for_function(f"document.querySelector('.dfnb-dashboard .js-plotly-plot .lines path').getAttribute('d') !== '{before}'", timeout=20_000)
+    wait_until(page, lambda: line.get_attribute('d') != before)
     shown = picture(page)
     for level in range(1, 8): page.locator('.dfnb-dashboard button', has_text=re.compile(f'^{level}$')).first.click()
     page.locator('.dfnb-caption', has_text=re.compile(r'levels 0$')).first.wait_for(timeout=60_000)
