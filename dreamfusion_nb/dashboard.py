@@ -23,7 +23,7 @@ import threading
 import time
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from weakref import WeakSet, ref
 
 import anywidget
@@ -42,7 +42,7 @@ from .config import ConfigError, is_whole, load_config
 from .dmtet import EmptyMeshError, MeshRenderer
 from .export import MESH_FORMATS, check_path, decimate, expanded, write_mesh
 from .hashgrid import HashGrid
-from .raymarch import RenderOutput, composite, normal_map
+from .raymarch import composite, normal_map
 from .shading import MODES
 from .show import to_pil
 from .trainer import (PAPER, SHADE, Result, Trainer, claim_folder, discard, evaluating, finish, guidance_scale_at, is_finished, open_folder,
@@ -75,11 +75,11 @@ def normals_of_samples(field,
     n = max(1, min(height, width)//side)
     row, column = out.ray_index//width, out.ray_index % width
     kept = (row < height) & (row % n == 0) & (column % n == 0)
-    image, opacity, depth = (v[:1, :, ::n, ::n] for v in (out.image, out.opacity, out.depth))
+    opacity = out.opacity[:1, :, ::n, ::n]
     pixel = (row//n*opacity.shape[3] + column//n)[kept]
     normal = out.weights[kept, None]*field.density_albedo_normal(out.positions[kept])[2]
     normal = normal.new_zeros(opacity.numel(), 3).index_add_(0, pixel, normal).t().view(1, 3, *opacity.shape[2:])
-    return normal_map(RenderOutput(image, opacity, depth, normal))[0]
+    return normal_map(replace(out, opacity=opacity, normal=normal))[0]
 
 # %% ../nbs/16_dashboard.ipynb #5a3fcc5b
 PICTURES = dict(render='render', opacity='opacity', normal='normals', noisy='noisy latents', noise='predicted noise',

@@ -352,10 +352,10 @@ def _quiet():
             if bars: log.enable_progress_bar()
 
 # %% ../nbs/09_guidance.ipynb #2d2474d6
-def fastest_dtype(device    # torch.device
-                 ):         # torch.dtype
+def fastest_dtype(device='cpu'  # as torch takes it
+                 ):             # torch.dtype
     "float16 on a GPU, bfloat16 on a CPU that has instructions for it, else float32"
-    if device.type != 'cpu': return torch.float16
+    if torch.device(device).type != 'cpu': return torch.float16
     found = torch.cpu.get_capabilities() if hasattr(torch.cpu, 'get_capabilities') else {}    # older versions can't say
     return torch.bfloat16 if found.get('avx512_bf16') or found.get('amx_bf16') else torch.float32
 

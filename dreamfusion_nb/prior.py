@@ -251,9 +251,8 @@ Run.report, Run.averaged = _report, _averaged
 # %% ../nbs/11_prior.ipynb #85e0fc7e
 def half_precision(device='cpu'  # 'cpu' or 'cuda'
                   ):             # context manager
-    "A context in which matrices are multiplied in bfloat16, on a chip that has instructions for it: there it is twice as fast, elsewhere much slower"
-    device = torch.device(device)
-    return torch.autocast(device.type, torch.bfloat16, enabled=fastest_dtype(device) != torch.float32)
+    "A context in which matrices are multiplied in bfloat16, on a chip that has instructions for it: there it is twice as fast, elsewhere slower"
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=fastest_dtype(device) != torch.float32)
 
 # %% ../nbs/11_prior.ipynb #a9e7ebb1
 def train_vae(work,             # folder of `render_world`; the run lies in its folder `vae`

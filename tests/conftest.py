@@ -43,11 +43,8 @@ def pipeline(tmp_path_factory):
 @pytest.fixture(scope='session')
 def model(pipeline):
     "The same, loaded as a run that is given the folder would load it"
-    import torch
-
-    from dreamfusion_nb.guidance import LatentDiffusion
-    from dreamfusion_nb.trainer import fastest_dtype
-    return LatentDiffusion.from_pretrained(pipeline, dtype=fastest_dtype(torch.device('cpu')))
+    from dreamfusion_nb.guidance import LatentDiffusion, fastest_dtype
+    return LatentDiffusion.from_pretrained(pipeline, dtype=fastest_dtype())
 
 
 @pytest.fixture(scope='session')

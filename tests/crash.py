@@ -66,10 +66,10 @@ def main(pipeline):
     from safetensors.torch import save
 
     from dreamfusion_nb import train, trainer
-    from dreamfusion_nb.guidance import LatentDiffusion
+    from dreamfusion_nb.guidance import LatentDiffusion, fastest_dtype
     torch.set_num_threads(1)    # no thread of OpenMP before the fork: it would not survive it
     imageio_ffmpeg.get_ffmpeg_exe()
-    model = LatentDiffusion.from_pretrained(pipeline, dtype=trainer.fastest_dtype(torch.device('cpu')))
+    model = LatentDiffusion.from_pretrained(pipeline, dtype=fastest_dtype())
     for line in sys.stdin:
         job = json.loads(line)
         read, write = os.pipe()
