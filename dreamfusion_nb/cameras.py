@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 import torch
 import torch.nn.functional as F
 
-from .config import value_at
+from .values import value_at
 
 # %% ../nbs/01_cameras.ipynb #0cb87ae2
 def look_at(eye,                    # camera positions [..., 3]

@@ -18,7 +18,7 @@ from numba import njit
 from torch import nn
 
 from .cameras import projection, rays
-from .config import ConfigError, is_whole
+from .errors import ConfigError, is_whole
 from .rasterize import antialias, interpolate, rasterize, seen_at
 from .raymarch import RenderOutput, backdrop
 from .shading import shade

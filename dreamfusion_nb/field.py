@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .config import ConfigError, did_you_mean
+from .errors import ConfigError, did_you_mean
 from .hashgrid import HashGrid, plain_gradients
 
 # %% ../nbs/03_field.ipynb #0cc68834

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .config import ConfigError, did_you_mean
+from .errors import ConfigError, did_you_mean
 
 # %% ../nbs/02_hashgrid.ipynb #a7fbd769
 class Levels(NamedTuple):

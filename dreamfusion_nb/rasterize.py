@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from numba import njit
 
-from .config import did_you_mean
+from .errors import did_you_mean
 from .hashgrid import run_parallel
 
 # %% ../nbs/07_rasterize.ipynb #7a01854f

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .config import did_you_mean
+from .errors import did_you_mean
 
 # %% ../nbs/05_shading.ipynb #1689ed9f
 MODES = ("albedo", "textureless", "lambertian", "phong", "normal")
