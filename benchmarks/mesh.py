@@ -17,7 +17,7 @@ from dreamfusion_nb import preset
 from dreamfusion_nb.cameras import orbit
 from dreamfusion_nb.dmtet import tet_grid
 from dreamfusion_nb.export import bake, decimate, unwrap
-from dreamfusion_nb.trainer import make_renderer
+from dreamfusion_nb.parts import make_renderer
 
 
 def seconds(job, rounds=1):

@@ -1,7 +1,7 @@
 "Text to 3D by score distillation, one notebook at a time"
 __version__ = "0.1.0"
 
-_lazy = {'train': 'trainer', 'load': 'trainer', 'Trainer': 'trainer', 'Result': 'trainer', 'StepRecord': 'trainer',
+_lazy = {'train': 'run', 'load': 'result', 'Trainer': 'trainer', 'Result': 'result', 'StepRecord': 'trainer',
          'Config': 'config', 'ConfigError': 'config', 'preset': 'config', 'load_config': 'config'}
 __all__ = list(_lazy)
 

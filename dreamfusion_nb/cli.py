@@ -80,7 +80,9 @@ def _again(argv):
 # %% ../nbs/23_cli.ipynb #a9406cd4
 def _run(args, config, later, seen):
     "Trains and lists what was written; `later`: overrides of the mesh stage; `seen` keeps the trainer's newest step. torch comes in here"
-    from dreamfusion_nb.trainer import is_finished, load, result_folder, train
+    from dreamfusion_nb.checkpoints import is_finished
+    from dreamfusion_nb.result import load
+    from dreamfusion_nb.run import result_folder, train
     def remember(trainer, record): seen.update(step=trainer.step_count)
     folder = result_folder(args.out, config.prompt)
     common = dict(device=args.device, overwrite=args.overwrite, callbacks=[remember])

@@ -36,7 +36,9 @@ from .config import ConfigError, did_you_mean, load_config, pairs
 from .export import EmptyMeshError
 from .prior import Judge, shipped_judge, write_json
 from .show import image_grid
-from .trainer import is_finished, load, slug, train, write_text
+from .checkpoints import is_finished, write_text
+from .result import load
+from .run import slug, train
 
 # %% ../nbs/17_metrics.ipynb #cd36eaac
 def check_mesh(mesh  # `trimesh.Trimesh`

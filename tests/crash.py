@@ -13,7 +13,7 @@ import time
 import warnings
 
 
-def child(job, pipe, train, trainer, model, save):
+def child(job, pipe, train, checkpoints, model, save):
     count, busy, last = 0, False, ''
 
     def change(what, path, tear):
@@ -45,7 +45,7 @@ def child(job, pipe, train, trainer, model, save):
         change('save', path, lambda: half(path, data=save(tensors)[:-1000]))
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 'wb') as f: f.write(save(tensors))
 
-    trainer.save_file = save_file
+    checkpoints.save_file = save_file
     sys.addaudithook(watch)
     if 'limit' in job:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -65,7 +65,7 @@ def main(pipeline):
     import trimesh  # noqa: F401
     from safetensors.torch import save
 
-    from dreamfusion_nb import train, trainer
+    from dreamfusion_nb import checkpoints, train
     from dreamfusion_nb.guidance import LatentDiffusion, fastest_dtype
     torch.set_num_threads(1)    # no thread of OpenMP before the fork: it would not survive it
     imageio_ffmpeg.get_ffmpeg_exe()
@@ -75,7 +75,7 @@ def main(pipeline):
         read, write = os.pipe()
         pid = os.fork()
         if not pid:
-            child(job, write, train, trainer, model, save)
+            child(job, write, train, checkpoints, model, save)
             os._exit(0)
         os.close(write)
         # the answer can be long in coming, the end of the child must not be missed

@@ -19,7 +19,7 @@ from conftest import CHEAP, snapshot
 from safetensors.torch import load_file, save_file
 
 import dreamfusion_nb
-from dreamfusion_nb import ConfigError, cli, load, train, trainer
+from dreamfusion_nb import ConfigError, cli, load, parts, train, trainer
 
 OLD = 'stabilityai/stable-diffusion-2-1-base'
 
@@ -363,12 +363,12 @@ def test_hub_without_network(name, copies, run, monkeypatch):
 @pytest.fixture
 def nothing(monkeypatch):
     "Fields so thin that nothing shows"
-    whole = trainer.make_field
+    whole = parts.make_field
     def thin(*args):
         made = whole(*args)
         with torch.no_grad(): made.density_net[-1].bias.fill_(-40.)
         return made
-    monkeypatch.setattr(trainer, 'make_field', thin)
+    monkeypatch.setattr(parts, 'make_field', thin)
 
 
 EMPTY = ('no surface', 'density', 'max', 'train longer')

@@ -17,6 +17,7 @@ from conftest import CHEAP, MESH
 
 from dreamfusion_nb import ConfigError, Trainer, dashboard, load_config
 from dreamfusion_nb.cameras import orbit
+from dreamfusion_nb.checkpoints import list_checkpoints
 from dreamfusion_nb.dashboard import (
     CompareDashboard,
     FieldDashboard,
@@ -26,7 +27,6 @@ from dreamfusion_nb.dashboard import (
     driver_of,
 )
 from dreamfusion_nb.raymarch import normal_map
-from dreamfusion_nb.trainer import checkpoints
 from dreamfusion_nb.viewer import Viewer
 
 
@@ -496,13 +496,13 @@ def test_pressed_steps_are_saved_and_leave_one_checkpoint(model, tmp_path):
     for n in range(1, 7):
         board.button['step'].click()
         board.driver.saved_at = -math.inf    # as if a while had passed
-    assert [p.name for p in checkpoints(tmp_path/'run')] == ['step-000004', 'step-000006']
+    assert [p.name for p in list_checkpoints(tmp_path/'run')] == ['step-000004', 'step-000006']
     assert Trainer.resume(tmp_path/'run', model).history == trainer.history
     board.driver.saved_at, board.driver.save_seconds = 0., math.inf    # one that takes long waits its turn
     board.button['step'].click()
-    assert checkpoints(tmp_path/'run')[-1].name == 'step-000006'
+    assert list_checkpoints(tmp_path/'run')[-1].name == 'step-000006'
     board.close()
-    assert checkpoints(tmp_path/'run')[-1].name == 'step-000007'
+    assert list_checkpoints(tmp_path/'run')[-1].name == 'step-000007'
     assert Trainer.resume(tmp_path/'run', model).history == trainer.history
     again = StepDashboard(trainer)
     for _ in range(2):
@@ -522,9 +522,9 @@ def test_the_last_press_is_saved_a_moment_later(model, tmp_path):
         for _ in range(3):
             board.button['step'].click()
             board.driver.saved_at, board.driver.save_seconds = time.perf_counter(), .3    # 1.5 s at a fifth of the time
-        assert board.driver.unsaved and [p.name for p in checkpoints(tmp_path/'run')] == ['step-000001']
+        assert board.driver.unsaved and [p.name for p in list_checkpoints(tmp_path/'run')] == ['step-000001']
         while board.driver.unsaved: await asyncio.sleep(.01)
-        assert [p.name for p in checkpoints(tmp_path/'run')] == ['step-000003']
+        assert [p.name for p in list_checkpoints(tmp_path/'run')] == ['step-000003']
     asyncio.run(story())
     assert Trainer.resume(tmp_path/'run', model).history == trainer.history
 
@@ -560,7 +560,7 @@ def test_a_cell_that_is_run_again_goes_on(tmp_path, monkeypatch):
         assert second.trainer is first.trainer and second.driver.running and second.driver.frames and first.comm is None
         monkeypatch.setattr(dashboard, 'current_cell', lambda: ('cell', 3))
         anew = StepDashboard('a mug', out=tmp_path/'run', overwrite=True, **small)
-        assert not second.driver.running and anew.trainer.step_count == 0 and not checkpoints(tmp_path/'run')
+        assert not second.driver.running and anew.trainer.step_count == 0 and not list_checkpoints(tmp_path/'run')
         await asyncio.sleep(.1)
         anew.close()
     asyncio.run(story())

@@ -11,8 +11,8 @@ import trimesh
 from conftest import CHEAP, MESH, assert_same_with_a_break
 from scipy.ndimage import map_coordinates
 
-from dreamfusion_nb import ConfigError, Trainer, cli, load, load_config, toybox, train
-from dreamfusion_nb import trainer as trainer_module
+from dreamfusion_nb import ConfigError, Trainer, cli, load, load_config, run, toybox, train
+from dreamfusion_nb import result as result_module
 from dreamfusion_nb.config import preset
 from dreamfusion_nb.dmtet import EmptyMeshError, MeshRenderer
 from dreamfusion_nb.export import bake, decimate, unwrap, write_mesh, write_video
@@ -113,7 +113,7 @@ def test_textures(cloud, refined, tmp_path, monkeypatch):
     points = torch.as_tensor(few.triangles_center - few.face_normals/64*cloud.config.nerf.bound).float()
     read = few.visual.material.to_color(few.visual.uv[few.faces].mean(1))[:, :3]/255
     assert np.abs(read - cloud.field.albedo(points).detach().numpy()).mean() < .02
-    monkeypatch.setattr(trainer_module, 'unwrap', lambda mesh, seconds, size: None)
+    monkeypatch.setattr(result_module, 'unwrap', lambda mesh, seconds, size: None)
     with pytest.warns(UserWarning, match='colours stay at the vertices'): cloud.export(tmp_path/'plain.glb', faces=100, texture=64)
 
 
@@ -191,8 +191,8 @@ def test_parameters_that_are_not_finite(name, cloud, model, tmp_path):
     "Named, in one line, by everything that would use or write them"
     trainer = Trainer(mesh_config(cloud), model, folder=tmp_path)
     trainer.renderer.state_dict()[name].view(-1)[0] = float('nan')
-    result = trainer_module.Result(trainer.config, trainer.renderer, tmp_path)
-    for act in (trainer.save, result.mesh, lambda: result.export(tmp_path/'x.glb'), lambda: trainer_module.finish(result)):
+    result = result_module.Result(trainer.config, trainer.renderer, tmp_path)
+    for act in (trainer.save, result.mesh, lambda: result.export(tmp_path/'x.glb'), lambda: run.write_outputs(result)):
         with pytest.raises(ConfigError, match=f'{name} holds values that are not finite'): act()
     assert not list(tmp_path.iterdir())
 

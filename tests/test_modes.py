@@ -12,7 +12,9 @@ from PIL import Image
 
 from dreamfusion_nb import ConfigError, Trainer, cli, load, load_config, train
 from dreamfusion_nb.cameras import orbit
-from dreamfusion_nb.trainer import checkpoints, lengthened, progress_at
+from dreamfusion_nb.checkpoints import list_checkpoints
+from dreamfusion_nb.run import extend_run
+from dreamfusion_nb.schedules import progress_at
 
 VIEWS = {'data.val.size': 3, 'data.val.width': 24, 'data.val.height': 16}
 
@@ -90,7 +92,7 @@ def test_validation_pictures(model, tmp_path):
 @pytest.mark.parametrize('every,top,kept', [(4, -1, [4, 8, 12]), (4, 1, [12]), (5, 2, [10, 12]), (None, 2, [12]), (4, 0, [12])])
 def test_checkpoints_kept(every, top, kept, model, tmp_path):
     train('a hamburger', guidance=model, out=tmp_path/'result', progress=False, **CHEAP | {'checkpoint.every_n_train_steps': every, 'checkpoint.save_top_k': top})
-    assert [int(p.name[5:]) for p in checkpoints(tmp_path/'result')] == kept
+    assert [int(p.name[5:]) for p in list_checkpoints(tmp_path/'result')] == kept
 
 
 def test_no_video(model, tmp_path):
@@ -119,7 +121,7 @@ def test_longer(model, tmp_path):
 
 def test_longer_rescales(model, tmp_path):
     train('a hamburger', guidance=model, out=tmp_path/'result', progress=False, **CHEAP)
-    config = lengthened(load_config(tmp_path/'result', dict(iters=24)), tmp_path/'result', 'rescale')
+    config = extend_run(load_config(tmp_path/'result', dict(iters=24)), tmp_path/'result', 'rescale')
     assert config.phase_iters is None and progress_at(12, config) == .5
 
 

@@ -10,8 +10,8 @@ from conftest import CHEAP
 from dreamfusion_nb import Trainer, load, load_config, train
 from dreamfusion_nb.config import OPTIONS
 from dreamfusion_nb.export import extract_mesh
+from dreamfusion_nb.parts import make_guidance
 from dreamfusion_nb.show import to_pil
-from dreamfusion_nb.trainer import make_guidance
 
 CAUGHT = {
     'B1': 'cameras:test_azimuth_is_the_azimuth', 'B2': ':test_b2_axes_and_scale_of_a_mesh', 'B3': 'shading:test_b3_every_mode_works_on_the_last_axis',

@@ -49,7 +49,7 @@ def test_three_draws_what_we_draw(opened, files, cloud, refined):
         assert path.stem in ('colours', 'mesh') if mesh else path.stem in ('normals', 'texture')
         baked, = trimesh.load_scene(path, process=False).geometry.values()
         theirs, triangles = glb.photograph(opened, path, cameras, 128)
-        ours = mesh_views(mesh or baked, cameras, 128, background=glb.PAPER)
+        ours = mesh_views(mesh or baked, cameras, 128, background=glb.RESULT_BACKGROUND)
         for a, b in zip(ours, theirs): assert -10*torch.log10((a - b).square().mean()) > 30, path.name
         assert triangles == len((mesh or baked).faces)
         if mesh: continue

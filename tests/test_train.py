@@ -23,7 +23,7 @@ from PIL import Image, ImageChops
 from scipy.spatial import cKDTree
 
 import dreamfusion_nb
-from dreamfusion_nb import ConfigError, Trainer, cli, load, load_config, train, trainer
+from dreamfusion_nb import ConfigError, Trainer, checkpoints, cli, load, load_config, parts, train
 from dreamfusion_nb.cameras import orbit, view_weights
 from dreamfusion_nb.export import srgb_to_linear
 from dreamfusion_nb.guidance import away_from
@@ -443,7 +443,7 @@ def test_command_interrupted(pipeline, tmp_path):
 
 
 def test_unknown_words_are_named(model, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(trainer, 'toybox_prior', lambda **options: model)
+    monkeypatch.setattr(parts, 'toybox_prior', lambda **options: model)
     monkeypatch.chdir(tmp_path)
     few = CHEAP | dict(iters=1)
     with pytest.warns(UserWarning, match="'shiny'.*'a red hamburger'"): train('a shiny red hamburger', progress=False, **few)
@@ -538,7 +538,7 @@ def test_reset_empties_the_folder_too(model, tmp_path):
     used.fit(4)
     used.save()
     used.reset()
-    assert not trainer.checkpoints(tmp_path/'mug') and (tmp_path/'mug'/'config.yaml').exists()
+    assert not checkpoints.list_checkpoints(tmp_path/'mug') and (tmp_path/'mug'/'config.yaml').exists()
     used.fit(1)
     used.save()
     resumed = Trainer.resume(tmp_path/'mug', model)
@@ -550,9 +550,9 @@ def test_only_what_is_ours_is_deleted(model, tmp_path):
     options = dict(guidance=model, progress=False, **CHEAP | dict(iters=2))
     train('a hamburger', out=tmp_path/'x.replaced', **options)
     train('a hamburger', out=tmp_path/'x', **options)
-    assert trainer.is_finished(tmp_path/'x.replaced')
+    assert checkpoints.is_finished(tmp_path/'x.replaced')
     with pytest.raises(ConfigError, match='which is taken; move that away'): train('a hamburger', out=tmp_path/'x', overwrite=True, **options)
-    assert trainer.is_finished(tmp_path/'x') and trainer.is_finished(tmp_path/'x.replaced')
+    assert checkpoints.is_finished(tmp_path/'x') and checkpoints.is_finished(tmp_path/'x.replaced')
     shutil.rmtree(tmp_path/'x.replaced')
     (tmp_path/'x'/'notes.tmp.txt').write_text('mine')
     (tmp_path/'x'/'.preview.tmp.png').write_text('half')

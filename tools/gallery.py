@@ -13,9 +13,10 @@ from PIL import Image
 
 from dreamfusion_nb import load, train
 from dreamfusion_nb.cameras import orbit
+from dreamfusion_nb.checkpoints import is_finished
 from dreamfusion_nb.metrics import contact_sheet
+from dreamfusion_nb.run import slug
 from dreamfusion_nb.show import image_grid
-from dreamfusion_nb.trainer import is_finished, slug
 
 PROMPTS = ('a hamburger', 'a snowman', 'a red car', 'a duck', 'a green teapot', 'a purple mushroom', 'a house')
 REFINED = ('a hamburger', 'a house')

@@ -26,8 +26,8 @@ from dreamfusion_nb import load
 from dreamfusion_nb.cameras import orbit
 from dreamfusion_nb.dmtet import MeshRenderer
 from dreamfusion_nb.export import mesh_views
+from dreamfusion_nb.result import RESULT_BACKGROUND
 from dreamfusion_nb.show import image_grid
-from dreamfusion_nb.trainer import PAPER
 
 WEB = Path(__file__).parent/'web'
 # a browser without a window, a graphics card or a network
@@ -66,7 +66,7 @@ def browser():
         finally: opened.close()
 
 
-def photograph(opened, path, cameras, size=256, background=PAPER):
+def photograph(opened, path, cameras, size=256, background=RESULT_BACKGROUND):
     "(pictures [B, 3, size, size] that three.js draws of a GLB, without light; its triangles there). Cameras look at the origin and share an angle"
     def serve(route):
         name = route.request.url.removeprefix('http://here/')
@@ -95,7 +95,7 @@ def check(opened, folder, size=256):
     welded.merge_vertices(merge_tex=True, merge_norm=True)    # seams of a texture double vertices
     theirs, triangles = photograph(opened, path, cameras, size)
     result = load(folder)
-    ours = result.views(cameras, size) if isinstance(result.renderer, MeshRenderer) else mesh_views(result.mesh(), cameras, size, background=PAPER)
+    ours = result.views(cameras, size) if isinstance(result.renderer, MeshRenderer) else mesh_views(result.mesh(), cameras, size, background=RESULT_BACKGROUND)
     image_grid([*ours, *theirs], 4, pad=0).save(folder/'model-compared.png')
     error = [(a - b).square().mean().item() for a, b in zip(ours, theirs)]
     edges = np.unique(welded.edges_sorted, axis=0, return_counts=True)[1]
