@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 
-from .config import ConfigError, is_whole
+from .errors import ConfigError, is_whole
 
 # %% ../nbs/15a_threads.ipynb #07442252
 _VARIABLES = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'NUMBA_NUM_THREADS')
-_AT_IMPORT = torch.get_num_threads()    # the user may have changed it before; `_default_counts` says whether it looks like that
-_blocks = threading.local()             # `.depth`: how many `limit_threads` blocks with a number this Python thread is in
+_AT_IMPORT = torch.get_num_threads()    # PyTorch's own choice, unless the user was quicker: see `_default_counts`
+_blocks = threading.local()             # `.depth`: how many `limit_threads` blocks this Python thread is in
 
 
 def _core_of(cpu: int) -> str:
@@ -32,13 +32,13 @@ def _core_of(cpu: int) -> str:
 @cache
 def _default_counts() -> set[int]:
     "The numbers of threads that PyTorch may have chosen by itself on this machine"
-    if not hasattr(os, 'sched_getaffinity'): return {_AT_IMPORT}    # not Linux: there we take the first number for its own
+    if not hasattr(os, 'sched_getaffinity'): return {_AT_IMPORT}    # not Linux: we cannot tell
     usable = os.sched_getaffinity(0)
     return {os.cpu_count() or 1, len(usable), len({_core_of(cpu) for cpu in usable})}
 
 # %% ../nbs/15a_threads.ipynb #714cfd12
 def user_chose_threads() -> bool:
-    "Whether the user has set the number of threads: in the environment, by `torch.set_num_threads`, by a `limit_threads` block"
+    "Whether the user has set the number: in the environment, by `torch.set_num_threads` or a `limit_threads` block"
     if getattr(_blocks, 'depth', 0) or any(os.environ.get(name) for name in _VARIABLES): return True
     return torch.get_num_threads() != _AT_IMPORT or _AT_IMPORT not in _default_counts()
 
@@ -47,9 +47,9 @@ SMALL = 128    # pixels of an edge; up to here one thread is the better choice
 
 
 def threads_for(device: torch.device | str,  # where the tensors are
-                *edges: float                # in pixels: of the rendered pictures, and of those that the diffusion model looks at
+                *edges: float                # pixels, of rendered pictures and of those that the diffusion model sees
                ) -> int | None:
-    "How many threads to compute on: 1 for small work on a CPU, None (leave the number alone) for large work, or if the user has chosen"
+    "1 for small work on a CPU; None (leave the number alone) for large work, on a GPU, or if the user has chosen"
     small = torch.device(device).type == 'cpu' and max(edges) <= SMALL
     return 1 if small and not user_chose_threads() else None
 
@@ -57,7 +57,7 @@ def threads_for(device: torch.device | str,  # where the tensors are
 def check_threads(n: object) -> None:
     "Raise `ConfigError` unless `n` is a number of threads, or None"
     if n is not None and not is_whole(n, 1, 1024):
-        raise ConfigError(f'threads must be a whole number from 1 to 1024, or None (one for small work, the default of PyTorch for large), not {n!r}')
+        raise ConfigError(f'threads must be a whole number from 1 to 1024, or None (one for small work), not {n!r}')
 
 
 @contextmanager
