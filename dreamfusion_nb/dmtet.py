@@ -19,8 +19,9 @@ from torch import nn
 
 from .cameras import projection, rays
 from .errors import ConfigError, is_whole
+from .field import albedo_at
 from .rasterize import antialias, interpolate, rasterize, seen_at
-from .raymarch import RenderOutput, backdrop
+from .raymarch import Renderer, RenderOutput, backdrop
 from .shading import shade
 
 # %% ../nbs/08_dmtet.ipynb #730c999d
@@ -202,7 +203,7 @@ class EmptyMeshError(ConfigError):
     "There is no surface; the message says what there is and what to do"
 
 
-class MeshRenderer(nn.Module):
+class MeshRenderer(Renderer):
     """Pictures of the surface on a grid of tetrahedra (DMTet, Shen et al. 2021), coloured by a field.
 
     Parameters: `sdf` [V], signed distance in units of the grid's spacing, positive inside; `deform` [V, 3], tanh of it is a shift of vertices.
@@ -235,9 +236,6 @@ class MeshRenderer(nn.Module):
         "Between neighbours along an axis, world units"
         return 2*self.scale.item()/cells(self.resolution)
 
-    def update(self, step, generator=None):
-        "To be called before every training step, as of the `VolumeRenderer`; nothing to do"
-
 # %% ../nbs/08_dmtet.ipynb #3a385a08
 def _geometry(self):  # (vertices [N, 3] in the world, faces [F, 3])
     "The surface as it is now. Raises `EmptyMeshError`, `ConfigError`"
@@ -260,7 +258,7 @@ def _mesh(self):
     import trimesh
     with torch.no_grad():
         vertices, faces = self.geometry()
-        colors = torch.cat([self.field.albedo(x) for x in vertices.clamp(-self.bound, self.bound).split(65536)]).float().clamp(0, 1)
+        colors = torch.cat([albedo_at(self.field, x) for x in vertices.clamp(-self.bound, self.bound).split(65536)]).float().clamp(0, 1)
     paint = colors.mul(255).round().byte().cpu().numpy()
     return trimesh.Trimesh(vertices.cpu().numpy(), faces.cpu().numpy(), vertex_colors=paint, process=False)
 
@@ -384,7 +382,7 @@ def _forward(self,
 def _shade(self, points, normal, eye, light, ambient, shading):
     "Colours of points; the texture does not pull on the shape"
     x, m = points.detach().clamp(-self.bound, self.bound), self.material if shading == 'phong' else None
-    albedo = None if shading in ('textureless', 'normal') else self.field.albedo(x)
+    albedo = None if shading in ('textureless', 'normal') else albedo_at(self.field, x)
     gloss = dict(view=F.normalize(eye - points, dim=-1), specular=m.specular, shininess=m.shininess) if m else {}
     return shade(albedo, normal, light, ambient, shading, **gloss)
 

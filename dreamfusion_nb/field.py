@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'DIFFERENCES', 'NORMAL_TYPES', 'ACTIVATIONS', 'gaussian_blob', 'linear_blob', 'trunc_exp', 'MLP',
-           'neighbours', 'downhill', 'normal_from_differences', 'slope_by_autograd', 'FieldParts', 'Field']
+           'neighbours', 'downhill', 'normal_from_differences', 'slope_by_autograd', 'FieldParts', 'Field', 'albedo_at',
+           'normal_at', 'density_albedo_normal_at']
 
 # %% ../nbs/03_field.ipynb #a6043ae1
 import torch
@@ -240,3 +241,28 @@ class Field(FieldParts):
         raw = self.raw_density(x, here)
         normal = normal_from_differences(raw, self.raw_density(near, there), self.normal_type)
         return self.activation(raw), self.albedo_net(here).sigmoid(), normal
+
+# %% ../nbs/03_field.ipynb #a41c7e58
+def albedo_at(field: nn.Module,
+              x: torch.Tensor  # points [N,3], world coordinates
+             ) -> torch.Tensor:  # [N,3] in [0,1]
+    "Colours of any field: by its `albedo`, or else the second output of its `forward`"
+    return field.albedo(x) if hasattr(field, 'albedo') else field(x)[1]
+
+
+def normal_at(field: nn.Module,
+              x: torch.Tensor  # points [N,3], world coordinates
+             ) -> torch.Tensor:  # unit vectors out of the object [N,3]; zero where the density is flat
+    "Normals of any field: by its `normal`, or else by central differences of its `density`"
+    if hasattr(field, 'normal'): return field.normal(x)
+    kind = 'central_finite_difference'
+    near = neighbours(x, getattr(field, 'normal_eps', 1e-2), kind, getattr(field, 'bound', 1e6))
+    return normal_from_differences(x[:, 0], field.density(near), kind)
+
+
+def density_albedo_normal_at(field: nn.Module,
+                             x: torch.Tensor  # points [N,3], world coordinates
+                            ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    "Density [N], albedo [N,3] and normal [N,3] of any field; in one call where it offers `density_albedo_normal`"
+    if hasattr(field, 'density_albedo_normal'): return field.density_albedo_normal(x)
+    return *field(x), normal_at(field, x)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STOP', 'OccupancyGrid', 'Samples', 'clip_rays', 'Pieces', 'cut', 'march', 'Composite', 'composite', 'visible',
-           'RenderOutput', 'backdrop', 'VolumeRenderer', 'depth_map', 'normal_map']
+           'RenderOutput', 'Renderer', 'backdrop', 'VolumeRenderer', 'depth_map', 'normal_map']
 
 # %% ../nbs/06_raymarch.ipynb #64480c91
 import math
@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from numba import njit
 from torch import nn
 
-from .cameras import rays
+from .cameras import Cameras, rays
+from .field import density_albedo_normal_at
 from .hashgrid import run_parallel
 from .shading import shade
 
@@ -426,6 +427,29 @@ class RenderOutput:
     vertices: torch.Tensor | None = None     # of the surface, if it is one [V,3]
     faces: torch.Tensor | None = None        # its triangles [F,3]
 
+# %% ../nbs/06_raymarch.ipynb #e90d4c35
+class Renderer(nn.Module):
+    """Base of all renderers. A subclass writes `forward`; `update` does nothing unless it is written too.
+
+    `field` and `background` are parts that the renderer may have. One that has a surface offers `mesh(resolution, threshold) -> trimesh.Trimesh`."""
+    def forward(self,
+                cameras: Cameras,            # B of them
+                height: int,                 # rows
+                width: int,                  # columns
+                *,
+                shading: str = 'albedo',     # mode of `shade`
+                light=None,                  # unit direction towards the light [3] or [B,3]; None: it comes from the camera
+                ambient=1.,                  # share of light from everywhere, number or [B]
+                perturb: bool = False,       # random shift of samples, for training
+                generator: torch.Generator | None = None,  # of every draw
+                background=None,             # a colour [3] or [B,3], or a module; None: the renderer's own
+                return_normal: bool = False  # normals even if the shading doesn't need them
+               ) -> RenderOutput:
+        raise NotImplementedError(f'{type(self).__name__} has no forward(cameras, height, width, ...)')
+
+    def update(self, step: int, generator: torch.Generator | None = None) -> None:
+        "Called before every training step, counted from 0; nothing to do"
+
 # %% ../nbs/06_raymarch.ipynb #034a27d3
 def _samples(renderer, origins, directions, perturb, generator):
     "The samples worth asking in full, at least one"
@@ -439,7 +463,7 @@ def _samples(renderer, origins, directions, perturb, generator):
 
 def _ask(field, x, normals, chunk):
     "(density, albedo, normal or None) at points, `chunk` at a time"
-    parts = [field.density_albedo_normal(x) if normals else (*field(x), None) for x in x.split(chunk)]
+    parts = [density_albedo_normal_at(field, x) if normals else (*field(x), None) for x in x.split(chunk)]
     return [None if v[0] is None else v[0] if len(v) == 1 else torch.cat(v) for v in zip(*parts)]
 
 def backdrop(background,  # module as in `background`, or a colour: [3], or [n_images,3], numbers in 0..1
@@ -465,10 +489,10 @@ def _trace(renderer, shading, normals, perturb, generator, origins, directions, 
     return c, dict(weights=c.weights, **vars(s), directions=directions[s.ray_index], density=density, normals=normal)
 
 # %% ../nbs/06_raymarch.ipynb #7fdba732
-class VolumeRenderer(nn.Module):
+class VolumeRenderer(Renderer):
     """Pictures of a field, by marching rays through an occupancy grid. The step is 2*sqrt(3)*bound/max_steps; `dt_gamma` lets it grow.
 
-    `field` has `density(x) -> [N]`, `forward(x) -> (density, albedo)` and `density_albedo_normal(x)`; `background` is called with
+    `field` has `density(x) -> [N]` and `forward(x) -> (density, albedo)`; `background` is called with
     `(directions [N,3], n_images, generator)`; `material` is the gloss of shading 'phong'."""
     def __init__(self,
                  field,               # an nn.Module as above

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from .dmtet import EmptyMeshError
 from .errors import ConfigError, is_whole
+from .field import albedo_at
 
 # %% ../nbs/13_surfaces.ipynb #c1d243c2
 @torch.no_grad()
@@ -162,7 +163,7 @@ class Surfaces:
         mesh = drop_pieces(whole, min_share)
         beneath = torch.as_tensor(mesh.vertices - self.spacing*mesh.vertex_normals, dtype=torch.float32, device=self.device)
         inside = beneath.clamp(-self.bound, self.bound)
-        colors = torch.cat([self.field.albedo(x) for x in inside.split(self.chunk)]).float().clamp(0, 1)
+        colors = torch.cat([albedo_at(self.field, x) for x in inside.split(self.chunk)]).float().clamp(0, 1)
         mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=colors.mul(255).round().byte().cpu().numpy())
         return mesh
 
