@@ -10,6 +10,7 @@ def __getattr__(name):
     # Lazy (PEP 562): importing one submodule must not import torch for all of them
     if name not in _lazy: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     from importlib import import_module
+    import_module('.completion', __name__).offer_completions()
     value = globals()[name] = getattr(import_module('.' + _lazy[name], __name__), name)
     return value
 

@@ -9,16 +9,19 @@ __all__ = ['ConfigError', 'did_you_mean', 'is_whole', 'notice']
 import difflib
 import math
 import re
+import tempfile
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from numbers import Integral
+from pathlib import Path
 
 # %% ../nbs/00_errors.ipynb #f8339bec
 class ConfigError(ValueError):
     "Bad input: one line that names what is wrong, what is allowed, and the nearest right value"
 
 # %% ../nbs/00_errors.ipynb #dbcf7eb0
-def did_you_mean(word,                    # what was written
+def did_you_mean(word: object,            # what was written
                  options: Iterable[str],  # what could have been meant
                 ) -> str:                 # clause to append to a message, or ''
     "A clause that names the option most like `word`, or nothing if none is like it"
@@ -27,9 +30,30 @@ def did_you_mean(word,                    # what was written
     return f'; did you mean {plain[close[0]]!r}?' if close else ''
 
 # %% ../nbs/00_errors.ipynb #c300c1c2
-def is_whole(n, least: int, most: float = math.inf) -> bool:
+def is_whole(n: object, least: int, most: float = math.inf) -> bool:
     "Whether `n` is a whole number from `least` to `most`. True and False are not numbers here"
-    return isinstance(n, Integral) and not isinstance(n, bool) and least <= n <= most
+    return isinstance(n, Integral) and not isinstance(n, bool) and least <= int(n) <= most    # type: ignore[call-overload]
+
+# %% ../nbs/00_errors.ipynb #516351ed
+def check_folder(folder: Path  # may exist or not
+                ) -> None:
+    "Raise `ConfigError` unless files can be written into a folder, or into one that is made there"
+    if '\0' in str(folder): raise ConfigError(f'out: {str(folder)!r} is no name for a folder: it contains a zero byte')
+    made: list[Path] = []
+    why = ''
+    try:
+        for path in (*reversed(folder.absolute().parents), folder.absolute()):
+            if path.exists(): continue
+            path.mkdir()
+            made.append(path)
+        with tempfile.TemporaryFile(dir=folder): pass
+    except (FileExistsError, NotADirectoryError):
+        file = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        why = f'{file} is a file, not a folder'
+    except (OSError, ValueError) as error: why = f'{str(folder)[:200]} cannot be written ({getattr(error, "strerror", None) or error})'
+    for path in reversed(made):
+        with suppress(OSError): path.rmdir()    # someone else may have put something into it by now
+    if why: raise ConfigError(f'out: {why}; choose another folder with out= (--out)')
 
 # %% ../nbs/00_errors.ipynb #9318ed9c
 def notice(text: str) -> None:

@@ -15,7 +15,7 @@ from .errors import ConfigError
 # %% ../nbs/14_presets.ipynb #b129944e
 class _Reader(yaml.SafeLoader):
     "YAML with the plain values of version 1.2, and no key twice"
-    yaml_implicit_resolvers = {}
+    yaml_implicit_resolvers: dict = {}
 
     # at once, so that an alias to what it is part of is an error and not a circle
     def construct_document(self, node): return self.construct_object(node, deep=True)
@@ -54,7 +54,7 @@ for _tag, _pattern, _first in _PLAIN_VALUES:
         _kind.add_implicit_resolver(f'tag:yaml.org,2002:{_tag}', re.compile(f'^(?:{_pattern})$'), list(_first))
 
 
-def read_yaml(written, name):
+def read_yaml(written: str, name: str):
     "The value that a YAML text stands for; `name` says in the error where it came from"
     try: return yaml.load(written, Loader=_Reader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -80,7 +80,7 @@ _losses = dict(lambda_sds=1, lambda_opacity=0, lambda_entropy=1e-3, lambda_orien
 _around = dict(width=800, height=800, default_radius=3.2, default_polar=90, default_fovy=20)
 
 # %% ../nbs/14_presets.ipynb #353b558e
-OPTIONS = {
+OPTIONS: dict[str, dict[str, dict]] = {    # group: {option: values}
     'nerf': {'torchngp': _field | dict(density_activation='exp', blob_density=5, blob_radius=.2, n_hidden_layers=2),
              # its networks are tiny-cuda-nn's, which have no bias
              'tcnn': _field | dict(density_activation='softplus', blob_density=10, blob_radius=.5, n_hidden_layers=3,
@@ -113,7 +113,7 @@ update_extra_interval: 16
 export_video: false
 checkpoint: {every_n_train_steps: 1000, save_top_k: -1}
 """
-PRESETS = {'toybox': '{}', 'quality': """
+PRESETS: dict[str, str] = {'toybox': '{}', 'quality': """
 iters: 2000
 data: {val: {width: 512, height: 512}, test: {size: 60, width: 384, height: 384}}
 """, 'dreamfusion': """
