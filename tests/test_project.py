@@ -11,6 +11,7 @@ import zipfile
 from configparser import ConfigParser
 from pathlib import Path
 
+import newcomer
 import pytest
 
 import dreamfusion_nb
@@ -118,6 +119,25 @@ def test_notebooks_are_small_together():
     assert sum(path.stat().st_size for path in [*NOTEBOOKS, *(ROOT/'nbs/images').iterdir()]) <= 6_000_000
 
 
+def imports(path):
+    "First names of the modules that a notebook's cells import"
+    for cell in cells(path, 'code'):
+        for node in ast.walk(ast.parse(''.join(cell['source']))):
+            if isinstance(node, ast.Import): yield from (name.name.split('.')[0] for name in node.names)
+            elif isinstance(node, ast.ImportFrom): yield node.module.split('.')[0]
+
+
+def test_developers_packages_are_told_from_users():
+    assert {'fastcore', 'nbdev', 'pytest', 'playwright'} <= set(newcomer.developers_modules())
+    assert {'torch', 'numpy', 'nbclient', 'ipykernel', 'matplotlib-inline', 'jupyterlab'} <= set(newcomer.users_packages())
+
+
+@pytest.mark.parametrize('path', sorted(newcomer.TUTORIALS.glob('*.ipynb')), ids=lambda p: p.name)
+def test_tutorial_imports_only_what_a_user_has(path):
+    "And tools/newcomer.py, in .ci/run, runs them where nothing else is installed"
+    assert not set(imports(path)) & set(newcomer.developers_modules())
+
+
 # Package
 
 def test_version(): assert dreamfusion_nb.__version__ == settings()['version']
@@ -137,25 +157,12 @@ def test_shipped_weights_fit():
 
 
 def test_wheel_holds_all(tmp_path):
-    subprocess.run([sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', tmp_path/'wheel', copy_of_the_tree(tmp_path)], check=True)
-    wheel, = (tmp_path/'wheel').glob('*.whl')
-    names = set(zipfile.ZipFile(wheel).namelist())
+    names = set(zipfile.ZipFile(newcomer.build_wheel(tmp_path)).namelist())
     assert {f'dreamfusion_nb/{name}.py' for name in ('__init__', *MODULES)} <= names
     assert {path.relative_to(ROOT).as_posix() for path in WEIGHTS.rglob('*') if path.is_file()} <= names
-    assert 'dreamfusion_nb/viewer.js' in names
+    assert {'dreamfusion_nb/viewer.js', 'dreamfusion_nb/py.typed'} <= names
     assert any(name.endswith('licenses/LICENSE') for name in names)
     assert not any(name.startswith(('tests/', 'nbs/', 'tools/')) for name in names)
-
-
-def copy_of_the_tree(folder):
-    "The files that git knows or would take, so that a build leaves nothing in the checkout"
-    listed = subprocess.run(['git', 'ls-files', '-z', '-co', '--exclude-standard'], cwd=ROOT, check=True, capture_output=True).stdout
-    for name in filter(None, listed.decode().split('\0')):
-        if name.startswith('nbs/') or not (ROOT/name).is_file(): continue
-        target = folder/'tree'/name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes((ROOT/name).read_bytes())
-    return folder/'tree'
 
 
 def test_numba_leaves_torch_its_threads():
