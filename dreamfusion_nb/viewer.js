@@ -1,8 +1,9 @@
 // Draws a mesh in WebGL 2: the front end of viewer.Viewer, which says what the traits mean. No library, no network.
+// viewer.write_page puts the same file into a page of its own.
 
 const VERTEX = `#version 300 es
 uniform mat4 view, projection;
-uniform float nearer;    // edges lie on their triangles, and must not drown in them
+uniform float nearer;    // edges lie on their triangles, and must not vanish in them
 in vec3 position, normal;
 in vec4 color;
 in vec2 uv;
@@ -40,6 +41,8 @@ void main() {
 
 const MODES = ['albedo', 'shaded', 'textureless', 'normal']
 const radians = degrees => degrees*Math.PI/180
+const clamp = (value, least, most) => Math.max(least, Math.min(most, value))
+const dot = (a, b) => a[0]*b[0] + a[1]*b[1] + a[2]*b[2]
 
 function compile(gl) {
   const program = gl.createProgram()
@@ -54,19 +57,36 @@ function compile(gl) {
   return program
 }
 
-// world to camera, by column: the camera stands at azimuth and elevation on a sphere and looks at the origin
-function viewMatrix(azimuth, elevation, radius) {
+// world to camera, by column: the camera stands at azimuth and elevation on a sphere and looks at the target
+function viewMatrix(azimuth, elevation, radius, target = [0, 0, 0]) {
   const [ca, sa, ce, se] = [Math.cos(azimuth), Math.sin(azimuth), Math.cos(elevation), Math.sin(elevation)]
-  return new Float32Array([ca, -se*sa, ce*sa, 0, 0, ce, se, 0, -sa, -se*ca, ce*ca, 0, 0, 0, -radius, 1])
+  const [right, up, back] = [[ca, 0, -sa], [-se*sa, ce, -se*ca], [ce*sa, se, ce*ca]]
+  const columns = [0, 1, 2].flatMap(i => [right[i], up[i], back[i], 0])
+  return new Float32Array([...columns, -dot(right, target), -dot(up, target), -dot(back, target) - radius, 1])
 }
 
 function projectionMatrix(fovy, aspect, near, far) {
   const f = 1/Math.tan(fovy/2)
-  return new Float32Array([f/aspect, 0, 0, 0, 0, f, 0, 0, 0, 0, (far + near)/(near - far), -1, 0, 0, 2*far*near/(near - far), 0])
+  return new Float32Array([
+    f/aspect, 0, 0, 0,
+    0, f, 0, 0,
+    0, 0, (far + near)/(near - far), -1,
+    0, 0, 2*far*near/(near - far), 0,
+  ])
 }
 
 // numbers of a trait of bytes, which arrives at any offset
 const numbers = (view, Kind) => new Kind(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength))
+
+// least and greatest corner of the box around points
+function bounds(positions) {
+  const box = [[Infinity, Infinity, Infinity], [-Infinity, -Infinity, -Infinity]]
+  for (let i = 0; i < positions.length; i++) {
+    box[0][i%3] = Math.min(box[0][i%3], positions[i])
+    box[1][i%3] = Math.max(box[1][i%3], positions[i])
+  }
+  return box
+}
 
 class Scene {
   constructor(canvas) {
@@ -93,10 +113,12 @@ class Scene {
   load(mesh, done) {
     const gl = this.gl
     if (!mesh.positions) { this.count = 0; return }
-    this.set('position', numbers(mesh.positions, Float32Array), 3, gl.FLOAT, false)
+    const positions = numbers(mesh.positions, Float32Array), n = positions.length/3
+    this.box = bounds(positions)
+    this.set('position', positions, 3, gl.FLOAT, false)
     this.set('normal', numbers(mesh.normals, Float32Array), 3, gl.FLOAT, false)
-    const n = mesh.positions.byteLength/12
-    this.set('color', mesh.colors ? numbers(mesh.colors, Uint8Array) : new Uint8Array(4*n).fill(255), 4, gl.UNSIGNED_BYTE, true)
+    const colors = mesh.colors ? numbers(mesh.colors, Uint8Array) : new Uint8Array(4*n).fill(255)
+    this.set('color', colors, 4, gl.UNSIGNED_BYTE, true)
     this.set('uv', mesh.uv ? numbers(mesh.uv, Float32Array) : new Float32Array(2*n), 2, gl.FLOAT, false)
     this.faces = numbers(mesh.faces, Uint32Array)
     this.count = this.faces.length
@@ -121,14 +143,22 @@ class Scene {
   edges() {
     if (this.lines) return this.lines.length
     const found = new Set(), f = this.faces
-    for (let i = 0; i < f.length; i += 3)
-      for (const [a, b] of [[f[i], f[i + 1]], [f[i + 1], f[i + 2]], [f[i + 2], f[i]]]) found.add(a < b ? a*2**26 + b : b*2**26 + a)
+    for (let i = 0; i < f.length; i += 3) {
+      const sides = [[f[i], f[i + 1]], [f[i + 1], f[i + 2]], [f[i + 2], f[i]]]
+      for (const [a, b] of sides) found.add(a < b ? a*2**26 + b : b*2**26 + a)
+    }
     this.lines = new Uint32Array(2*found.size)
     let i = 0
     for (const edge of found) { this.lines[i++] = Math.floor(edge/2**26); this.lines[i++] = edge%2**26 }
     this.gl.bindBuffer(this.gl.ELEMENT_ARRAY_BUFFER, this.buffers.lines ??= this.gl.createBuffer())
     this.gl.bufferData(this.gl.ELEMENT_ARRAY_BUFFER, this.lines, this.gl.DYNAMIC_DRAW)
     return this.lines.length
+  }
+
+  // greatest distance of the mesh's box from a point
+  reach(point) {
+    const [least, most] = this.box
+    return Math.hypot(...point.map((p, i) => Math.max(Math.abs(least[i] - p), Math.abs(most[i] - p))))
   }
 
   draw(look) {
@@ -138,10 +168,14 @@ class Scene {
     gl.clearColor(...[1, 3, 5].map(i => parseInt(look.background.slice(i, i + 2), 16)/255), 1)
     gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT)
     if (!this.count) return
-    gl.uniformMatrix4fv(at('view'), false, viewMatrix(radians(look.azimuth), radians(look.elevation), look.radius))
-    gl.uniformMatrix4fv(at('projection'), false, projectionMatrix(radians(look.fovy), width/height, look.radius/100, look.radius + 10))
-    // on a circle around the object; at 0 it is where the camera is
-    gl.uniform3f(at('lamp'), look.radius*Math.sin(radians(look.light)), 0, look.radius*(Math.cos(radians(look.light)) - 1))
+    const reach = this.reach(look.target), far = look.radius + 1.01*reach
+    const near = Math.max(look.radius - 1.01*reach, look.radius/100)
+    const view = viewMatrix(radians(look.azimuth), radians(look.elevation), look.radius, look.target)
+    gl.uniformMatrix4fv(at('view'), false, view)
+    gl.uniformMatrix4fv(at('projection'), false, projectionMatrix(radians(look.fovy), width/height, near, far))
+    // on a circle around the target; at 0 it is where the camera is
+    const light = radians(look.light)
+    gl.uniform3f(at('lamp'), look.radius*Math.sin(light), 0, look.radius*(Math.cos(light) - 1))
     gl.uniform1i(at('mode'), MODES.indexOf(look.mode))
     gl.uniform1i(at('textured'), this.textured)
     gl.uniform1i(at('lines'), false)
@@ -161,12 +195,84 @@ class Scene {
   free() { this.gl.getExtension('WEBGL_lose_context')?.loseContext() }
 }
 
-const LOOK = ['mode', 'wireframe', 'background', 'azimuth', 'elevation', 'radius', 'fovy', 'light']
+// glTF stores vertex colours as light, and a screen's colours are sRGB
+const linear = byte => {
+  const c = byte/255
+  return Math.round(255*(c <= .04045 ? c/12.92 : ((c + .055)/1.055)**2.4))
+}
+
+// a GLB file of a mesh as Viewer sends it: a Blob with the JSON chunk, then the binary chunk
+function glb(mesh) {
+  const parts = [], bufferViews = [], accessors = []
+  let length = 0
+  const view = (array, target) => {
+    bufferViews.push({ buffer: 0, byteOffset: length, byteLength: array.byteLength, ...(target && { target }) })
+    const gap = (4 - array.byteLength%4)%4
+    parts.push(array, new Uint8Array(gap))
+    length += array.byteLength + gap
+    return bufferViews.length - 1
+  }
+  const accessor = (array, componentType, type, size, target, more = {}) => {
+    accessors.push({ bufferView: view(array, target), componentType, type, count: array.length/size, ...more })
+    return accessors.length - 1
+  }
+  const [FLOAT, UINT, UBYTE, VERTICES, FACES] = [5126, 5125, 5121, 34962, 34963]
+  const positions = numbers(mesh.positions, Float32Array), normals = numbers(mesh.normals, Float32Array)
+  for (let i = 0; i < normals.length; i += 3) if (!normals[i] && !normals[i + 1] && !normals[i + 2]) normals[i + 1] = 1
+  const [min, max] = bounds(positions), pbrMetallicRoughness = { metallicFactor: 0, roughnessFactor: 1 }
+  const attributes = {
+    POSITION: accessor(positions, FLOAT, 'VEC3', 3, VERTICES, { min, max }),
+    NORMAL: accessor(normals, FLOAT, 'VEC3', 3, VERTICES),
+  }
+  const json = { asset: { version: '2.0', generator: 'dreamfusion_nb' }, scene: 0, scenes: [{ nodes: [0] }] }
+  if (mesh.colors) {
+    const colors = numbers(mesh.colors, Uint8Array).map((c, i) => i%4 === 3 ? c : linear(c))
+    attributes.COLOR_0 = accessor(colors, UBYTE, 'VEC4', 4, VERTICES, { normalized: true })
+  }
+  if (mesh.texture) {
+    const uv = numbers(mesh.uv, Float32Array).map((x, i) => i%2 ? 1 - x : x)    // glTF counts rows from the top
+    attributes.TEXCOORD_0 = accessor(uv, FLOAT, 'VEC2', 2, VERTICES)
+    json.images = [{ mimeType: 'image/png', bufferView: view(numbers(mesh.texture, Uint8Array)) }]
+    json.textures = [{ source: 0 }]
+    pbrMetallicRoughness.baseColorTexture = { index: 0 }
+  }
+  const indices = accessor(numbers(mesh.faces, Uint32Array), UINT, 'SCALAR', 1, FACES)
+  Object.assign(json, { nodes: [{ mesh: 0 }], materials: [{ pbrMetallicRoughness }] })
+  json.meshes = [{ primitives: [{ attributes, indices, material: 0 }] }]
+  Object.assign(json, { accessors, bufferViews, buffers: [{ byteLength: length }] })
+  const bytes = new TextEncoder().encode(JSON.stringify(json)), gap = (4 - bytes.length%4)%4
+  const text = [bytes, new Uint8Array(gap).fill(32)], textLength = bytes.length + gap
+  const header = new Uint32Array([0x46546C67, 2, 28 + textLength + length, textLength, 0x4E4F534A])
+  const binary = new Uint32Array([length, 0x004E4942])
+  return new Blob([header, ...text, binary, ...parts], { type: 'model/gltf-binary' })
+}
+
+function download(blob, name) {
+  const link = document.createElement('a')
+  link.href = URL.createObjectURL(blob)
+  link.download = name
+  link.click()
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000)
+}
+
+const LOOK = ['mode', 'wireframe', 'background', 'azimuth', 'elevation', 'radius', 'target', 'fovy', 'light']
+const HELP = 'Drag or arrow keys: turn. Ctrl + wheel, or + and -: zoom. Shift + drag, right button, two fingers ' +
+  'or Shift + arrow keys: move. Double click, Home or 0: back. Escape: leave the viewer.'
+
+// an element with properties, attributes (aria-…) and children
+function make(tag, properties = {}, ...children) {
+  const element = document.createElement(tag)
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.includes('-') || name === 'role') element.setAttribute(name, value)
+    else element[name] = value
+  }
+  element.append(...children)
+  return element
+}
 
 // a labelled input that shows a trait and sets it
 function control(model, name, label, tag, options, listen) {
-  const [box, input] = [document.createElement('label'), document.createElement(tag)]
-  Object.assign(input, options)
+  const input = make(tag, { ...options, 'aria-label': options.title })
   const key = input.type === 'checkbox' ? 'checked' : 'value'
   const show = () => { input[key] = model.get(name) }
   input.addEventListener('input', () => {
@@ -174,114 +280,263 @@ function control(model, name, label, tag, options, listen) {
     model.save_changes()
   })
   listen(name, show)
-  box.append(label, input)
-  box.title = input.title = options.title
   setTimeout(show)      // a select takes its value when it has its choices
-  return [box, input]
+  return [make('label', { title: options.title }, label, input), input]
 }
 
-function toolbar(model, listen) {
-  const bar = document.createElement('div')
+function toolbar(model, listen, acts) {
   const [mode, select] = control(model, 'mode', '', 'select', { title: 'what is drawn' }, listen)
   for (const name of MODES) select.append(new Option(name, name))
-  const light = control(model, 'light', 'light ', 'input', { type: 'range', min: -180, max: 180, step: 5, title: 'direction of the lamp, 0: from the camera' }, listen)[0]
-  const wire = control(model, 'wireframe', 'wireframe ', 'input', { type: 'checkbox', title: 'edges of the triangles' }, listen)[0]
-  const back = control(model, 'background', 'back ', 'input', { type: 'color', title: 'colour behind the object' }, listen)[0]
-  bar.className = 'dfnb-viewer-bar'
-  bar.append(mode, light, wire, back)
-  return bar
+  const inputs = [mode]
+  const add = (name, label, options) => inputs.push(control(model, name, label, 'input', options, listen)[0])
+  const lamp = 'direction of the lamp in degrees, 0: from the camera'
+  add('light', 'light', { type: 'range', min: -180, max: 180, step: 5, title: lamp })
+  add('wireframe', 'edges', { type: 'checkbox', title: 'edges of the triangles' })
+  add('background', 'back', { type: 'color', title: 'colour behind the object' })
+  const buttons = Object.entries(acts).map(([name, [title, act]]) => {
+    const button = make('button', { type: 'button', textContent: name, title })
+    button.addEventListener('click', () => act(button))
+    return button
+  })
+  const properties = { className: 'dfnb-viewer-bar', role: 'toolbar', 'aria-label': '3D viewer' }
+  return make('div', properties, ...inputs, ...buttons)
 }
 
-// drag to turn, wheel to come closer, double click to go home; the kernel hears of it when the hand rests
-function orbit(canvas, model, home) {
-  let held = null, timer = null
+// changes of the camera; the kernel hears of them at most every 150 ms
+function camera(model) {
+  let timer = null
   const move = changes => {
     for (const [name, value] of Object.entries(changes)) model.set(name, value)
     timer ??= setTimeout(() => { timer = null; model.save_changes() }, 150)
   }
-  canvas.addEventListener('pointerdown', event => { held = [event.clientX, event.clientY]; canvas.setPointerCapture(event.pointerId) })
-  canvas.addEventListener('pointermove', event => {
-    if (!held) return
-    const [dx, dy] = [event.clientX - held[0], event.clientY - held[1]]
-    held = [event.clientX, event.clientY]
-    const azimuth = model.get('azimuth') - dx/2
-    move({ azimuth: azimuth - 360*Math.floor((azimuth + 180)/360), elevation: Math.max(-89, Math.min(89, model.get('elevation') + dy/2)) })
-  })
-  for (const end of ['pointerup', 'pointercancel']) canvas.addEventListener(end, () => { held = null })
-  canvas.addEventListener('wheel', event => {
-    event.preventDefault()
-    move({ radius: Math.max(.5, Math.min(20, model.get('radius')*Math.exp(event.deltaY/800))) })
-  }, { passive: false })
-  canvas.addEventListener('dblclick', () => move(home))
+  const turn = (right, up) => {    // degrees
+    const azimuth = model.get('azimuth') + right
+    const elevation = clamp(model.get('elevation') + up, -89, 89)
+    move({ azimuth: azimuth - 360*Math.floor((azimuth + 180)/360), elevation })
+  }
+  const zoom = factor => {
+    const home = model.get('home').radius
+    move({ radius: clamp(model.get('radius')*factor, home/20, home*10) })
+  }
+  const pan = (x, y) => {          // shares of the picture's height, to the right and up, that the object moves by
+    const m = viewMatrix(radians(model.get('azimuth')), radians(model.get('elevation')), 1)
+    const size = 2*model.get('radius')*Math.tan(radians(model.get('fovy'))/2)
+    move({ target: model.get('target').map((c, i) => c - size*(x*m[4*i] + y*m[4*i + 1])) })
+  }
+  const home = () => move(model.get('home'))
+  return { turn, zoom, pan, home }
 }
 
-// A browser keeps sixteen WebGL contexts or so, and a notebook may have more viewers. So one that is out of sight is a picture of itself.
+// mouse and fingers: one turns, with Shift or another button it moves; two move and zoom
+function listenToPointers(canvas, view, wait) {
+  const held = new Map()
+  const middle = () => {
+    const points = [...held.values()], n = points.length
+    const [x, y] = [0, 1].map(i => points.reduce((sum, p) => sum + p[i], 0)/n)
+    return { x, y, spread: n > 1 ? Math.hypot(points[0][0] - points[1][0], points[0][1] - points[1][1]) : 0 }
+  }
+  canvas.addEventListener('pointerdown', event => {
+    held.set(event.pointerId, [event.clientX, event.clientY])
+    canvas.setPointerCapture(event.pointerId)
+    canvas.focus({ preventScroll: true })
+    wait(true)
+  })
+  canvas.addEventListener('pointermove', event => {
+    if (!held.has(event.pointerId)) return
+    const before = middle()
+    held.set(event.pointerId, [event.clientX, event.clientY])
+    const after = middle(), [dx, dy] = [after.x - before.x, after.y - before.y]
+    const moves = held.size > 1 || event.shiftKey || event.buttons & 6
+    if (moves) view.pan(dx/canvas.clientHeight, -dy/canvas.clientHeight)
+    else view.turn(-dx/2, dy/2)
+    if (before.spread && after.spread) view.zoom(before.spread/after.spread)
+  })
+  for (const end of ['pointerup', 'pointercancel', 'lostpointercapture']) canvas.addEventListener(end, event => {
+    held.delete(event.pointerId)
+    if (!held.size) wait(false)
+  })
+  canvas.addEventListener('contextmenu', event => { event.preventDefault(); event.stopPropagation() })
+  canvas.addEventListener('dblclick', () => view.home())
+}
+
+// the wheel scrolls the page, unless the viewer has the focus or Ctrl is held
+function listenToWheel(canvas, view, hint) {
+  canvas.addEventListener('wheel', event => {
+    const active = canvas.ownerDocument.activeElement === canvas || canvas.getRootNode().activeElement === canvas
+    if (!active && !event.ctrlKey && !event.metaKey) return hint('To zoom, click the object first or hold Ctrl')
+    event.preventDefault()
+    event.stopPropagation()
+    view.zoom(Math.exp(event.deltaY*(event.deltaMode === 1 ? 25 : 1)/800))
+  }, { passive: false })
+}
+
+function listenToKeys(canvas, view) {
+  const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }
+  const zooms = { '+': 1/1.1, '=': 1/1.1, '-': 1.1, _: 1.1 }
+  canvas.addEventListener('keydown', event => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return
+    const { key } = event, arrow = arrows[key]
+    if (arrow && event.shiftKey) view.pan(arrow[0]/20, arrow[1]/20)
+    else if (arrow) view.turn(5*arrow[0], 5*arrow[1])
+    else if (key in zooms) view.zoom(zooms[key])
+    else if (key === '0' || key === 'Home') view.home()
+    else if (key === 'Escape' && !canvas.ownerDocument.fullscreenElement) canvas.blur()
+    else return
+    event.preventDefault()
+  })
+}
+
+// keys that mean something here must not reach the notebook, where "dd" deletes a cell and arrows leave it
+function keepKeys(el) {
+  el.addEventListener('keydown', event => {
+    if (!event.ctrlKey && !event.metaKey && !event.altKey && event.key !== 'F11') event.stopPropagation()
+  })
+}
+
+// A browser keeps sixteen WebGL contexts or so, and a notebook may have more viewers.
+// So one that is out of sight is a picture of itself.
 function render({ model, el }) {
-  const place = document.createElement('div'), listening = []
+  const place = make('div', { className: 'dfnb-viewer-place' })
+  const note = make('div', { className: 'dfnb-viewer-hint', role: 'status' })
+  const listening = []
   const listen = (name, f) => { model.on(`change:${name}`, f); listening.push([name, f]) }
   const look = () => Object.fromEntries(LOOK.map(name => [name, model.get(name)]))
-  const home = Object.fromEntries(['azimuth', 'elevation', 'radius'].map(name => [name, model.get(name)]))
-  let scene = null, canvas = null, asked = false
+  const view = camera(model)
+  let scene = null, canvas = null, asked = false, waiting = false, noteTimer = null
   const redraw = () => {
     if (asked || !scene) return
     asked = true
     requestAnimationFrame(() => { asked = false; scene?.draw(look()) })
   }
-  const size = () => {
-    const scale = window.devicePixelRatio || 1
-    for (const element of [place, ...place.children]) {
-      element.style.width = `${model.get('width')}px`
-      element.style.height = `${model.get('height')}px`
-    }
+  const hint = text => {
+    note.textContent = text
+    note.classList.add('dfnb-shown')
+    clearTimeout(noteTimer)
+    noteTimer = setTimeout(() => note.classList.remove('dfnb-shown'), 2000)
+  }
+  const size = () => {    // of the place, which CSS makes narrower than asked where there is no room
+    place.style.width = `${model.get('width')}px`
+    place.style.height = `${model.get('height')}px`
+    const scale = window.devicePixelRatio || 1, box = place.getBoundingClientRect()
+    const [width, height] = [box.width || model.get('width'), box.height || model.get('height')]
     if (!scene) return
-    canvas.width = Math.round(model.get('width')*scale)
-    canvas.height = Math.round(model.get('height')*scale)
-    redraw()
+    canvas.width = Math.round(width*scale)
+    canvas.height = Math.round(height*scale)
+    scene.draw(look())    // a new size empties a canvas, so not in the next frame but now
+  }
+  const describe = () => {
+    const says = `${model.get('alt')}. ${HELP}`
+    canvas?.setAttribute('aria-label', says)
+    canvas?.setAttribute('title', HELP)
   }
   const load = () => { scene?.load(model.get('mesh_data'), redraw); redraw() }
   const wake = () => {
     if (scene) return
-    canvas = document.createElement('canvas')
-    try { scene = new Scene(canvas) } catch (error) { place.textContent = `Viewer: ${error.message}`; return }
-    canvas.addEventListener('webglcontextlost', () => sleep('asleep, for this page shows more objects than the browser draws at a time: click'))
-    orbit(canvas, model, home)
-    place.replaceChildren(canvas)
-    size()
+    canvas = make('canvas', { tabIndex: 0, role: 'application', 'aria-roledescription': '3D view' })
+    try { scene = new Scene(canvas) } catch (error) {
+      place.replaceChildren(make('div', { textContent: `Viewer: ${error.message}` }))
+      return
+    }
+    const full = 'asleep, for this page shows more objects than the browser draws at a time: click'
+    canvas.addEventListener('webglcontextlost', () => sleep(full))
+    listenToPointers(canvas, view, holds => { waiting = holds })
+    listenToWheel(canvas, view, hint)
+    listenToKeys(canvas, view)
+    place.replaceChildren(canvas, note)
+    describe()
     load()
+    size()
   }
   const sleep = words => {
     if (!scene) return
-    const rest = document.createElement(words ? 'div' : 'img'), tired = scene
-    if (words) rest.textContent = words
-    else { scene.draw(look()); rest.src = canvas.toDataURL() }
+    const rest = make(words ? 'div' : 'img', words ? { textContent: words } : { alt: model.get('alt') }), tired = scene
+    if (!words) { scene.draw(look()); rest.src = canvas.toDataURL() }
     rest.addEventListener('pointerdown', wake)
     scene = null
     tired.free()
     place.replaceChildren(rest)
-    size()
+  }
+  // turns by itself, 20 degrees a second; a page that asks for less motion waits for the button
+  const calm = window.matchMedia('(prefers-reduced-motion: reduce)')
+  let turning = false, last = null, pressed = false
+  const tick = now => {
+    if (!turning || !scene) { turning = false; return }
+    if (last !== null && !waiting) {
+      const azimuth = model.get('azimuth') + Math.min(now - last, 100)*.02
+      model.set('azimuth', azimuth - 360*Math.floor((azimuth + 180)/360))    // not sent to the kernel
+    }
+    last = now
+    requestAnimationFrame(tick)
+  }
+  const spin = () => {
+    const wanted = model.get('spin') && (pressed || !calm.matches)
+    el.querySelector('[data-act="Turn"]')?.setAttribute('aria-pressed', wanted)
+    if (!wanted && turning) model.save_changes()
+    if (wanted === turning) return
+    turning = wanted
+    last = null
+    if (turning) requestAnimationFrame(tick)
+  }
+  const acts = {
+    Home: ['back to where the view began', () => view.home()],
+    Turn: ['turn slowly', () => {
+      pressed = true
+      model.set('spin', !(model.get('spin') && turning))
+      model.save_changes()
+      spin()
+    }],
+    Full: ['full screen; Escape leaves it', () => {
+      if (document.fullscreenElement) return document.exitFullscreen()
+      const answer = el.requestFullscreen?.()
+      if (!answer) return hint('This page allows no full screen')
+      answer.then(() => canvas?.focus(), () => hint('This page allows no full screen'))
+    }],
+    PNG: ['save the picture', () => {
+      if (!scene) return
+      scene.draw(look())
+      canvas.toBlob(blob => download(blob, `${model.get('name')}.png`))
+    }],
+    GLB: ['save the mesh', () => {
+      const mesh = model.get('mesh_data')
+      if (!mesh.positions) return hint('There is no mesh yet')
+      download(glb(mesh), `${model.get('name')}.glb`)
+    }],
   }
   for (const name of LOOK) listen(name, redraw)
   for (const name of ['width', 'height']) listen(name, size)
   listen('mesh_data', load)
-  place.className = 'dfnb-viewer-place'
+  listen('alt', describe)
+  listen('spin', spin)
+  keepKeys(el)
   el.classList.add('dfnb-viewer')
   el.append(place)
   if (model.get('controls')) {
-    const bar = toolbar(model, listen)
-    const narrow = () => { bar.style.maxWidth = `${model.get('width')}px` }
+    const bar = toolbar(model, listen, acts)
+    for (const button of bar.querySelectorAll('button')) button.dataset.act = button.textContent
+    const narrow = () => { bar.style.maxWidth = `max(${model.get('width')}px, 240px)` }
     listen('width', narrow)
     narrow()
     el.append(bar)
   }
   wake()
-  const sight = new IntersectionObserver(entries => entries.at(-1).isIntersecting ? wake() : sleep(), { rootMargin: '200px' })
+  spin()
+  const room = new ResizeObserver(size)
+  room.observe(place)
+  const sight = new IntersectionObserver(entries => {
+    if (!entries.at(-1).isIntersecting) return sleep()
+    wake()
+    spin()
+  }, { rootMargin: '200px' })
   sight.observe(place)
   return () => {
+    room.disconnect()
     sight.disconnect()
+    clearTimeout(noteTimer)
+    turning = false
     for (const [name, f] of listening) model.off(`change:${name}`, f)
-    const last = scene
+    const left = scene
     scene = null
-    last?.free()
+    left?.free()
   }
 }
 

@@ -1,5 +1,5 @@
-"""Keeps of saved notebooks what a page without a kernel can show: no live widget (JupyterLab would show an error in its place) and no state of
-one, of a picture that IPython kept as PNG and as JPEG the smaller one, and of a JPEG no more than quality 60.
+"""Keeps of saved notebooks what a page without a kernel can show: no live widget and no state of one, of a still picture only the plain one,
+of a picture that IPython kept as PNG and as JPEG the smaller one, and of a JPEG no more than quality 60.
 
     python tools/stills.py [notebook ...]          # default: all below nbs
 """
@@ -12,6 +12,7 @@ import nbformat
 from PIL import Image
 
 LIVE = 'application/vnd.jupyter.widget-view+json'
+STILL = 'class="dfnb-still"'    # of the HTML that `viewer.StillWidget` shows before a live widget
 QUALITY = 60
 
 
@@ -37,14 +38,23 @@ def lighter(text):
     return base64.b64encode(made).decode() if len(made) < len(jpeg) else text
 
 
+def is_only_live(output):
+    "Whether an output is the second one of `viewer.StillWidget`: a live widget, without anything else to see"
+    data = output.get('data', {})
+    return LIVE in data and set(data) <= {LIVE, 'text/plain'} and not ''.join(data.get('text/plain', ''))
+
+
 def main():
     for path in map(Path, sys.argv[1:] or sorted(Path('nbs').rglob('*.ipynb'))):
         text = path.read_text(encoding='utf-8')
         if not any(word in text for word in (LIVE, 'image/jpeg', '"widgets"')): continue
         book = nbformat.reads(text, as_version=4)
         book.metadata.pop('widgets', None)
+        for cell in book.cells:
+            if 'outputs' in cell: cell.outputs = [output for output in cell.outputs if not is_only_live(output)]
         for output in (o for cell in book.cells for o in cell.get('outputs', [])):
             data = output.get('data', {})
+            if 'image/jpeg' in data and STILL in ''.join(data.get('text/html', '')): del data['text/html']
             kept = sorted((kind for kind in ('image/jpeg', 'image/png') if kind in data), key=lambda kind: len(data[kind]))
             for kind in kept[1:]: del data[kind]
             if 'image/jpeg' in data: data['image/jpeg'] = lighter(data['image/jpeg'])
