@@ -266,6 +266,24 @@ class Checkpoint(Group):
     every_n_train_steps: int | None = number(100, 1, 1000000)  # null: at the end only
     save_top_k: int = number(2, -1, 100000)     # how many of the newest are kept; -1: all
 
+# %% ../nbs/14b_config.ipynb #3ff90787
+def not_compared(spec: Any  # `dataclasses.field` of the key
+                ) -> Any:   # the same field
+    "A key that `==` overlooks"
+    spec.compare = False
+    return spec
+
+# %% ../nbs/14b_config.ipynb #b84e1f36
+@dataclass(repr=False)
+class Parts(Group):
+    "Names of the parts that a run was given as objects; null: the one that the other keys choose"
+    guidance: str | None = not_compared(text(None, empty=False))
+    field: str | None = not_compared(text(None, empty=False))
+    background: str | None = not_compared(text(None, empty=False))
+    renderer: str | None = not_compared(text(None, empty=False))
+    losses: str | None = not_compared(text(None, empty=False))  # name=function, ...
+    optimizer: str | None = not_compared(text(None, empty=False))
+
 # %% ../nbs/14b_config.ipynb #1c6bc0b2
 class _Root(Group):
     "What the whole tree can do"
@@ -274,6 +292,12 @@ class _Root(Group):
     def flat(self) -> dict[str, Any]:
         "All keys by their dotted names: {'nerf.bound': 0.6, …}"
         return {key: attrgetter(key)(self) for key in KEYS}
+
+    def to_dict(self) -> dict:
+        "Nested dicts and lists, which `load_config` reads back; `parts` only where there are some"
+        tree = super().to_dict()
+        parts = {name: part for name, part in tree.pop('parts').items() if part}
+        return tree | dict(parts=parts) if parts else tree
 
     def to_yaml(self) -> str:
         "YAML text, which `load_config` reads back; keys without effect are comments at its end"
@@ -300,13 +324,6 @@ class _Root(Group):
         return write_yaml({'preset': self.preset} | _plain(self.changes())).rstrip()    # type: ignore[attr-defined]
 
     def _repr_html_(self) -> str: return _as_html(self)    # type: ignore[arg-type]
-
-# %% ../nbs/14b_config.ipynb #3ff90787
-def not_compared(spec: Any  # `dataclasses.field` of the key
-                ) -> Any:   # the same field
-    "A key that `==` overlooks"
-    spec.compare = False
-    return spec
 
 # %% ../nbs/14b_config.ipynb #e1227232
 @dataclass(repr=False)
@@ -344,6 +361,7 @@ class Config(_Root):
     loss: Loss = group(Loss)
     data: Data = group(Data)
     checkpoint: Checkpoint = group(Checkpoint)
+    parts: Parts = group(Parts)
 
 # %% ../nbs/14b_config.ipynb #b8415e1f
 def _keys(kind: type, prefix: str = '') -> dict[str, Field]:
@@ -394,7 +412,8 @@ def meant_key(word: str  # a key that does not exist, or an end of one
     "The key that somebody meant: by another name for it, or else by its spelling"
     last = str(word).split('.')[-1].lower()
     names = {key: [key] for key in _MEANT}
-    for key in KEYS: names.setdefault(key.split('.')[-1], []).append(key)
+    for key in KEYS:
+        if not key.startswith('parts.'): names.setdefault(key.split('.')[-1], []).append(key)
     close = [last] if last in _MEANT else difflib.get_close_matches(last, names, n=1)
     if not close: return ''
     meant = [_MEANT.get(key, key) for key in names[close[0]]]
@@ -408,7 +427,7 @@ def resolve(key: str  # dotted name of a key, an end of it, or NeMo's name: 'ner
     if our_name(key) in KEYS: return our_name(key)
     members = [name for name in KEYS if name.startswith(f'{our_name(key)}.')]
     if members: raise ConfigError(f'{key} is a group of keys, such as {", ".join(members[:3])}: set one of them')
-    found = [name for name in KEYS if name.endswith(f'.{key}')]
+    found = [name for name in KEYS if name.endswith(f'.{key}') and not name.startswith('parts.')]
     found = [name for name in found if name.count('.') == min(n.count('.') for n in found)]
     if len(found) == 1: return found[0]
     if found: raise ConfigError(f'key {key!r} is ambiguous: write {" or ".join(found)}')

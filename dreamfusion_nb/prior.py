@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PRIOR_DIR', 'MAX_TOKENS', 'SHARD', 'byte_pairs', 'make_tokenizer', 'new_text_encoder', 'new_vae', 'new_unet',
            'new_scheduler', 'write_json', 'write_tensors', 'render_world', 'read_captions', 'read_world', 'Run',
-           'half_precision', 'train_vae', 'toybox_prior', 'encode_world', 'begin_with', 'caption_tokens', 'train_unet',
-           'write_prior', 'exam', 'Judge', 'shipped_judge', 'same_thing', 'contrast', 'judge_targets', 'judge_batch',
-           'train_judge', 'agreement', 'measure', 'train_prior', 'main']
+           'half_precision', 'train_vae', 'ToyboxPrior', 'toybox_prior', 'encode_world', 'begin_with', 'caption_tokens',
+           'train_unet', 'write_prior', 'exam', 'Judge', 'shipped_judge', 'same_thing', 'contrast', 'judge_targets',
+           'judge_batch', 'train_judge', 'agreement', 'measure', 'train_prior', 'main']
 
 # %% ../nbs/11_prior.ipynb #0007bdde
 import argparse
@@ -279,11 +279,22 @@ def train_vae(work,             # folder of `render_world`; the run lies in its 
     return run.averaged()['vae']
 
 # %% ../nbs/11_prior.ipynb #3b00257e
+class ToyboxPrior(LatentDiffusion):
+    "The shipped prior: a `LatentDiffusion` that also reads prompts, since it knows few words"
+    def parse_prompt(self, text: str) -> tuple[str, str]:
+        """Return the prompt in words that the prior knows, and a line about the words that it doesn't know ('' if it knows all).
+
+        Raises `ConfigError` for a prompt that names no toy."""
+        caption = toybox.parse(text)
+        words = ', '.join(map(repr, caption.unknown))
+        return caption.prompt, f'the toybox prior does not know {words}: going on with {caption.prompt!r}' if words else ''
+
+
 def toybox_prior(device='cpu',         # where it computes
                  dtype=torch.float32,  # precision of its parts
-                ) -> LatentDiffusion:  # pictures of 64×64, latents [B, 4, 16, 16]
+                ) -> ToyboxPrior:      # pictures of 64×64, latents [B, 4, 16, 16]
     "The shipped prior as guidance for `sds`, read from `PRIOR_DIR`. It knows the words of `toybox.vocabulary()`, and no download is needed"
-    return LatentDiffusion.from_pretrained(PRIOR_DIR, device=device, dtype=dtype)
+    return ToyboxPrior.from_pretrained(PRIOR_DIR, device=device, dtype=dtype)
 
 # %% ../nbs/11_prior.ipynb #604d4543
 @torch.no_grad()
