@@ -13,6 +13,7 @@ from pathlib import Path
 
 import newcomer
 import pytest
+import yaml
 
 import dreamfusion_nb
 
@@ -140,7 +141,10 @@ def test_tutorial_imports_only_what_a_user_has(path):
 
 # Package
 
-def test_version(): assert dreamfusion_nb.__version__ == settings()['version']
+def test_versions_agree():
+    version = settings()['version']
+    released = re.findall(r'^## (\d\S*)', (ROOT/'CHANGELOG.md').read_text(encoding='utf-8'), re.M)
+    assert version == dreamfusion_nb.__version__ == yaml.safe_load((ROOT/'CITATION.cff').read_text())['version'] == released[0]
 
 
 def test_constraints_pin_every_requirement():
@@ -163,6 +167,50 @@ def test_wheel_holds_all(tmp_path):
     assert {'dreamfusion_nb/viewer.js', 'dreamfusion_nb/py.typed'} <= names
     assert any(name.endswith('licenses/LICENSE') for name in names)
     assert not any(name.startswith(('tests/', 'nbs/', 'tools/')) for name in names)
+
+
+# Habits
+
+YAML = sorted(path for path in ROOT.rglob('*') if path.suffix in ('.yml', '.yaml', '.cff')
+              and not {'node_modules', '_docs', '_proc', 'outputs', 'runs', '.venv', '.ci-venv'} & set(path.relative_to(ROOT).parts))
+WORKFLOWS = {path.stem: path for path in (ROOT/'.github/workflows').glob('*.yml')}
+
+
+def steps(name): return [step for job in yaml.safe_load(WORKFLOWS[name].read_text())['jobs'].values() for step in job['steps']]
+
+
+@pytest.mark.parametrize('path', YAML, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_yaml_can_be_read(path): assert yaml.safe_load(path.read_text(encoding='utf-8'))
+
+
+@pytest.mark.parametrize('name', ['tests', 'slow', 'docs', 'release'])
+def test_workflow_calls_our_script(name):
+    "GitHub and a person run the same script, and a workflow may do no more than its jobs say"
+    workflow = yaml.safe_load(WORKFLOWS[name].read_text())
+    assert any(step.get('run', '').startswith('bash .ci/run') for step in steps(name))
+    assert workflow['permissions'] == {'contents': 'read'}
+    assert all(job['timeout-minutes'] <= 120 for job in workflow['jobs'].values() if any('run' in step for step in job['steps']))
+
+
+def test_scripts_know_the_words_of_the_workflows():
+    words = {word for name in WORKFLOWS for step in steps(name) for word in re.findall(r'bash \.ci/run (\w+)', step.get('run', ''))}
+    assert words == {'slow', 'docs'}
+    refused = subprocess.run(['bash', '.ci/run', 'sloww'], cwd=ROOT, env=os.environ | dict(CI_VENV=sys.prefix), capture_output=True, text=True)
+    assert (refused.returncode, refused.stdout, len(refused.stderr.splitlines())) == (2, '', 1)
+
+
+def test_every_python_that_we_name_is_tested():
+    tested = yaml.safe_load(WORKFLOWS['tests'].read_text())['jobs']['tests']['strategy']['matrix']['python']
+    assert tested[0] == settings()['min_python']
+    named, = re.findall(r'with Python (3[\d., or]+)', (ROOT/'README.md').read_text(encoding='utf-8'))
+    assert re.findall(r'3\.\d+', named) == tested
+
+
+def test_a_release_publishes_only_what_has_made_an_apple():
+    jobs = yaml.safe_load(WORKFLOWS['release'].read_text())['jobs']
+    assert [s['run'] for s in jobs['build']['steps'] if 'bash' in s.get('run', '')] == ['bash .ci/run', 'bash .ci/release']
+    assert jobs['publish']['needs'] == 'build' and jobs['publish']['permissions'] == {'id-token': 'write'}
+    assert not any('password' in step.get('with', {}) for step in jobs['publish']['steps'])
 
 
 def test_numba_leaves_torch_its_threads():
