@@ -14,7 +14,8 @@ import psutil
 from step import machine
 
 from dreamfusion_nb import Trainer, load_config
-from dreamfusion_nb.dashboard import KEEP, StepDashboard
+from dreamfusion_nb.dashboard import StepDashboard
+from dreamfusion_nb.driver import MAX_FRAMES
 
 
 def now(): return np.array([time.perf_counter(), time.process_time()])    # of the clock, of the processor
@@ -65,7 +66,7 @@ def main():
         gc.collect()
         kept = sum(len(picture) for frame in dashboard.driver.frames for picture in frame.pictures.values())
         sizes.append((dashboard.trainer.step_count, len(dashboard.driver.frames), kept, process.memory_info().rss))
-    for step, frames, kept, rss in sizes: print(f'step {step}: {frames} frames (at most {KEEP}), {kept/1e6:.2f} MB of pictures, process {rss/1e6:.0f} MB')
+    for step, frames, kept, rss in sizes: print(f'step {step}: {frames} frames (at most {MAX_FRAMES}), {kept/1e6:.2f} MB of pictures, process {rss/1e6:.0f} MB')
 
 
 if __name__ == '__main__': main()

@@ -15,17 +15,11 @@ import traitlets
 import trimesh
 from conftest import CHEAP, MESH
 
-from dreamfusion_nb import ConfigError, Trainer, dashboard, load_config
+from dreamfusion_nb import ConfigError, Trainer, driver, load_config, panels, step_dashboard
 from dreamfusion_nb.cameras import orbit
 from dreamfusion_nb.checkpoints import list_checkpoints
-from dreamfusion_nb.dashboard import (
-    CompareDashboard,
-    FieldDashboard,
-    Frame,
-    MeshDashboard,
-    StepDashboard,
-    driver_of,
-)
+from dreamfusion_nb.dashboard import CompareDashboard, FieldDashboard, MeshDashboard, StepDashboard
+from dreamfusion_nb.driver import Frame, driver_of
 from dreamfusion_nb.raymarch import normal_map
 from dreamfusion_nb.viewer import Viewer
 
@@ -132,7 +126,7 @@ def test_errors_of_other_buttons_are_said(trainer, tmp_path):
     board.driver.pause()
     assert 'cannot be written' in board.error.value
     board.driver.trainer.steer = lambda **changes: 1/0
-    board.wheel['guidance_scale'].value = 30
+    board.controls['guidance_scale'].value = 30
     assert 'ZeroDivisionError' in board.error.value
 
 
@@ -163,7 +157,7 @@ def test_a_guidance_that_cannot_decode(model):
 
 def test_pictures_that_fail_stop_no_step(trainer, monkeypatch):
     board = StepDashboard(trainer)
-    monkeypatch.setattr(dashboard, 'step_pictures', lambda *args: 1/0)
+    monkeypatch.setattr(driver, 'step_pictures', lambda *args: 1/0)
     board.button['step'].click()
     assert trainer.step_count == 1 and 'ZeroDivisionError' in board.error.value
     monkeypatch.undo()
@@ -173,7 +167,7 @@ def test_pictures_that_fail_stop_no_step(trainer, monkeypatch):
 
 def test_who_looks_back_is_left_there(trainer, monkeypatch):
     "While the history grows, and when it is thinned"
-    monkeypatch.setattr(dashboard, 'KEEP', 6)
+    monkeypatch.setattr(driver, 'MAX_FRAMES', 6)
     board = StepDashboard(trainer)
     for _ in range(6): board.button['step'].click()
     board.scrub.value = 3
@@ -188,11 +182,11 @@ def test_who_looks_back_is_left_there(trainer, monkeypatch):
 
 def test_history_is_bounded(trainer):
     "Twelve hundred frames, and never more than a driver keeps"
-    driver, step = driver_of(trainer), trainer.step()
+    many, step = driver_of(trainer), trainer.step()
     for _ in range(600):
-        driver.frames.append(Frame(0, {}, {}, (0, 0, 0)))
-        driver.keep(step)
-        assert len(driver.frames) <= dashboard.KEEP + 1
+        many.frames.append(Frame(0, {}, {}, (0, 0, 0)))
+        many.keep(step)
+        assert len(many.frames) <= driver.MAX_FRAMES + 1
 
 
 def test_light_acts_in_every_phase(model):
@@ -200,13 +194,13 @@ def test_light_acts_in_every_phase(model):
     trainer = Trainer(config(iters=40), model)
     assert trainer.step().look.shading == 'albedo'
     board = StepDashboard(trainer)
-    board.wheel['lamp'].value = 90.
+    board.controls['lamp'].value = 90.
     lit = trainer.step()
-    assert lit.look.shading == 'lambertian' and lit.look.ambient == dashboard.SHADE and lit.light[0, 0] > .8
-    board.release()
-    board.wheel['shading'].value = 'lambertian'
-    assert trainer.step().look.ambient == dashboard.SHADE
-    board.release()
+    assert lit.look.shading == 'lambertian' and lit.look.ambient == step_dashboard.STEERED_AMBIENT and lit.light[0, 0] > .8
+    board.panel.release()
+    board.controls['shading'].value = 'lambertian'
+    assert trainer.step().look.ambient == step_dashboard.STEERED_AMBIENT
+    board.panel.release()
     assert trainer.step().look.shading == 'albedo'
 
 
@@ -230,16 +224,16 @@ def test_runs_side_by_side_stay_in_step(model):
 def test_a_cell_that_is_run_again(model, monkeypatch):
     "What stood there stops; what stands in another cell, or was made by the same execution, goes on"
     async def main():
-        monkeypatch.setattr(dashboard, 'current_cell', lambda: ('cell', 'first'))
+        monkeypatch.setattr(panels, 'current_cell', lambda: ('cell', 'first'))
         old = StepDashboard(Trainer(config(iters=500), model))
         beside = MeshDashboard(old.trainer, resolution=24)
         old.driver.run()
         await asyncio.sleep(.05)
         assert old.driver.running and set(old.driver.watchers) == {old, beside}
-        monkeypatch.setattr(dashboard, 'current_cell', lambda: ('another', 'second'))
+        monkeypatch.setattr(panels, 'current_cell', lambda: ('another', 'second'))
         StepDashboard(Trainer(config(), model))
         assert old.driver.running
-        monkeypatch.setattr(dashboard, 'current_cell', lambda: ('cell', 'third'))
+        monkeypatch.setattr(panels, 'current_cell', lambda: ('cell', 'third'))
         StepDashboard(Trainer(config(), model))
         assert not old.driver.running and not old.driver.watchers
         await old.driver.task
@@ -306,7 +300,7 @@ def test_a_run_that_breaks_is_said_and_ends(model, monkeypatch):
         await asyncio.sleep(0)
         if not board: loop.task.cancel()
         await asyncio.gather(loop.task, return_exceptions=True)
-        assert not loop.running and loop not in dashboard.GOING
+        assert not loop.running and loop not in driver.RUNNING_LOOPS
         if board: assert 'ZeroDivisionError' in board.error.value and board.button['run'].description == 'Run'
     compare = CompareDashboard([Trainer(config(seed=seed), model) for seed in range(2)])
     viewer, show = compare.viewers[0], compare.viewers[0].show
@@ -339,19 +333,19 @@ def test_an_old_error_of_a_run_that_is_done_stops_no_other(model):
 
 def test_a_result_that_could_not_be_written_is_tried_again(model, tmp_path, monkeypatch):
     "By the same dashboard, and by a later one on the same folder"
-    folder, finish = tmp_path/'run', dashboard.finish
+    folder, finish = tmp_path/'run', driver.write_outputs
     board = StepDashboard(Trainer(config(iters=2), model, folder=folder))
     assert board.button['run'].disabled is False
-    monkeypatch.setattr(dashboard, 'finish', lambda result: 1/0)
+    monkeypatch.setattr(driver, 'write_outputs', lambda result: 1/0)
     for _ in range(2): board.button['step'].click()
     assert 'ZeroDivisionError' in board.error.value and board.button['step'].disabled and not board.button['run'].disabled
     assert 'not written' in board.status.value
     board.button['run'].click()
     assert 'ZeroDivisionError' in board.error.value and not board.button['run'].disabled
-    monkeypatch.setattr(dashboard, 'finish', finish)
+    monkeypatch.setattr(driver, 'write_outputs', finish)
     shutil.rmtree(folder/'checkpoints')    # as if the last save had not come through, either
     board.button['run'].click()
-    assert not board.error.value and dashboard.is_finished(folder) and board.button['run'].disabled and 'not written' not in board.status.value
+    assert not board.error.value and driver.is_finished(folder) and board.button['run'].disabled and 'not written' not in board.status.value
     (folder/'model.glb').unlink()
     later = StepDashboard(Trainer.resume(folder, model))
     assert not later.button['run'].disabled
@@ -364,21 +358,21 @@ def test_a_result_that_could_not_be_written_is_tried_again(model, tmp_path, monk
 
 def test_a_comparison_tries_again_to_write_results(model, tmp_path, monkeypatch):
     trainers = {name: Trainer(config(iters=2, seed=i), model, folder=tmp_path/name) for i, name in enumerate(('one', 'two'))}
-    board, finish = CompareDashboard(trainers), dashboard.finish
+    board, finish = CompareDashboard(trainers), driver.write_outputs
     def full(result):
         if result.folder.name == 'two': raise OSError('no space left')
         finish(result)
-    monkeypatch.setattr(dashboard, 'finish', full)
+    monkeypatch.setattr(driver, 'write_outputs', full)
     for _ in range(2): board.button['step'].click()
     assert 'two: OSError' in board.error.value and not board.button['run'].disabled
     assert ['not written' in label.value for label in board.labels] == [False, True]
     written = (tmp_path/'one/model.glb').stat().st_mtime_ns
     board.button['run'].click()
     assert 'two: OSError' in board.error.value and not board.running
-    monkeypatch.setattr(dashboard, 'finish', finish)
+    monkeypatch.setattr(driver, 'write_outputs', finish)
     board.button['run'].click()
     assert not board.error.value and board.button['run'].disabled and not any('not written' in label.value for label in board.labels)
-    assert dashboard.is_finished(tmp_path/'two') and (tmp_path/'one/model.glb').stat().st_mtime_ns == written
+    assert driver.is_finished(tmp_path/'two') and (tmp_path/'one/model.glb').stat().st_mtime_ns == written
 
 
 def test_pictures_of_pressed_steps_take_none_from_a_run(trainer):
@@ -415,7 +409,7 @@ def test_a_surface_that_follows_no_run_stays_what_it_was(stage, cloud, model, tm
 
 def test_zeros_are_drawn_where_they_can_be():
     history = [dict(step=0, opacity=.5, grad_norm=2., entropy=0.), dict(step=1, opacity=0., grad_norm=0.)]
-    def shown(names, **options): return [(name, x.tolist(), y.tolist()) for name, x, y in dashboard.columns(history, names, **options)]
+    def shown(names, **options): return [(name, x.tolist(), y.tolist()) for name, x, y in panels.history_columns(history, names, **options)]
     assert shown(['opacity', 'orientation']) == [('opacity', [1, 2], [.5, 0.])]
     assert shown(['grad_norm', 'entropy'], log=True) == [('grad_norm', [1], [2.])]
 
@@ -423,24 +417,24 @@ def test_zeros_are_drawn_where_they_can_be():
 def test_few_normals_are_those_of_the_whole_picture(trainer):
     "From the samples of the first of several pictures, in each n-th row and column, also where n does not divide the size"
     step = trainer.step()
-    assert step.normal is None and dashboard.step_pictures(trainer, step)['normal'].shape == (3, 24, 24)
+    assert step.normal is None and driver.step_pictures(trainer, step)['normal'].shape == (3, 24, 24)
     trainer.renderer.field.density_bias = 3.
     trainer.renderer.update(0, trainer.generator)
     out = trainer.renderer(orbit(2), 21, 34, return_normal=True)
     assert out.opacity.max() > .9 > .1 > out.opacity.min()
     for side, n in ((7, 3), (10, 2), (32, 1)):
-        few = dashboard.normals_of_samples(trainer.renderer.field, out, side)
+        few = driver.sampled_normals(trainer.renderer.field, out, side)
         assert torch.allclose(few, normal_map(out)[0, :, ::n, ::n], atol=1e-5)
 
 
 def test_a_cell_that_shows_the_same_trainer_again(model, monkeypatch):
     "Its run goes on"
     async def main():
-        monkeypatch.setattr(dashboard, 'current_cell', lambda: ('cell', 'first'))
+        monkeypatch.setattr(panels, 'current_cell', lambda: ('cell', 'first'))
         old = StepDashboard(Trainer(config(iters=500), model))
         old.driver.run()
         await asyncio.sleep(.05)
-        monkeypatch.setattr(dashboard, 'current_cell', lambda: ('cell', 'second'))
+        monkeypatch.setattr(panels, 'current_cell', lambda: ('cell', 'second'))
         new = StepDashboard(old.trainer)
         assert new.driver.running and set(new.driver.watchers) == {new} and new.button['run'].description == 'Pause'
         new.driver.pause()
@@ -450,10 +444,10 @@ def test_a_cell_that_shows_the_same_trainer_again(model, monkeypatch):
 
 def test_a_strong_guidance_is_shown_as_it_is(model):
     board = StepDashboard(Trainer(config(guidance_scale=300.), model))
-    assert board.wheel['guidance_scale'].value == 300 and not board.trainer.steering.active()
+    assert board.controls['guidance_scale'].value == 300 and not board.trainer.steering.active()
     board.trainer.steer(guidance_scale=700.)
     board.refresh()
-    assert board.wheel['guidance_scale'].value == 700
+    assert board.controls['guidance_scale'].value == 700
 
 
 def test_overwrite_is_not_dropped(trainer):
@@ -469,7 +463,7 @@ def test_a_dashboard_that_was_left_holds_no_trainer(make, model):
     driver_of(trainer).step()
     board.refresh()    # a run that ends just then may still ask for it
     board.follow()
-    assert dashboard.STYLE.comm is not None    # that of all others
+    assert panels.STYLE.comm is not None    # that of all others
     del trainer, board
     gc.collect()
     assert gone() is None
@@ -495,10 +489,10 @@ def test_pressed_steps_are_saved_and_leave_one_checkpoint(model, tmp_path):
     board = StepDashboard(trainer)
     for n in range(1, 7):
         board.button['step'].click()
-        board.driver.saved_at = -math.inf    # as if a while had passed
+        board.driver.autosave.saved_at = -math.inf    # as if a while had passed
     assert [p.name for p in list_checkpoints(tmp_path/'run')] == ['step-000004', 'step-000006']
     assert Trainer.resume(tmp_path/'run', model).history == trainer.history
-    board.driver.saved_at, board.driver.save_seconds = 0., math.inf    # one that takes long waits its turn
+    board.driver.autosave.saved_at, board.driver.autosave.seconds = 0., math.inf    # one that takes long waits its turn
     board.button['step'].click()
     assert list_checkpoints(tmp_path/'run')[-1].name == 'step-000006'
     board.close()
@@ -506,9 +500,9 @@ def test_pressed_steps_are_saved_and_leave_one_checkpoint(model, tmp_path):
     assert Trainer.resume(tmp_path/'run', model).history == trainer.history
     again = StepDashboard(trainer)
     for _ in range(2):
-        again.driver.save_seconds = math.inf
+        again.driver.autosave.seconds = math.inf
         again.button['step'].click()
-    assert again.driver.unsaved
+    assert again.driver.autosave.needed
     shutil.rmtree(tmp_path/'run')
     again.close()
     assert not (tmp_path/'run').exists()    # who has taken it away does not want it back
@@ -521,9 +515,9 @@ def test_the_last_press_is_saved_a_moment_later(model, tmp_path):
         board = StepDashboard(trainer)
         for _ in range(3):
             board.button['step'].click()
-            board.driver.saved_at, board.driver.save_seconds = time.perf_counter(), .3    # 1.5 s at a fifth of the time
-        assert board.driver.unsaved and [p.name for p in list_checkpoints(tmp_path/'run')] == ['step-000001']
-        while board.driver.unsaved: await asyncio.sleep(.01)
+            board.driver.autosave.saved_at, board.driver.autosave.seconds = time.perf_counter(), .3    # 1.5 s at a fifth of the time
+        assert board.driver.autosave.needed and [p.name for p in list_checkpoints(tmp_path/'run')] == ['step-000001']
+        while board.driver.autosave.needed: await asyncio.sleep(.01)
         assert [p.name for p in list_checkpoints(tmp_path/'run')] == ['step-000003']
     asyncio.run(story())
     assert Trainer.resume(tmp_path/'run', model).history == trainer.history
@@ -551,14 +545,14 @@ def test_a_cell_that_is_run_again_goes_on(tmp_path, monkeypatch):
     "Also in mid-run, with the frames; one that begins anew reads its folder after the old one has saved"
     small = {'data.train.width': 16, 'data.train.height': 16, 'iters': 400}
     async def story():
-        monkeypatch.setattr(dashboard, 'current_cell', lambda: ('cell', 1))
+        monkeypatch.setattr(panels, 'current_cell', lambda: ('cell', 1))
         first = StepDashboard('a mug', out=tmp_path/'run', **small)
         first.button['run'].click()
         while first.trainer.step_count < 5: await asyncio.sleep(.01)
-        monkeypatch.setattr(dashboard, 'current_cell', lambda: ('cell', 2))
+        monkeypatch.setattr(panels, 'current_cell', lambda: ('cell', 2))
         second = StepDashboard('a mug', out=tmp_path/'run', **small)
         assert second.trainer is first.trainer and second.driver.running and second.driver.frames and first.comm is None
-        monkeypatch.setattr(dashboard, 'current_cell', lambda: ('cell', 3))
+        monkeypatch.setattr(panels, 'current_cell', lambda: ('cell', 3))
         anew = StepDashboard('a mug', out=tmp_path/'run', overwrite=True, **small)
         assert not second.driver.running and anew.trainer.step_count == 0 and not list_checkpoints(tmp_path/'run')
         await asyncio.sleep(.1)
@@ -597,16 +591,16 @@ def test_close_stops_a_run(model):
 
 def test_what_was_refused_is_said_until_it_is_mended(trainer):
     board = StepDashboard(trainer)
-    board.wheel['prompt'].value = 'zorgle'
-    assert 'names no toy' in board.error.value and board.wheel['prompt'].value == trainer.config.prompt
+    board.controls['prompt'].value = 'zorgle'
+    assert 'names no toy' in board.error.value and board.controls['prompt'].value == trainer.config.prompt
     for _ in range(2): board.button['step'].click()
     assert 'names no toy' in board.error.value
-    board.wheel['prompt'].value = 'a duck'
+    board.controls['prompt'].value = 'a duck'
     assert not board.error.value and trainer.steering.prompt == 'a duck'
-    before = board.wheel['t_range'].value
-    board.wheel['t_range'].value = (.9, .2)
-    assert 'smaller end' in board.error.value and board.wheel['t_range'].value == before
-    board.wheel['t_range'].value = (.2, .9)
+    before = board.controls['t_range'].value
+    board.controls['t_range'].value = (.9, .2)
+    assert 'smaller end' in board.error.value and board.controls['t_range'].value == before
+    board.controls['t_range'].value = (.2, .9)
     assert not board.error.value and trainer.steering.t_range == (.2, .9)
 
 

@@ -212,15 +212,11 @@ def test_normal_textures(cloud, tmp_path):
 
 def test_dashboards_of_a_mesh_stage(cloud, refined, model):
     "A step with all its pictures; the grid's bending as colours; no field to look into"
-    from dreamfusion_nb.dashboard import (
-        PICTURES,
-        FieldDashboard,
-        MeshDashboard,
-        StepDashboard,
-    )
+    from dreamfusion_nb.dashboard import FieldDashboard, MeshDashboard, StepDashboard
+    from dreamfusion_nb.driver import STEP_PICTURES
     dashboard = StepDashboard(Trainer(mesh_config(cloud), model))
     dashboard.button['step'].click()
-    assert not dashboard.driver.error and set(dashboard.driver.frames[0].pictures) == set(PICTURES)
+    assert not dashboard.driver.error and set(dashboard.driver.frames[0].pictures) == set(STEP_PICTURES)
     assert 'mesh normal' in [trace.name for trace in dashboard.plot.data]
     surface = MeshDashboard(refined)
     plain = surface.viewer.mesh_data['colors']
