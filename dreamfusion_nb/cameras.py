@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VIEWS', 'look_at', 'Cameras', 'sphere_cameras', 'jitter', 'sample_cameras', 'progressive_ranges', 'orbit', 'rays',
-           'projection', 'view_class', 'view_weights']
+           'projection', 'fit_radius', 'view_class', 'view_weights']
 
 # %% ../nbs/01_cameras.ipynb #2d065bf4
 import math
@@ -44,7 +44,7 @@ class Cameras:
     fovy: torch.Tensor     # vertical field of view [B]
     azimuth: torch.Tensor  # 0 on +z (the front), 90 on +x, in (-180, 180] [B]
     polar: torch.Tensor    # angle from +y, 90 is the horizon [B]
-    radius: torch.Tensor   # distance to the origin [B]
+    radius: torch.Tensor   # distance to the point that it looks at, usually the origin [B]
 
     def _map(self, fn): return Cameras(*(fn(getattr(self, f.name)) for f in fields(self)))
 
@@ -71,10 +71,11 @@ def sphere_cameras(azimuth,         # degrees, number or [B]: 0 on +z (front), 9
                    radius=3.2,      # distance to the origin, number or [B]
                    fovy=20.,        # vertical field of view in degrees, number or [B]
                    *,
+                   target=None,     # the middle of the sphere [3]; None: the origin
                    device=None,     # device of the cameras
                    dtype=torch.float32,  # float type of the cameras
                   ) -> Cameras:     # batch of B cameras (1 if all are numbers)
-    "Cameras on a sphere that look at the origin, from broadcastable angles. ValueError for a radius or an angle out of range."
+    "Cameras on a sphere that look at its middle, from broadcastable angles. ValueError for a radius or an angle out of range."
     values = (torch.as_tensor(v, dtype=dtype, device=device).reshape(-1) for v in (azimuth, polar, radius, fovy))
     azimuth, polar, radius, fovy = (v.clone() for v in torch.broadcast_tensors(*values))
     if not (radius > 0).all(): raise ValueError("radius: must be positive")
@@ -84,7 +85,9 @@ def sphere_cameras(azimuth,         # degrees, number or [B]: 0 on +z (front), 9
     phi, theta = torch.deg2rad(azimuth), torch.deg2rad(polar)
     eye = radius[:, None]*torch.stack([theta.sin()*phi.sin(), theta.cos(), theta.sin()*phi.cos()], dim=-1)
     north = torch.stack([-theta.cos()*phi.sin(), theta.sin(), -theta.cos()*phi.cos()], dim=-1)
-    return Cameras(look_at(eye, up=north), fovy, azimuth, polar, radius)
+    c2w = look_at(eye, up=north)
+    if target is not None: c2w[:, :3, 3] += torch.as_tensor(target).to(c2w)
+    return Cameras(c2w, fovy, azimuth, polar, radius)
 
 # %% ../nbs/01_cameras.ipynb #a1439330
 def _interval(name, value, lowest, highest):
@@ -183,13 +186,14 @@ def orbit(n,                   # how many
           radius=3.2,          # distance to the origin
           fovy=20.,            # vertical field of view in degrees
           azimuth_start=0.,    # azimuth of the first camera
+          target=None,         # what they look at [3]; None: the origin
           device=None,         # device of the result
          ) -> Cameras:         # batch of n cameras
     "Cameras evenly spaced on a circle around the object, from the front towards +x. ValueError for none, or an elevation out of range."
     if n < 1: raise ValueError(f"n: at least one camera, not {n}")
     if not -90 <= elevation <= 90: raise ValueError(f"elevation: must lie in -90..90 degrees, not {elevation:g}")
     if not math.isfinite(azimuth_start): raise ValueError(f"azimuth_start: must be a number of degrees, not {azimuth_start:g}")
-    return sphere_cameras(azimuth_start + torch.arange(n)*360/n, 90 - elevation, radius, fovy, device=device)
+    return sphere_cameras(azimuth_start + torch.arange(n)*360/n, 90 - elevation, radius, fovy, target=target, device=device)
 
 # %% ../nbs/01_cameras.ipynb #e7209b4f
 def rays(cameras,   # batch of B cameras
@@ -229,6 +233,34 @@ def projection(cameras,    # batch of B cameras
     view = torch.eye(4, dtype=clip.dtype, device=clip.device).repeat(len(cameras), 1, 1)
     view[:, :3, :3], view[:, :3, 3:] = turn, -turn@cameras.position[..., None]
     return clip@view
+
+# %% ../nbs/01_cameras.ipynb #ff3478fc
+def box_corners(bounds: torch.Tensor,   # lowest and highest corner of a box [2, 3], as `trimesh.Trimesh.bounds`
+               ) -> torch.Tensor:       # its eight corners [8, 3]
+    "All corners of a box"
+    return torch.cartesian_prod(*torch.as_tensor(bounds).float().T)
+
+# %% ../nbs/01_cameras.ipynb #8b531910
+def fit_radius(points: torch.Tensor,              # what must be seen [N, 3]: vertices of a mesh, or `box_corners` of its bounds
+               cameras: Cameras | None = None,    # the views: only their directions and fovy count; None: every direction
+               *,
+               fovy: float = 20.,                 # vertical field of view in degrees, without `cameras`
+               aspect: float = 1.,                # width of the picture over its height
+               margin: float = .05,               # share of the picture that stays free around
+               target: tuple[float, float, float] | torch.Tensor = (0., 0., 0.),   # the point that the cameras look at
+              ) -> float:                         # distance of the cameras from `target`
+    "The least distance from which all points are inside the picture. ValueError for no points or a margin outside 0..1"
+    points = torch.as_tensor(points).double().reshape(-1, 3)
+    if not len(points) or not points.isfinite().all(): raise ValueError('fit_radius: points must be finite, at least one')
+    if not 0 <= margin < 1: raise ValueError(f'fit_radius: margin must lie in 0..1, not {margin}')
+    away = points - torch.as_tensor(target).to(points)
+    if cameras is None:
+        narrow = math.atan(math.tan(math.radians(fovy)/2)*min(aspect, 1.)*(1 - margin))
+        return away.norm(dim=1).max().item()/math.sin(narrow)
+    axes = cameras.c2w[:, :3, :3].to(points)                        # columns: right, up, back
+    x, y, z = (away@axes).unbind(-1)                                # [B, N] each
+    window = torch.tan(torch.deg2rad(cameras.fovy.to(points))/2)[:, None]*(1 - margin)
+    return (z + torch.maximum(y.abs(), x.abs()/aspect)/window).max().item()
 
 # %% ../nbs/01_cameras.ipynb #e7e03545
 VIEWS = ("front", "side", "back", "overhead")

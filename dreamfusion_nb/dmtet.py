@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['EDGES', 'CASES', 'TRIANGLES', 'cells', 'tet_grid', 'cut_edges', 'marching_tets', 'inside_lattice',
-           'triangle_distance', 'distance_to_mesh', 'vertex_normals', 'EmptyMeshError', 'MeshRenderer', 'density_level']
+           'triangle_distance', 'distance_to_mesh', 'vertex_normals', 'EmptyMeshError', 'MeshRenderer']
 
 # %% ../nbs/08_dmtet.ipynb #8c11a0ab
 import math
+from collections.abc import Callable
 from itertools import combinations
 from numbers import Real
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,12 +19,15 @@ import torch.nn.functional as F
 from numba import njit
 from torch import nn
 
-from .cameras import projection, rays
+from .cameras import Cameras, projection, rays
 from .errors import ConfigError, is_whole
 from .field import albedo_at
 from .rasterize import antialias, interpolate, rasterize, seen_at
-from .raymarch import Renderer, RenderOutput, backdrop
-from .shading import shade
+from .raymarch import Renderer, RenderOutput, backdrop, view_lights
+from .shading import Material, shade
+
+if TYPE_CHECKING:
+    import trimesh
 
 # %% ../nbs/08_dmtet.ipynb #730c999d
 def cells(resolution):
@@ -198,193 +203,258 @@ def _unit(vectors):
     known = length > 1e-18
     return torch.where(known, vectors/torch.where(known, length, 1.), 0.)
 
-# %% ../nbs/08_dmtet.ipynb #c63378f9
+# %% ../nbs/08_dmtet.ipynb #f3e84c6e
 class EmptyMeshError(ConfigError):
     "There is no surface; the message says what there is and what to do"
 
+# %% ../nbs/08_dmtet.ipynb #0df1126a
+def check_closed(mesh: 'trimesh.Trimesh',
+                 bound: float,   # half the edge of the box that must hold it
+                ) -> None:
+    "Raise `ValueError` or `EmptyMeshError` unless a mesh is closed and lies within ±bound"
+    if not hasattr(mesh, 'is_watertight'):
+        raise ValueError(f'init_from_mesh needs a trimesh.Trimesh, not {mesh!r}; trimesh.load(path, force="mesh") reads one')
+    if not len(mesh.faces): raise EmptyMeshError('init_from_mesh: the mesh has no faces')
+    if not np.isfinite(mesh.vertices).all(): raise ValueError('init_from_mesh: the mesh has vertices that are not finite')
+    if not mesh.is_watertight:
+        raise ValueError('init_from_mesh: the mesh is not closed, so it has no inside; '
+            'fill its holes first (trimesh.repair.fill_holes)')
+    if not mesh.is_winding_consistent:
+        raise ValueError('init_from_mesh: triangles side by side are wound in opposite ways; '
+            'wind them alike first (trimesh.repair.fix_normals)')
+    reach = np.abs(mesh.vertices).max()
+    if reach > bound:
+        raise ValueError(f'init_from_mesh: the mesh reaches to {reach:.3g}, beyond the box ±{bound:g}; scale it down')
 
-class MeshRenderer(Renderer):
-    """Pictures of the surface on a grid of tetrahedra (DMTet, Shen et al. 2021), coloured by a field.
 
-    Parameters: `sdf` [V], signed distance in units of the grid's spacing, positive inside; `deform` [V, 3], tanh of it is a shift of vertices.
-    Buffers: `scale`, half the edge of the grid's cube; `initialised`, whether there is a shape yet.
-    `init_from_sphere`, `init_from_mesh` or `init_from_density` makes the first shape."""
-    def __init__(self,
-                 field,              # `albedo(x [N,3]) -> [N,3]`, an nn.Module
-                 background,         # as of the `VolumeRenderer`
-                 *,
-                 resolution=128,     # of `tet_grid`
-                 bound=1.,           # half the edge of the box that the field knows
-                 material=None,      # a `Material`, for shading 'phong'
-                 normals='angle',    # weighting of `vertex_normals`: 'angle' or 'area'
-                 near=.05, far=100., # planes between which anything is seen
-                 backend='auto'      # of `rasterize`
-                ):
+def signed_distances(mesh: 'trimesh.Trimesh',   # closed, in the cube ±scale
+                     grid: torch.Tensor,   # vertices of `tet_grid(resolution)` [V, 3]
+                     resolution: int,
+                     scale: float,         # half the edge of the grid's cube
+                    ) -> np.ndarray:       # [V], world units, positive inside; exact up to 1.5 spacings
+    "Signed distances of the grid's vertices from a mesh. Raises `EmptyMeshError` if none lies inside"
+    n = cells(resolution)
+    step = 2*scale/n
+    corners = inside_lattice(mesh, -scale, step, n + 1).reshape(-1)
+    centres = inside_lattice(mesh, step/2 - scale, step, n).reshape(-1)
+    border = np.zeros(len(grid) - len(corners) - len(centres), bool)
+    inside = np.concatenate([corners, centres, border])
+    if not inside.any():
+        raise EmptyMeshError('init_from_mesh: no vertex of the grid lies inside the mesh; its walls are thinner than '
+            f'the spacing {step:.3g}: raise the resolution (now {resolution})')
+    distance = distance_to_mesh(grid.cpu().double().numpy()*scale, mesh, 1.5*step)
+    # a vertex of the grid that lies on the mesh would be where all its edges are cut: triangles without an area
+    distance = np.where(distance < 1e-6*step, 1e-3*step, distance)
+    return np.where(inside, distance, -distance)
+
+# %% ../nbs/08_dmtet.ipynb #ff20d48b
+Density = Callable[[torch.Tensor], torch.Tensor]   # points [N,3] -> densities [N]
+
+def density_level(density: torch.Tensor,  # at points of a grid, any shape
+                  limit: float = 10.,     # a surface is never cut above this
+                 ) -> float:              # a level that lies between the values
+    "Where a NeRF is cut: at the mean of what is there, as in stable-dreamfusion, or lower if nothing reaches that. Raises `EmptyMeshError`"
+    low, high = density.min().item(), density.max().item()
+    if not (density > 1e-3).any() or low == high:
+        raise EmptyMeshError(f'there is no surface to begin with (density is min {low:.3g}, mean {density.mean():.3g}, max {high:.3g}); '
+            'train the NeRF longer, or begin with init_from_sphere')
+    level = min(density[density > 1e-3].mean().item(), limit)
+    return level if low < level < high else math.sqrt(max(low, 1e-3*high)*high)
+
+
+def check_threshold(threshold: Any) -> None:
+    "Raise `ValueError` unless this is 'auto' or a positive number"
+    if threshold == 'auto': return
+    if isinstance(threshold, bool) or not isinstance(threshold, Real) or not threshold > 0:
+        raise ValueError(f'init_from_density: threshold is "auto" or a positive density, not {threshold!r}')
+
+
+@torch.no_grad()
+def cut_density(density: Density,       # points [N,3] -> [N]
+                grid: torch.Tensor,     # vertices of a grid of tetrahedra, world units [V, 3]
+                tets: torch.Tensor,     # [T, 4]
+                border: torch.Tensor,   # vertices that stay outside, bool [V]
+                threshold: float | str = 'auto',   # a density; 'auto': see `density_level`
+                chunk: int = 65536,     # points asked at once
+               ) -> tuple[torch.Tensor, torch.Tensor]:   # vertices [N, 3], faces [F, 3]
+    "The surface where a density crosses a threshold. Raises `EmptyMeshError`, `ValueError`"
+    check_threshold(threshold)
+    def ask(points): return torch.cat([density(x).float() for x in points.split(chunk)])
+    found = ask(grid).nan_to_num(0., 1e10, 0.)
+    level = density_level(found) if threshold == 'auto' else float(threshold)
+    if not (found[~border] > level).any():
+        raise EmptyMeshError(f'no density above the threshold {level:.3g} inside the grid (min {found.min():.3g}, '
+            f'mean {found.mean():.3g}, max {found.max():.3g}); choose a lower one, or "auto"')
+    a, b, faces = cut_edges((found > level) & ~border, tets)
+    inner, outer = grid[a], grid[b]
+    for _ in range(12):
+        middle = (inner + outer)/2
+        dense = ask(middle)[:, None] > level
+        inner, outer = torch.where(dense, middle, inner), torch.where(dense, outer, middle)
+    return (inner + outer)/2, faces
+
+# %% ../nbs/08_dmtet.ipynb #ae73eda2
+def check_shape(sdf: torch.Tensor,      # [V]
+                border: torch.Tensor,   # vertices on the border of the grid [V]
+                faces: torch.Tensor,    # of the surface [F, 3]
+               ) -> None:
+    "Raise `ConfigError` where nothing is outside, `EmptyMeshError` where nothing is inside"
+    if (sdf > 0).all():    # init_* leave the border's negative
+        raise ConfigError(f'MeshRenderer: sdf is positive everywhere (lowest {sdf.min():.3g}), so nothing is outside; it needs both signs')
+    if not len(faces):
+        raise EmptyMeshError('the surface is gone: no signed distance inside the grid is positive '
+            f'(highest {sdf[~border].max():.3g}); begin again with a lower learning rate')
+
+
+def surface_pixels(vertices: torch.Tensor,   # [V, 3]
+                   faces: torch.Tensor,      # [F, 3]
+                   normals: torch.Tensor,    # of the vertices [V, 3]
+                   rast: torch.Tensor,       # from `rasterize` [B, H, W, 4]
+                   backend: str,
+                  ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor]:
+    "Of the N pixels that see the surface: (picture, row, column), points [N, 3] and unit normals [N, 3]"
+    b, row, column, _ = seen_at(rast)
+    carried = interpolate(torch.cat([vertices, normals], 1), rast, faces, backend)[b, row, column]
+    return (b, row, column), carried[:, :3], F.normalize(carried[:, 3:], dim=-1)
+
+# %% ../nbs/08_dmtet.ipynb #5e9dc7b5
+def make_trimesh(vertices: torch.Tensor,    # [V, 3]
+                 faces: torch.Tensor,       # [F, 3]
+                 **options: Any,            # of `trimesh.Trimesh`
+                ) -> 'trimesh.Trimesh':
+    "Tensors as a mesh; vertices keep their numbers"
+    import trimesh
+    return trimesh.Trimesh(vertices.cpu().numpy(), faces.cpu().numpy(), process=False, **options)
+
+
+def check_parameters(surface: 'TetSurface') -> None:
+    "Raise `EmptyMeshError` where there is no shape yet, `ConfigError` for values that are not finite"
+    if not surface.initialised:
+        raise EmptyMeshError('MeshRenderer: there is no shape yet; call init_from_sphere, init_from_mesh or init_from_density')
+    for name in ('sdf', 'deform', 'scale'):
+        if not getattr(surface, name).isfinite().all():
+            raise ConfigError(f'MeshRenderer: {name} holds values that are not finite')
+
+# %% ../nbs/08_dmtet.ipynb #efd0552f
+class TetSurface(Renderer):
+    """The shape of a `MeshRenderer`: a surface on a grid of tetrahedra (DMTet, Shen et al. 2021), coloured by a field.
+
+    Parameters: `sdf` [V], signed distance in units of the grid's spacing, positive inside; `deform` [V, 3], tanh of it is a shift.
+    Buffers: `scale`, half the edge of the grid's cube; `initialised`, whether there is a shape yet."""
+    grid: torch.Tensor
+    tets: torch.Tensor
+    border: torch.Tensor
+    scale: torch.Tensor
+    initialised: torch.Tensor
+
+    def __init__(self, field: nn.Module, background: Any, material: Material | None, resolution: int, bound: float):
         super().__init__()
         self.field, self.background, self.material = field, background, material
-        self.resolution, self.bound, self.normals, self.near, self.far, self.backend = resolution, bound, normals, near, far, backend
+        self.resolution, self.bound = resolution, bound
         vertices, tets = tet_grid(resolution)
         # the border stays where it is, and outside: surfaces are closed
         for name, values in dict(grid=vertices, tets=tets, border=vertices.abs().amax(1) == 1).items():
             self.register_buffer(name, values, persistent=False)
         self.register_buffer('scale', torch.tensor(float(bound)))
         self.register_buffer('initialised', torch.tensor(False))
-        self.sdf, self.deform = nn.Parameter(torch.zeros(len(vertices))), nn.Parameter(torch.zeros(len(vertices), 3))
+        self.sdf = nn.Parameter(torch.zeros(len(vertices)))
+        self.deform = nn.Parameter(torch.zeros(len(vertices), 3))
 
     @property
-    def spacing(self):
+    def spacing(self) -> float:
         "Between neighbours along an axis, world units"
         return 2*self.scale.item()/cells(self.resolution)
 
-# %% ../nbs/08_dmtet.ipynb #3a385a08
-def _geometry(self):  # (vertices [N, 3] in the world, faces [F, 3])
-    "The surface as it is now. Raises `EmptyMeshError`, `ConfigError`"
-    if not self.initialised:
-        raise EmptyMeshError('MeshRenderer: there is no shape yet; call init_from_sphere, init_from_mesh or init_from_density')
-    for name in ('sdf', 'deform', 'scale'):
-        if not getattr(self, name).isfinite().all(): raise ConfigError(f'MeshRenderer: {name} holds values that are not finite')
-    shift = torch.where(self.border[:, None], 0., self.deform.tanh()/self.resolution)
-    vertices, faces = marching_tets((self.grid + shift)*self.scale, torch.where(self.border, -1., self.sdf), self.tets)
-    if (self.sdf > 0).all():    # init_* leave the border's negative
-        raise ConfigError(f'MeshRenderer: sdf is positive everywhere (lowest {self.sdf.min():.3g}), so nothing is outside; it needs both signs')
-    if not len(faces):
-        raise EmptyMeshError(f'the surface is gone: no signed distance inside the grid is positive (highest {self.sdf[~self.border].max():.3g}); '
-            'begin again with a lower learning rate')
-    return vertices, faces
+    def _set(self, sdf: Any, scale: float) -> None:
+        "Take signed distances in world units as the shape; true distances in the cube ±scale"
+        with torch.no_grad():
+            self.scale.fill_(scale)
+            self.sdf.copy_(torch.as_tensor(sdf, dtype=torch.float32)/self.spacing).clamp_(-1, 1)
+            self.deform.zero_()
+            self.initialised.fill_(True)
 
+    def init_from_sphere(self, radius: float = .5) -> None:
+        "Begin with a ball around the origin. Raises `ValueError`"
+        if not 0 < radius < self.bound:
+            raise ValueError(f'init_from_sphere: radius must be between 0 and the bound {self.bound:g}, not {radius:g}')
+        scale = min(self.bound, 1.1*radius)
+        self._set(radius - self.grid.norm(dim=1)*scale, scale)
 
-def _mesh(self):
-    "The surface as a `trimesh.Trimesh` with vertex colours. Raises `EmptyMeshError`, `ConfigError`"
-    import trimesh
-    with torch.no_grad():
-        vertices, faces = self.geometry()
-        colors = torch.cat([albedo_at(self.field, x) for x in vertices.clamp(-self.bound, self.bound).split(65536)]).float().clamp(0, 1)
-    paint = colors.mul(255).round().byte().cpu().numpy()
-    return trimesh.Trimesh(vertices.cpu().numpy(), faces.cpu().numpy(), vertex_colors=paint, process=False)
+    def init_from_mesh(self, mesh: 'trimesh.Trimesh') -> None:
+        "Begin with a closed mesh within ±bound: the grid shrinks around it. Raises `ValueError`, `EmptyMeshError`"
+        check_closed(mesh, self.bound)
+        scale = 1.1*np.abs(mesh.vertices).max()
+        self._set(signed_distances(mesh, self.grid, self.resolution, scale), scale)
 
+    def init_from_density(self, density: Density, threshold: float | str = 'auto') -> None:
+        "Begin where `density(x [N,3]) -> [N]` crosses a threshold, see `cut_density`. Raises `EmptyMeshError`, `ValueError`"
+        vertices, faces = cut_density(density, self.grid*self.bound, self.tets, self.border, threshold)
+        self.init_from_mesh(make_trimesh(vertices, faces))
 
-def _set(self, sdf, scale):
-    "Take signed distances in world units as the shape; true distances in the cube ±scale"
-    with torch.no_grad():
-        self.scale.fill_(scale)
-        self.sdf.copy_(torch.as_tensor(sdf, dtype=torch.float32)/self.spacing).clamp_(-1, 1)
-        self.deform.zero_()
-        self.initialised.fill_(True)
+    def geometry(self) -> tuple[torch.Tensor, torch.Tensor]:   # vertices [N, 3] in the world, faces [F, 3]
+        "The surface as it is now, with gradients to `sdf` and `deform`. Raises `EmptyMeshError`, `ConfigError`"
+        check_parameters(self)
+        shift = torch.where(self.border[:, None], 0., self.deform.tanh()/self.resolution)
+        vertices, faces = marching_tets((self.grid + shift)*self.scale, torch.where(self.border, -1., self.sdf), self.tets)
+        check_shape(self.sdf, self.border, faces)
+        return vertices, faces
 
-# %% ../nbs/08_dmtet.ipynb #b45ab3d8
-def _init_from_sphere(self, radius=.5):
-    "Begin with a ball around the origin. Raises `ValueError`"
-    if not 0 < radius < self.bound: raise ValueError(f'init_from_sphere: radius must be between 0 and the bound {self.bound:g}, not {radius:g}')
-    scale = min(self.bound, 1.1*radius)
-    self._set(radius - self.grid.norm(dim=1)*scale, scale)
+    def mesh(self, resolution: int | None = None, threshold: float | str = 'auto') -> 'trimesh.Trimesh':
+        "The surface with vertex colours, whatever `resolution` and `threshold` say. Raises `EmptyMeshError`, `ConfigError`"
+        with torch.no_grad():
+            vertices, faces = self.geometry()
+            points = vertices.clamp(-self.bound, self.bound)
+            colors = torch.cat([albedo_at(self.field, x) for x in points.split(65536)]).float().clamp(0, 1)
+        return make_trimesh(vertices, faces, vertex_colors=colors.mul(255).round().byte().cpu().numpy())
 
-# %% ../nbs/08_dmtet.ipynb #b985afb6
-MeshRenderer.geometry, MeshRenderer.mesh, MeshRenderer._set, MeshRenderer.init_from_sphere = _geometry, _mesh, _set, _init_from_sphere
+# %% ../nbs/08_dmtet.ipynb #c63378f9
+class MeshRenderer(TetSurface):
+    """Pictures of a surface on a grid of tetrahedra (DMTet, Shen et al. 2021), coloured by a field.
 
-# %% ../nbs/08_dmtet.ipynb #7039daf7
-def _init_from_mesh(self, mesh):  # a closed trimesh.Trimesh within ±bound
-    "Begin with a mesh: the grid shrinks around it and takes its signed distances. Raises `ValueError`, `EmptyMeshError`"
-    if not hasattr(mesh, 'is_watertight'):
-        raise ValueError(f'init_from_mesh needs a trimesh.Trimesh, not {mesh!r}; trimesh.load(path, force="mesh") reads one')
-    if not len(mesh.faces): raise EmptyMeshError('init_from_mesh: the mesh has no faces')
-    if not np.isfinite(mesh.vertices).all(): raise ValueError('init_from_mesh: the mesh has vertices that are not finite')
-    if not mesh.is_watertight:
-        raise ValueError('init_from_mesh: the mesh is not closed, so it has no inside; fill its holes first (trimesh.repair.fill_holes)')
-    if not mesh.is_winding_consistent:
-        raise ValueError('init_from_mesh: triangles side by side are wound in opposite ways; wind them alike first (trimesh.repair.fix_normals)')
-    reach = np.abs(mesh.vertices).max()
-    if reach > self.bound: raise ValueError(f'init_from_mesh: the mesh reaches to {reach:.3g}, beyond the box ±{self.bound:g}; scale it down')
-    scale, n = 1.1*reach, cells(self.resolution)
-    step = 2*scale/n
-    corners, centres = inside_lattice(mesh, -scale, step, n + 1).reshape(-1), inside_lattice(mesh, step/2 - scale, step, n).reshape(-1)
-    border = np.zeros(len(self.grid) - len(corners) - len(centres), bool)
-    inside = np.concatenate([corners, centres, border])
-    if not inside.any():
-        raise EmptyMeshError(f'init_from_mesh: no vertex of the grid lies inside the mesh; its walls are thinner than the spacing {step:.3g}: '
-            f'raise the resolution (now {self.resolution})')
-    distance = distance_to_mesh(self.grid.cpu().double().numpy()*scale, mesh, 1.5*step)
-    # a vertex of the grid that lies on the mesh would be where all its edges are cut: triangles without an area
-    distance = np.where(distance < 1e-6*step, 1e-3*step, distance)
-    self._set(np.where(inside, distance, -distance), scale)
+    `init_from_sphere`, `init_from_mesh` or `init_from_density` makes the first shape; `sdf` and `deform` are its parameters."""
+    def __init__(self,
+                 field: nn.Module,          # `albedo(x [N,3]) -> [N,3]`, or `forward(x) -> (density, albedo)`
+                 background: Any,           # called with directions [N,3], or a colour: see `backdrop`
+                 *,
+                 resolution: int = 128,     # of `tet_grid`
+                 bound: float = 1.,         # half the edge of the box that the field knows
+                 material: Material | None = None,   # for shading 'phong'
+                 normals: str = 'angle',    # weighting of `vertex_normals`: 'angle' or 'area'
+                 near: float = .05,         # the planes between which anything is seen
+                 far: float = 100.,
+                 backend: str = 'auto',     # of `rasterize`
+                ):
+        super().__init__(field, background, material, resolution, bound)
+        self.normals, self.near, self.far, self.backend = normals, near, far, backend
 
-# %% ../nbs/08_dmtet.ipynb #ff20d48b
-def density_level(density,  # at points of a grid
-                  limit=10. # a surface is never cut above this
-                 ):         # a level that lies between the values
-    "Where a cloud is cut: at the mean of what is there, as in stable-dreamfusion, or lower if nothing reaches that. Raises `EmptyMeshError`"
-    low, high = density.min().item(), density.max().item()
-    if not (density > 1e-3).any() or low == high:
-        raise EmptyMeshError(f'there is no surface to begin with (density is min {low:.3g}, mean {density.mean():.3g}, max {high:.3g}); '
-            'train the cloud longer, or begin with init_from_sphere')
-    level = min(density[density > 1e-3].mean().item(), limit)
-    return level if low < level < high else math.sqrt(max(low, 1e-3*high)*high)
+    def _shade(self, points, normal, eye, light, ambient, shading: str) -> torch.Tensor:
+        "Colours of points; the texture does not pull on the shape"
+        x = points.detach().clamp(-self.bound, self.bound)
+        albedo = None if shading in ('textureless', 'normal') else albedo_at(self.field, x)
+        shiny = shading == 'phong' and self.material is not None
+        gloss = self.material.gloss(F.normalize(eye - points, dim=-1)) if shiny else {}
+        return shade(albedo, normal, light, ambient, shading, **gloss)
 
+    def forward(self, cameras: Cameras, height: int, width: int, *, shading: str = 'albedo', light: torch.Tensor | None = None,
+                ambient: float | torch.Tensor = 1., perturb: bool = False, generator: torch.Generator | None = None,
+                background: Any = None, return_normal: bool = False) -> RenderOutput:
+        """Pictures of the surface, see `Renderer.forward`, its outlines antialiased; and the surface itself, for the losses.
 
-@torch.no_grad()
-def _init_from_density(self, density, threshold='auto', chunk=65536):
-    "Begin where `density(x [N,3]) -> [N]` crosses a threshold ('auto': see `density_level`). Raises `EmptyMeshError`, `ValueError`"
-    if threshold != 'auto' and (isinstance(threshold, bool) or not isinstance(threshold, Real) or not threshold > 0):
-        raise ValueError(f'init_from_density: threshold is "auto" or a positive density, not {threshold!r}')
-    import trimesh
-    found = torch.cat([density(x).float() for x in (self.grid*self.bound).split(chunk)]).nan_to_num(0., 1e10, 0.)
-    level = density_level(found) if threshold == 'auto' else threshold
-    if not (found[~self.border] > level).any():
-        raise EmptyMeshError(f'no density above the threshold {level:.3g} inside the grid (min {found.min():.3g}, mean {found.mean():.3g}, '
-            f'max {found.max():.3g}); choose a lower one, or "auto"')
-    a, b, faces = cut_edges((found > level) & ~self.border, self.tets)
-    inner, outer = self.grid[a]*self.bound, self.grid[b]*self.bound
-    for _ in range(12):    # halve each edge that is cut until the place is known, however steep the cloud is
-        middle = (inner + outer)/2
-        dense = torch.cat([density(x).float() for x in middle.split(chunk)])[:, None] > level
-        inner, outer = torch.where(dense, middle, inner), torch.where(dense, outer, middle)
-    self.init_from_mesh(trimesh.Trimesh(((inner + outer)/2).cpu().numpy(), faces.cpu().numpy(), process=False))
-
-
-MeshRenderer.init_from_mesh, MeshRenderer.init_from_density = _init_from_mesh, _init_from_density
-
-# %% ../nbs/08_dmtet.ipynb #3dadfcd0
-def _forward(self,
-             cameras,             # B of them
-             height,              # rows
-             width,               # columns
-             *,
-             shading='albedo',    # 'albedo', 'textureless', 'lambertian', 'phong' or 'normal'
-             light=None,          # unit direction towards the light [3] or [B,3]; None: it comes from the camera
-             ambient=1.,          # share of light from everywhere, number or [B]
-             perturb=False,       # of the volume renderer; a surface has no samples to move
-             generator=None,      # torch.Generator of the background
-             background=None,     # a colour [3] or [B,3], or a module; None: the renderer's own
-             return_normal=False, # of the volume renderer; normals are always there
-            ) -> RenderOutput:
-    "Pictures of the surface, its outlines antialiased; and the surface itself, for the losses. Raises `EmptyMeshError`, `ConfigError`"
-    n, (vertices, faces) = len(cameras), self.geometry()
-    position = cameras.position
-    light = F.normalize(position, dim=-1) if light is None else torch.as_tensor(light).to(position).expand(n, 3)
-    ambient = torch.as_tensor(ambient).to(position).reshape(-1, 1).expand(n, 1)
-    pos = torch.cat([vertices, torch.ones_like(vertices[:, :1])], 1)@projection(cameras, height, width, self.near, self.far).mT
-    rast = rasterize(pos, faces, (height, width), self.backend)
-    b, row, column, _ = seen_at(rast)
-    attributes = torch.cat([vertices, vertex_normals(vertices, faces, self.normals)], 1)
-    carried = interpolate(attributes, rast, faces, self.backend)[b, row, column]
-    points, normal = carried[:, :3], F.normalize(carried[:, 3:], dim=-1)
-    color = self._shade(points, normal, position[b], light[b], ambient[b], shading)
-    _, directions = rays(cameras, height, width)
-    behind = backdrop(self.background if background is None else background, directions, n, generator).view(n, height, width, 3).flip(1)
-    seen = (b, row, column)
-    image = behind.index_put(seen, color.to(behind))
-    values = torch.cat([torch.ones_like(normal[:, :1]), (points - position[b]).norm(dim=-1, keepdim=True), normal], 1)
-    maps = torch.cat([image, values.new_zeros(n, height, width, 5).index_put(seen, values)], -1)
-    # row 0 of the rasteriser is the lowest
-    maps = antialias(maps, rast, pos, faces, self.backend).flip(1).permute(0, 3, 1, 2)
-    return RenderOutput(maps[:, :3].clamp(0, 1), maps[:, 3:4].clamp(0, 1), maps[:, 4:5], maps[:, 5:], vertices=vertices, faces=faces)
-
-# %% ../nbs/08_dmtet.ipynb #79f26b4a
-def _shade(self, points, normal, eye, light, ambient, shading):
-    "Colours of points; the texture does not pull on the shape"
-    x, m = points.detach().clamp(-self.bound, self.bound), self.material if shading == 'phong' else None
-    albedo = None if shading in ('textureless', 'normal') else albedo_at(self.field, x)
-    gloss = dict(view=F.normalize(eye - points, dim=-1), specular=m.specular, shininess=m.shininess) if m else {}
-    return shade(albedo, normal, light, ambient, shading, **gloss)
-
-
-MeshRenderer.forward, MeshRenderer._shade = _forward, _shade
+        Normals are always there, and nothing is perturbed. Raises `EmptyMeshError`, `ConfigError`"""
+        n, (vertices, faces) = len(cameras), self.geometry()
+        lights, ambients = view_lights(cameras, light, ambient)
+        pos = torch.cat([vertices, torch.ones_like(vertices[:, :1])], 1)@projection(cameras, height, width, self.near, self.far).mT
+        rast = rasterize(pos, faces, (height, width), self.backend)
+        normals = vertex_normals(vertices, faces, self.normals)
+        seen, points, normal = surface_pixels(vertices, faces, normals, rast, self.backend)
+        view = seen[0]
+        eye = cameras.position[view]
+        color = self._shade(points, normal, eye, lights[view], ambients[view], shading)
+        _, directions = rays(cameras, height, width)
+        behind = backdrop(self.background if background is None else background, directions, n, generator)
+        image = behind.view(n, height, width, 3).flip(1).index_put(seen, color.to(behind))
+        values = torch.cat([torch.ones_like(normal[:, :1]), (points - eye).norm(dim=-1, keepdim=True), normal], 1)
+        maps = torch.cat([image, values.new_zeros(n, height, width, 5).index_put(seen, values)], -1)
+        maps = antialias(maps, rast, pos, faces, self.backend)
+        maps = maps.flip(1).permute(0, 3, 1, 2)    # row 0 of the rasteriser is the lowest
+        return RenderOutput(maps[:, :3].clamp(0, 1), maps[:, 3:4].clamp(0, 1), maps[:, 4:5], maps[:, 5:], vertices=vertices, faces=faces)

@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['STOP', 'OccupancyGrid', 'Samples', 'clip_rays', 'Pieces', 'cut', 'march', 'Composite', 'composite', 'visible',
-           'RenderOutput', 'Renderer', 'backdrop', 'VolumeRenderer', 'depth_map', 'normal_map']
+           'RenderOutput', 'Renderer', 'VolumeRenderer', 'depth_map', 'normal_map']
 
 # %% ../nbs/06_raymarch.ipynb #64480c91
+import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +21,7 @@ from torch import nn
 from .cameras import Cameras, rays
 from .field import density_albedo_normal_at
 from .hashgrid import run_parallel
-from .shading import shade
+from .shading import Material, shade
 
 # %% ../nbs/06_raymarch.ipynb #b43d2650
 def _uniform(*shape, generator=None, device=None):
@@ -427,139 +430,193 @@ class RenderOutput:
     vertices: torch.Tensor | None = None     # of the surface, if it is one [V,3]
     faces: torch.Tensor | None = None        # its triangles [F,3]
 
-# %% ../nbs/06_raymarch.ipynb #e90d4c35
-class Renderer(nn.Module):
-    """Base of all renderers. A subclass writes `forward`; `update` does nothing unless it is written too.
-
-    `field` and `background` are parts that the renderer may have. One that has a surface offers `mesh(resolution, threshold) -> trimesh.Trimesh`."""
-    def forward(self,
-                cameras: Cameras,            # B of them
-                height: int,                 # rows
-                width: int,                  # columns
-                *,
-                shading: str = 'albedo',     # mode of `shade`
-                light=None,                  # unit direction towards the light [3] or [B,3]; None: it comes from the camera
-                ambient=1.,                  # share of light from everywhere, number or [B]
-                perturb: bool = False,       # random shift of samples, for training
-                generator: torch.Generator | None = None,  # of every draw
-                background=None,             # a colour [3] or [B,3], or a module; None: the renderer's own
-                return_normal: bool = False  # normals even if the shading doesn't need them
-               ) -> RenderOutput:
-        raise NotImplementedError(f'{type(self).__name__} has no forward(cameras, height, width, ...)')
-
-    def update(self, step: int, generator: torch.Generator | None = None) -> None:
-        "Called before every training step, counted from 0; nothing to do"
-
 # %% ../nbs/06_raymarch.ipynb #034a27d3
-def _samples(renderer, origins, directions, perturb, generator):
-    "The samples worth asking in full, at least one"
-    r, n = renderer, len(origins)
-    s = march(origins, directions, r.grid, step=r.step, dt_gamma=r.dt_gamma, longest=r.longest, near=r.near, radius=r.radius,
-        perturb=perturb, generator=generator, backend=r.backend)
-    if r.min_weight > 0: s = s[visible(r.field.density, s, n, r.min_weight, backend=r.backend, stop=r.stop)]
-    if len(s): return s
-    nothing = torch.zeros(1, device=origins.device)
-    return Samples(nothing, nothing, nothing.long(), origins.new_zeros(1, 3))
+def view_lights(cameras: Cameras,                     # B of them
+                light: torch.Tensor | None,           # unit direction towards the light [3] or [B,3]; None: it comes from the camera
+                ambient: float | torch.Tensor,        # share of light from everywhere, number or [B]
+               ) -> tuple[torch.Tensor, torch.Tensor]:  # unit directions [B,3], shares [B,1]
+    "The light of each view"
+    position, n = cameras.position, len(cameras)
+    direction = F.normalize(position, dim=-1) if light is None else torch.as_tensor(light).to(position).expand(n, 3)
+    return direction, torch.as_tensor(ambient).to(position).reshape(-1, 1).expand(n, 1)
 
-def _ask(field, x, normals, chunk):
-    "(density, albedo, normal or None) at points, `chunk` at a time"
-    parts = [density_albedo_normal_at(field, x) if normals else (*field(x), None) for x in x.split(chunk)]
-    return [None if v[0] is None else v[0] if len(v) == 1 else torch.cat(v) for v in zip(*parts)]
 
-def backdrop(background,  # module as in `background`, or a colour: [3], or [n_images,3], numbers in 0..1
-             directions,  # of the rays, picture by picture [N,3]
-             n_images,    # pictures of one size
-             generator    # torch.Generator for a module that draws
-            ):            # colours [N,3]
-    "What stands behind each ray: what a module says, or one colour for all or each of the pictures"
-    if callable(background): return background(directions, n_images=n_images, generator=generator)
+def accepted_arguments(function: Callable, arguments: dict[str, Any]) -> dict[str, Any]:
+    "Those of `arguments` that `function`, or the `forward` of a module, takes by name"
+    parameters = inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()): return arguments
+    return {name: value for name, value in arguments.items() if name in parameters}
+
+
+def backdrop(background: Any,            # called with directions; or a colour [3] or [n_images,3], numbers in 0..1
+             directions: torch.Tensor,   # of the rays, picture by picture [N,3]
+             n_images: int,              # pictures of one size
+             generator: torch.Generator | None = None,  # for a background that draws
+            ) -> torch.Tensor:           # colours [N,3]
+    "What stands behind each ray: what a background returns, or one colour for all or for each of the pictures"
+    if callable(background):
+        return background(directions, **accepted_arguments(background, dict(n_images=n_images, generator=generator)))
     color = torch.as_tensor(background, dtype=directions.dtype, device=directions.device)
     return color.expand(n_images, 3).repeat_interleave(len(directions)//n_images, 0)
 
+# %% ../nbs/06_raymarch.ipynb #f28207aa
+class Renderer(nn.Module):
+    """Base class of renderers: cameras in, `RenderOutput` out. A renderer of your own needs `forward`; the rest is optional.
+
+    `field` and `background` are parts that a renderer may have. One that has a surface offers
+    `mesh(resolution, threshold) -> trimesh.Trimesh`. `update` does nothing unless it is written too."""
+    field: Any        # the scene: a module with `density(x [N,3]) -> [N]` and `forward(x) -> (density [N], albedo [N,3])`
+    background: Any   # see `backdrop`
+    material: Material | None    # gloss for shading 'phong'
+
+    def forward(self,
+                cameras: Cameras,                     # B of them
+                height: int,                          # rows
+                width: int,                           # columns
+                *,
+                shading: str = 'albedo',              # 'albedo', 'textureless', 'lambertian', 'phong' or 'normal'
+                light: torch.Tensor | None = None,    # unit direction towards the light [3] or [B,3]; None: it comes from the camera
+                ambient: float | torch.Tensor = 1.,   # share of light from everywhere, number or [B]
+                perturb: bool = False,                # move samples at random, for training
+                generator: torch.Generator | None = None,  # of every draw, those of the background too
+                background: Any = None,               # instead of the renderer's own
+                return_normal: bool = False,          # normals even if the shading doesn't need them
+               ) -> RenderOutput:
+        "Pictures of the scene, with gradients to all parameters. Raises ValueError for an unknown shading"
+        raise NotImplementedError(f'{type(self).__name__} must define forward(cameras, height, width, ...) -> RenderOutput')
+
+    def update(self,
+               step: int,                                 # counted from 0
+               generator: torch.Generator | None = None,  # of every draw
+              ) -> None:
+        "Called before every training step. Does nothing here"
+
+# %% ../nbs/06_raymarch.ipynb #aa808293
+def samples_to_ask(renderer: 'VolumeRenderer',
+                   origins: torch.Tensor,      # [N,3]
+                   directions: torch.Tensor,   # unit length [N,3]
+                   perturb: bool,
+                   generator: torch.Generator | None,
+                  ) -> Samples:
+    "The samples that the field is asked about in full, at least one"
+    r = renderer
+    samples = march(origins, directions, r.grid, step=r.step, dt_gamma=r.dt_gamma, longest=r.longest, near=r.near,
+        radius=r.radius, perturb=perturb, generator=generator, backend=r.backend)
+    if r.min_weight > 0:
+        kept = visible(r.field.density, samples, len(origins), r.min_weight, backend=r.backend, stop=r.stop)
+        samples = samples[kept]
+    if len(samples): return samples
+    nothing = torch.zeros(1, device=origins.device)
+    return Samples(nothing, nothing, nothing.long(), origins.new_zeros(1, 3))
+
+
+def ask_in_chunks(field: nn.Module,   # any field: see `density_albedo_normal_at`
+                  x: torch.Tensor,    # points [N,3]
+                  with_normal: bool,
+                  chunk: int,         # points asked at once
+                 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:   # density [N], albedo [N,3], normal [N,3] or None
+    "What a field says about points"
+    def ask(points): return density_albedo_normal_at(field, points) if with_normal else (*field(points), None)
+    answers = [ask(points) for points in x.split(chunk)]
+    if len(answers) == 1: return answers[0]
+    density, albedo, normal = zip(*answers)
+    return torch.cat(density), torch.cat(albedo), torch.cat(normal) if with_normal else None
+
 # %% ../nbs/06_raymarch.ipynb #cc5e5617
-def _trace(renderer, shading, normals, perturb, generator, origins, directions, light, ambient):
-    "What rays see (normals are channels 3, 4, 5), and the samples that made it"
-    s = _samples(renderer, origins, directions, perturb, generator)
-    density, albedo, normal = _ask(renderer.field, s.positions, normals, len(s) if torch.is_grad_enabled() else 65536)
-    m = renderer.material if shading == 'phong' else None
-    gloss = dict(view=-directions[s.ray_index], specular=m.specular, shininess=m.shininess) if m else {}
+def trace(renderer: 'VolumeRenderer',
+          origins: torch.Tensor,      # [N,3]
+          directions: torch.Tensor,   # unit length [N,3]
+          light: torch.Tensor,        # unit directions towards the light [N,3]
+          ambient: torch.Tensor,      # share of light from everywhere [N,1]
+          shading: str,
+          with_normal: bool,
+          perturb: bool,
+          generator: torch.Generator | None,
+         ) -> tuple[Composite, dict[str, Any]]:   # what rays see, normals as channels 3, 4, 5; and the samples' part of a `RenderOutput`
+    "March, ask the field, shade, composite"
+    r = renderer
+    s = samples_to_ask(r, origins, directions, perturb, generator)
+    chunk = len(s) if torch.is_grad_enabled() else 65536
+    density, albedo, normal = ask_in_chunks(r.field, s.positions, with_normal, chunk)
+    along = directions[s.ray_index]
+    gloss = r.material.gloss(-along) if shading == 'phong' and r.material is not None else {}
     color = shade(albedo, normal, light[s.ray_index], ambient[s.ray_index], shading, **gloss)
-    if normals: color = torch.cat([color, normal], -1)
-    c = composite(density, color, s.t, s.dt, s.ray_index, len(origins), renderer.backend, renderer.stop)
-    return c, dict(weights=c.weights, **vars(s), directions=directions[s.ray_index], density=density, normals=normal)
+    if normal is not None: color = torch.cat([color, normal], -1)
+    seen = composite(density, color, s.t, s.dt, s.ray_index, len(origins), r.backend, r.stop)
+    return seen, dict(weights=seen.weights, **vars(s), directions=along, density=density, normals=normal)
+
+
+def as_pictures(values: torch.Tensor, n: int, height: int, width: int) -> torch.Tensor:
+    "Values of rays [n*height*width, C] or [n*height*width] as pictures [n, C, height, width]"
+    return values.view(n, height, width, -1).permute(0, 3, 1, 2)
 
 # %% ../nbs/06_raymarch.ipynb #7fdba732
 class VolumeRenderer(Renderer):
     """Pictures of a field, by marching rays through an occupancy grid. The step is 2*sqrt(3)*bound/max_steps; `dt_gamma` lets it grow.
 
-    `field` has `density(x) -> [N]` and `forward(x) -> (density, albedo)`; `background` is called with
-    `(directions [N,3], n_images, generator)`; `material` is the gloss of shading 'phong'."""
+    Of the field it asks `density(x)` and `forward(x) -> (density, albedo)`, and a `normal(x)` if there is one: see `density_albedo_normal_at`."""
     def __init__(self,
-                 field,               # an nn.Module as above
-                 background,          # an nn.Module as above
+                 field: nn.Module,             # the scene
+                 background: Any,              # called with directions [N,3], or a colour: see `backdrop`
                  *,
-                 bound=1.,            # half the edge of the box
-                 radius=None,         # nothing outside this ball, if given
-                 grid_resolution=128, # cells of the occupancy grid an axis
-                 grid_decay=.95,      # see `OccupancyGrid`
-                 density_thresh=10.,  # see `OccupancyGrid`; what is thinner isn't seen, so keep it well below 1/step
-                 update_interval=16,  # steps between two updates of the grid
-                 max_steps=1024,      # samples along the diagonal of the box
-                 near=.05,            # nothing nearer to the eye is seen
-                 min_weight=1e-4,     # samples with less weight get no second question; 0: all are asked once, with gradient
-                 backend='auto',      # 'torch', 'numba', or Numba on the CPU
-                 dt_gamma=0.,         # growth of the step with the distance from the eye, up to a cell's diagonal; 0: none
-                 stop=STOP,           # a ray ends where less light than this is left
-                 cascades=None,       # of the grid; None: as many as `bound` asks for, one up to 1
-                 chunk=2**20,         # steps that are marched at once where no gradient is wanted
-                 material=None,       # a `Material`
+                 bound: float = 1.,            # half the edge of the box
+                 radius: float | None = None,  # nothing outside this ball, if given
+                 grid_resolution: int = 128,   # cells of the occupancy grid an axis
+                 grid_decay: float = .95,      # see `OccupancyGrid`
+                 density_thresh: float = 10.,  # see `OccupancyGrid`; what is thinner isn't seen, so keep it well below 1/step
+                 update_interval: int = 16,    # steps between two updates of the grid
+                 max_steps: int = 1024,        # samples along the diagonal of the box
+                 near: float = .05,            # nothing nearer to the eye is seen
+                 min_weight: float = 1e-4,     # samples with less weight get no second question; 0: all are asked once, with gradient
+                 backend: str = 'auto',        # 'torch', 'numba', or Numba on the CPU
+                 dt_gamma: float = 0.,         # growth of the step with the distance from the eye, up to a cell's diagonal; 0: none
+                 stop: float = STOP,           # a ray ends where less light than this is left
+                 cascades: int | None = None,  # of the grid; None: as many as `bound` asks for, one up to 1
+                 chunk: int = 2**20,           # steps that are marched at once where no gradient is wanted
+                 material: Material | None = None,   # gloss for shading 'phong'
                 ):
         super().__init__()
         if max_steps < 1 or update_interval < 1:
-            raise ValueError(f'VolumeRenderer: max_steps and update_interval must be at least 1, not {max_steps} and {update_interval}')
+            raise ValueError(
+                f'VolumeRenderer: max_steps and update_interval must be at least 1, not {max_steps} and {update_interval}')
         self.field, self.background, self.material = field, background, material
         self.grid = OccupancyGrid(grid_resolution, bound, grid_decay, density_thresh, cascades)
-        self.dt_gamma, self.longest, self.stop, self.chunk = dt_gamma, 2*math.sqrt(3)*bound/grid_resolution, stop, chunk
-        self.step, self.max_steps, self.near, self.radius = 2*math.sqrt(3)*bound/max_steps, max_steps, near, radius
-        self.update_interval, self.min_weight, self.backend = update_interval, min_weight, backend
+        diagonal = 2*math.sqrt(3)*bound
+        self.step, self.max_steps = diagonal/max_steps, max_steps
+        self.dt_gamma, self.longest = dt_gamma, diagonal/grid_resolution
+        self.near, self.radius = near, radius
+        self.min_weight, self.stop = min_weight, stop
+        self.update_interval, self.backend, self.chunk = update_interval, backend, chunk
 
-    def update(self, step, generator=None):
-        "To be called before every training step, counted from 0: refreshes the grid in every `update_interval`-th of them"
+    def update(self, step: int, generator: torch.Generator | None = None) -> None:
+        "Refresh the grid at every `update_interval`-th step"
         if step % self.update_interval == 0: self.grid.update(self.field.density, generator)
 
-# %% ../nbs/06_raymarch.ipynb #f01f2b01
-def _forward(self,
-            cameras,             # B of them
-            height,              # rows
-            width,               # columns
-            *,
-            shading='albedo',    # 'albedo', 'textureless', 'lambertian', 'phong' or 'normal'
-            light=None,          # unit direction towards the light [3] or [B,3]; None: it comes from the camera
-            ambient=1.,          # share of light from everywhere, number or [B]
-            perturb=False,       # random shift of the samples, for training
-            generator=None,      # torch.Generator of the shift and of the background
-            background=None,     # a colour [3] or [B,3], or a module; None: the renderer's own
-            return_normal=False, # normals even if the shading doesn't need them
-           ) -> RenderOutput:
-    "Pictures of the field; under `torch.no_grad()` in chunks, and without their samples. ValueError for an unknown shading"
-    n, normals = len(cameras), return_normal or shading != 'albedo'
-    origins, directions = rays(cameras, height, width)
-    light = F.normalize(cameras.position, dim=-1) if light is None else torch.as_tensor(light).to(origins).expand(n, 3)
-    ambient = torch.as_tensor(ambient).to(origins).reshape(-1, 1).expand(n, 1)
-    chunk, parts, samples = len(origins) if torch.is_grad_enabled() else max(1, self.chunk//self.max_steps), [], {}
-    for begin, o, d in zip(range(0, len(origins), chunk), origins.split(chunk), directions.split(chunk)):
-        of = torch.arange(begin, begin + len(o), device=o.device)//(height*width)   # the picture that a ray belongs to
-        c, found = _trace(self, shading, normals, perturb, generator, o, d, light[of], ambient[of])
-        parts.append((c.image, c.opacity, c.depth))
-        if torch.is_grad_enabled(): samples = found   # a picture in chunks may have any number: they go
-    seen, opacity, depth = (torch.cat(v) for v in zip(*parts))
-    behind = backdrop(self.background if background is None else background, directions, n, generator)
-    maps = [seen[:, :3] + (1 - opacity[:, None])*behind, opacity, depth, *([seen[:, 3:]] if normals else [])]
-    maps = [v.view(n, height, width, -1).permute(0, 3, 1, 2) for v in maps]
-    return RenderOutput(*maps, **samples)
+    def _trace_all(self, origins, directions, lights, ambients, n_pixels, *look):
+        "Results of all rays (image, opacity, depth), and the samples if there is one chunk with gradient"
+        grad, parts, samples = torch.is_grad_enabled(), [], {}
+        chunk = len(origins) if grad else max(1, self.chunk//self.max_steps)
+        for begin in range(0, len(origins), chunk):
+            o, d = origins[begin:begin + chunk], directions[begin:begin + chunk]
+            view = torch.arange(begin, begin + len(o), device=o.device)//n_pixels    # the picture that a ray belongs to
+            seen, found = trace(self, o, d, lights[view], ambients[view], *look)
+            parts.append((seen.image, seen.opacity, seen.depth))
+            if grad: samples = found    # a picture in chunks may have any number of samples: they are dropped
+        return [torch.cat(v) for v in zip(*parts)], samples
 
-
-VolumeRenderer.forward = _forward
+    def forward(self, cameras: Cameras, height: int, width: int, *, shading: str = 'albedo', light: torch.Tensor | None = None,
+                ambient: float | torch.Tensor = 1., perturb: bool = False, generator: torch.Generator | None = None,
+                background: Any = None, return_normal: bool = False) -> RenderOutput:
+        "Pictures of the field, see `Renderer.forward`; under `torch.no_grad()` in chunks, and without their samples"
+        n, with_normal = len(cameras), return_normal or shading != 'albedo'
+        origins, directions = rays(cameras, height, width)
+        lights, ambients = view_lights(cameras, light, ambient)
+        look = shading, with_normal, perturb, generator
+        (seen, opacity, depth), samples = self._trace_all(origins, directions, lights, ambients, height*width, *look)
+        behind = backdrop(self.background if background is None else background, directions, n, generator)
+        image = seen[:, :3] + (1 - opacity[:, None])*behind
+        maps = [image, opacity, depth, seen[:, 3:]] if with_normal else [image, opacity, depth]
+        return RenderOutput(*(as_pictures(v, n, height, width) for v in maps), **samples)
 
 # %% ../nbs/06_raymarch.ipynb #66a37e41
 def depth_map(out,   # `RenderOutput`

@@ -80,6 +80,12 @@ class Material(nn.Module):
         "Its exponent [1], within 1..128"
         return MAX_SHININESS**self.raw_shininess.sigmoid()
 
+    def gloss(self,
+              view: torch.Tensor,         # unit directions from the surface to the eye [N, 3]
+             ) -> dict[str, torch.Tensor]:
+        "What `shade` needs besides for mode 'phong'"
+        return dict(view=view, specular=self.specular, shininess=self.shininess)
+
 # %% ../nbs/05_shading.ipynb #e2ab5a38
 def sample_light(position,           # camera positions [B, 3]
                  spread=1.,          # standard deviation of the light's position around the camera's
