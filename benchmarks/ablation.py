@@ -2,9 +2,9 @@
 
     python benchmarks/ablation.py [--only NAME ...] [--prompts seen12] [--count 12] [--seeds 0] [--jobs 2] [--work outputs/ablation] [--out benchmarks/results/NAME.json]
 
-Every variant is a benchmark of its own (`dreamfusion_nb.metrics.benchmark`) in a folder below --work, so that an interrupted ablation goes on, and a variant that is
+Every variant is a benchmark of its own (`dreamfusion_nb.benchmark.benchmark`) in a folder below --work, so that an interrupted ablation goes on, and a variant that is
 added later runs alone. The result file holds the summary and the per-prompt scores of every variant that is finished, and beside it lies a picture with a row of
-results for each; notebook 17a_ablation reads both.
+results for each; notebook 21b_ablation reads both.
 """
 import argparse
 import json
@@ -12,8 +12,8 @@ import os
 import time
 from pathlib import Path
 
-from dreamfusion_nb.metrics import benchmark, origin, prompt_set, read_views
-from dreamfusion_nb.prior import write_json
+from dreamfusion_nb.benchmark import benchmark, origin, prompt_set, read_views
+from dreamfusion_nb.prior_training import write_json
 from dreamfusion_nb.show import image_grid
 
 # name -> (what it asks, overrides)

@@ -1,16 +1,16 @@
-"""What the mesh stage does to the scores: every prompt as a cloud, then refined, both scored against the truth.
+"""What the mesh stage does to the scores: every prompt as a NeRF, then refined, both scored against the truth.
 
     python benchmarks/refine.py [--prompts heldout24] [--jobs 2] [--work outputs/refine] [--out benchmarks/results/refine.json]
 
-Interrupted, the same command goes on. Beside the result file lies a picture, read by notebook 17b_refine: some prompts as clouds and as meshes, in colour and without.
+Interrupted, the same command goes on. Beside the result file lies a picture, read by notebook 21c_refine: some prompts as NeRFs and as meshes, in colour and without.
 """
 import argparse
 import json
 import os
 from pathlib import Path
 
-from dreamfusion_nb.metrics import benchmark, prompt_set, read_views
-from dreamfusion_nb.prior import write_json
+from dreamfusion_nb.benchmark import benchmark, prompt_set, read_views
+from dreamfusion_nb.prior_training import write_json
 from dreamfusion_nb.show import image_grid
 
 
@@ -22,9 +22,9 @@ def main():
     parser.add_argument('--out', help='result file (default: below --work)')
     o = parser.parse_args()
     prompts, work = prompt_set(o.prompts), Path(o.work)
-    benchmark(prompts, work/'clouds', jobs=o.jobs)
-    benchmark(prompts, work/'meshes', 'toybox-dmtet', clouds=work/'clouds', jobs=o.jobs)
-    found = {stage: json.loads((work/stage/'scores.json').read_text()) for stage in ('clouds', 'meshes')}
+    benchmark(prompts, work/'nerfs', jobs=o.jobs)
+    benchmark(prompts, work/'meshes', 'toybox-dmtet', nerfs=work/'nerfs', jobs=o.jobs)
+    found = {stage: json.loads((work/stage/'scores.json').read_text()) for stage in ('nerfs', 'meshes')}
     out = Path(o.out or work/'refine.json')
     pictured = prompts[::3]
     folders = [[sorted((work/stage).glob('[0-9]*'))[i] for stage in found] for i in range(0, len(prompts), 3)]

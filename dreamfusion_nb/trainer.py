@@ -73,7 +73,7 @@ def encode_prompts(config: Config, guidance) -> ViewPrompts:
     prompt = toybox.parse(config.prompt).prompt if config.guidance.name == 'toybox' else config.prompt
     # where there is no negative prompt, it is the empty text, and asking once is enough
     apart = config.guidance.kind == 'nfsd' and config.negative_prompt != ''
-    return ViewPrompts(prompt, negative_prompt=config.negative_prompt, apart=apart, front=config.front_prompt, side=config.side_prompt,
+    return ViewPrompts(prompt, negative_prompt=config.negative_prompt, separate_negative=apart, front=config.front_prompt, side=config.side_prompt,
         back=config.back_prompt, overhead=config.overhead_prompt).encode(guidance)
 
 
@@ -113,12 +113,12 @@ def _distill(trainer, cameras, choice, out):
     c, g, step, steering = trainer.config, trainer.config.guidance, trainer.step_count, trainer.steering
     weights = trainer.view_weights(cameras)
     image = torch.cat([out.image, out.opacity], 1) if choice.as_latent else out.image
-    other, share = trainer.prompts.other(weights) if g.perp_neg else (None, 0.)
+    other, share = trainer.prompts.negative_embeddings(weights) if g.perp_neg else (None, 0.)
     return sds(trainer.guidance, image, trainer.prompts.embeddings(weights),
         guidance_scale=trainer.guidance_scale(step),
         t=annealed_timestep(step, c, len(trainer.guidance.alphas_cumprod)) if steering.t_range is None else None,
         t_range=steering.t_range or t_range_at(step, c), kind=g.kind, weighting=g.weighting, rescale=g.rescale, clamp_x0=g.clamp_x0,
-        other=other, other_weight=g.perp_neg*share, as_latent=choice.as_latent, generator=trainer.generator)
+        negative_embeddings=other, negative_weight=g.perp_neg*share, as_latent=choice.as_latent, generator=trainer.generator)
 
 # %% ../nbs/18_trainer.ipynb #0f313a49
 def _regularise(trainer, out):

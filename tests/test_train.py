@@ -26,7 +26,7 @@ import dreamfusion_nb
 from dreamfusion_nb import ConfigError, Trainer, checkpoints, cli, load, load_config, parts, train
 from dreamfusion_nb.cameras import orbit, view_weights
 from dreamfusion_nb.export import srgb_to_linear
-from dreamfusion_nb.guidance import away_from
+from dreamfusion_nb.guidance import perp_neg
 from dreamfusion_nb.prior import shipped_judge
 from dreamfusion_nb.show import image_grid
 
@@ -387,7 +387,7 @@ def test_kinds_of_score(model):
         assert torch.allclose(record.grad, uncond + 7*(cond - uncond) - record.sds.noise, atol=1e-4)
         weights = view_weights(record.cameras.azimuth, record.cameras.polar)
         record, (uncond, cond, other) = asked(model, **options | {'guidance.perp_neg': 1})
-        away = away_from(uncond, cond, other, 1 - weights[:, 3])
+        away = perp_neg(uncond, cond, other, 1 - weights[:, 3])
         assert (away - cond).abs().max() > 1e-3
         assert torch.allclose(record.grad, uncond + 7*(away - uncond) - record.sds.noise, atol=1e-4)
         record, (uncond, cond) = asked(model, **options | {'guidance.kind': 'csd'})

@@ -14,7 +14,7 @@ from PIL import Image
 from dreamfusion_nb import load, train
 from dreamfusion_nb.cameras import orbit
 from dreamfusion_nb.checkpoints import is_finished
-from dreamfusion_nb.metrics import contact_sheet
+from dreamfusion_nb.benchmark import contact_sheet
 from dreamfusion_nb.run import slug
 from dreamfusion_nb.show import image_grid
 
@@ -24,7 +24,7 @@ IMAGES = Path(__file__).parents[1]/'nbs/images'
 
 
 def before_and_after(results, size=192):
-    "A row for each result: cloud and mesh, each in colour and in white light"
+    "A row for each result: NeRF and mesh, each in colour and in white light"
     camera = orbit(1, elevation=20, azimuth_start=30)
     views = [r.views(camera, size, shading=s)[0] for pair in results for r in pair for s in ('albedo', 'textureless')]
     return image_grid(torch.stack(views), 4)
@@ -58,8 +58,8 @@ def main():
     pairs = []
     for prompt in (p for p in REFINED if p in options.prompts):
         began, folder = time.time(), Path(options.out)/slug(prompt)
-        cloud, finer = load(folder), folder.with_name(f'{folder.name}-refined')
-        pairs.append((cloud, load(finer) if made(finer) else cloud.refine(overwrite=True)))
+        nerf, finer = load(folder), folder.with_name(f'{folder.name}-refined')
+        pairs.append((nerf, load(finer) if made(finer) else nerf.refine(overwrite=True)))
         print(f'{prompt} refined: {time.time() - began:.0f} s, {finer/"preview.png"}', flush=True)
     if pairs: before_and_after(pairs).convert('RGB').save(IMAGES/'refined.jpg', quality=88)
 
