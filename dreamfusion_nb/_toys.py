@@ -260,9 +260,12 @@ def _on_torch_threads(function: Callable) -> Callable:
     kernel = numba.njit(parallel=True)(function)
     def call(*args):
         n = torch.get_num_threads()
+        before = numba.get_num_threads()
         numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))
         try: return kernel(*args)
-        finally: torch.set_num_threads(n)
+        finally:
+            numba.set_num_threads(before)
+            torch.set_num_threads(n)
     return call
 
 

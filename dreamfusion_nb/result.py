@@ -26,6 +26,7 @@ from .parts import make_renderer, pick_device
 from .raymarch import depth_map, normal_map
 from .schedules import limit_levels
 from .show import image_grid, to_pil
+from .threads import limit_for
 
 # %% ../nbs/17a_result.ipynb #6d8c8638
 RESULT_BACKGROUND = (.82, .86, .90)  # a white snowman must be seen
@@ -54,10 +55,16 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     write_whole({path: picture.save})
 
 # %% ../nbs/17a_result.ipynb #ed23893d
+@contextmanager
+def _drawing(result):
+    "The renderer of a result, switched to evaluation, on one thread where the pictures are small"
+    with limit_for(result.config, result.device), evaluating(result.renderer) as renderer: yield renderer
+
+
 def _views(result, cameras, height, width, shading, background):
     "Pictures [B, 3, height, width], one after the other for bounded memory"
     options: dict[str, Any] = dict(shading=shading, ambient=.4, background=background)
-    with evaluating(result.renderer) as renderer:
+    with _drawing(result) as renderer:
         return torch.cat([renderer(c, height, width or height, **options).image for c in cameras.to(result.device)]).clamp(0, 1)
 
 
@@ -65,7 +72,7 @@ def _maps(result, cameras, height, width, background):
     "For each camera its picture, depth and normals"
     reach = 3**.5*result.config.nerf.bound
     for camera in cameras.to(result.device):
-        with evaluating(result.renderer) as renderer:
+        with _drawing(result) as renderer:
             out = renderer(camera, height, width or height, background=background, return_normal=True)
         distance = camera.radius.item()
         depth = depth_map(out, distance - reach, distance + reach)[0].expand(3, -1, -1)
@@ -78,7 +85,7 @@ def _surface(result, resolution, threshold, min_share):
     check_threshold(threshold)
     check_share(min_share)
     check_finite(result.renderer.state_dict())
-    with evaluating(result.renderer):
+    with _drawing(result):
         if result.of_mesh: return drop_pieces(result.renderer.mesh(), min_share)
         return Surfaces(result.field, resolution=resolution, grid=result.renderer.grid).mesh(threshold, min_share)
 
@@ -103,7 +110,7 @@ def _paint(result, mesh, size, fine, seconds):
     # a NeRF has its colours beneath the surface, see `extract_mesh`: one step of its usual grid
     beneath, bound = 0. if result.of_mesh else result.config.nerf.bound/64, result.field.bound
     def color(points, normals): return result.field.albedo((points - beneath*normals).to(result.device).clamp(-bound, bound))
-    with evaluating(result.renderer): return bake(flat, color, size, fine and normals_of(fine))
+    with _drawing(result): return bake(flat, color, size, fine and normals_of(fine))
 
 
 def _write_model(result, path, resolution, threshold, faces, texture, normals, min_share, seconds):
@@ -190,7 +197,7 @@ class Result:
     def surfaces(self, resolution=64) -> Surfaces:
         "`Surfaces` of a NeRF: `.mesh(threshold)` is quick enough for a slider, `.auto` and `.range` say where to look. Raises `ConfigError`"
         if self.of_mesh: raise ConfigError('surfaces: a mesh stage has one surface, which mesh() gives; thresholds are for a NeRF')
-        with evaluating(self.renderer): return Surfaces(self.field, resolution=resolution, grid=self.renderer.grid)
+        with _drawing(self): return Surfaces(self.field, resolution=resolution, grid=self.renderer.grid)
 
     def export(self, path, resolution=128, threshold='auto', *, faces=None, texture=None, normals=False, min_share=1., seconds=60) -> Path:
         """Write the mesh as .glb, .obj, .ply or .stl, by the ending of `path`. Raises `ConfigError`, `EmptyMeshError`.

@@ -25,6 +25,7 @@ from .parts import make_guidance, pick_device
 from .progress import LiveCell, ProgressBar, in_notebook
 from .result import Result, load, orbit_of, save_picture, sheet_of
 from .show import to_pil
+from .threads import check_threads, limit_threads
 from .trainer import Trainer, open_folder
 
 # %% ../nbs/19a_run.ipynb #a9dc57f1
@@ -196,11 +197,13 @@ def train(prompt: str,                               # what to make
           phases: str | None = None,                 # of a run that is made longer: 'keep' its schedules where they were or 'rescale' them
           overwrite: bool = False,                   # replace what is in the folder
           callbacks: Sequence[Callable] = (),        # called as callback(trainer, record) after each step
+          threads: int | None = None,                # to compute on; None: one for small work on a CPU, unless you have set a number
           progress: bool = True,                     # a live cell in notebooks, a progress bar elsewhere
           **overrides                                # any key of the configuration, dotted (through **{'nerf.bound': 1}) or plain
          ) -> Result:
     "Make a 3D object from a sentence. Raises `ConfigError`, one line, for bad input; a run that is interrupted can be resumed by the same call"
     check_call(prompt, preset, config, guidance, resume, overwrite, callbacks, phases)
+    check_threads(threads)
     by_name = isinstance(guidance, (str, Path))
     named = dict(prompt=prompt, iters=iters, seed=seed, **{'guidance.name': str(guidance) if by_name else None})
     settings = load_config(preset if config is None else config, overrides, {k: v for k, v in named.items() if v is not None})
@@ -213,8 +216,9 @@ def train(prompt: str,                               # what to make
     displays = [LiveCell() if in_notebook() else ProgressBar()] if progress else []
     result = None
     try:
-        trainer.fit(callbacks=[*callbacks, *displays])
-        result = write_outputs(Result(trainer.config, trainer.renderer, folder, trainer.history))
+        with limit_threads(threads):
+            trainer.fit(callbacks=[*callbacks, *displays])
+            result = write_outputs(Result(trainer.config, trainer.renderer, folder, trainer.history))
         return result
     finally:
         for display in displays: display.close(done=result is not None)

@@ -33,6 +33,7 @@ from .schedules import (ShadingChoice, Steering, annealed_timestep, check_steeri
     progress_at, shading_schedule, size_at, t_range_at)
 from .shading import sample_light
 from .show import to_pil
+from .threads import limit_for
 
 # %% ../nbs/18_trainer.ipynb #160e0228
 @dataclass
@@ -261,7 +262,7 @@ def open_folder(trainer: 'Trainer', how: str, overwrite: bool) -> None:
 # %% ../nbs/18_trainer.ipynb #b36b7afc
 def _glance(trainer, size):
     "The field from the front and from the side"
-    with evaluating(trainer.renderer) as render:
+    with trainer.limit_threads(), evaluating(trainer.renderer) as render:
         views = render(orbit(4, device=trainer.device)[:2], size, size, background=RESULT_BACKGROUND).image
     return to_pil(torch.cat(list(views), -1))
 
@@ -303,13 +304,17 @@ class Trainer:
         # drawn on the CPU, so that a run on another device sees the same cameras and noise
         self.generator = torch.Generator().manual_seed(config.seed)
         self.renderer = make_renderer(config, self.generator).to(self.device).train()
-        self.prompts = encode_prompts(config, self.guidance)
+        with self.limit_threads(): self.prompts = encode_prompts(config, self.guidance)
         self.optimizer = optimizer_of(config.optim, self.renderer)
         self.step_count, self.steering = 0, Steering()
         self.history: list[dict[str, Any]] = []
         source = config.resume_from_checkpoint
         self.warm_start_report = warm_start(self.renderer, source) if source else []    # what it began with, in lines
         if isinstance(self.renderer, MeshRenderer): self.warm_start_report += init_mesh(self.renderer, source, self.device)
+
+    def limit_threads(self):
+        "A block within which small work on a CPU runs on one thread; the page on threads says why"
+        return limit_for(self.config, self.device, getattr(self.guidance, 'image_size', 0))
 
     field = property(lambda self: self.renderer.field)
     checkpoint = property(lambda self: self.folder and self.folder/'checkpoints'/f'step-{self.step_count:06d}', doc='Where `save` writes')
@@ -351,7 +356,8 @@ class Trainer:
         grid = {}
         if isinstance(self.renderer, VolumeRenderer) and self.step_count == self.last_extra:
             grid = {name: v.clone() for name, v in self.renderer.grid.state_dict().items()}
-        try: return _attempt(self)
+        try:
+            with self.limit_threads(): return _attempt(self)
         except BaseException:
             self.generator.set_state(drawn)
             if grid: self.renderer.grid.load_state_dict(grid)
@@ -361,7 +367,7 @@ class Trainer:
         """Do `n` more steps (None: all that are left), and after each one call every callback(trainer, record). Returns the last record.
 
         If there is a folder, checkpoints and validations go there as the configuration says. The first Ctrl-C waits for the end of the step."""
-        return _fit(self, n, callbacks)
+        with self.limit_threads(): return _fit(self, n, callbacks)
 
     def steer(self, **changes) -> None:
         """Change what the next steps do: `steer(guidance_scale=30.)`; `steer(guidance_scale=None)` gives it back to the configuration.
