@@ -10,20 +10,41 @@ import argparse
 import shlex
 import sys
 import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from .config import PRESETS, ConfigError, did_you_mean, load_config, mesh_preset, pairs, preset
+from .config import SYNONYMS, Config, load_config, mesh_preset, pairs, preset
+from .errors import ConfigError, check_folder, did_you_mean
+from .presets import PRESETS, read_yaml
+
+# %% ../nbs/23_cli.ipynb #5f781932
+_VALUES = (    # option, name of its value, meaning
+    ('--out', 'FOLDER', 'where the results go (default: outputs/ and the prompt)'),
+    ('--iters', 'N', 'optimisation steps'),
+    ('--seed', 'N', 'of all random draws'),
+    ('--device', 'D', 'cpu, cuda, cuda:1 (default: a GPU if there is one)'),
+    ('--guidance', 'NAME', 'toybox, or a Stable Diffusion folder or hub name'),
+    ('--schedules', 'S', 'of a run that is made longer: keep its schedules where they were, or rescale them to the new length'))
+_SWITCHES = (    # option, meaning
+    ('--resume', 'go on with an unfinished run, or make it longer by --iters; refuse to start a new one'),
+    ('--refine', 'then go on as a mesh, in a folder of its own; a finished result is not made again'),
+    ('--overwrite', 'replace what the folder holds'),
+    ('--list', 'list the toys and colours that the toybox prior knows, and stop (the same as dreamfusion toys)'),
+    ('--version', 'print the version, and stop'))
 
 # %% ../nbs/23_cli.ipynb #78e6603e
 class _Parser(argparse.ArgumentParser):
     "An `ArgumentParser` whose complaints are `ConfigError`"
-    def error(self, message): raise ConfigError(f'{message}; dreamfusion --help shows how it is used')
+    def error(self, message: str): raise ConfigError(f'{message}; dreamfusion --help shows how it is used')
 
 
-def _parser():
+def _parser() -> _Parser:
+    "The words of the main command"
     parser = _Parser(prog='dreamfusion', usage='dreamfusion PROMPT [options] [key=value ...]', allow_abbrev=False,
-                     description='Makes a 3D object from a sentence: a GLB, a video and a picture in one folder.',
+                     description='Makes a 3D object from a sentence: a GLB, a video and a picture in one folder. '
+                                 'Also: dreamfusion toys, dreamfusion view FOLDER, dreamfusion export FOLDER [FILE].',
                      epilog='Exit codes: 0 done, 2 bad input, 130 interrupted (the same command goes on where it stopped).')
     parser.add_argument('prompt', metavar='PROMPT', nargs='?', help='what to make, such as "a hamburger"')
     parser.add_argument('overrides', metavar='key=value', nargs='*',
@@ -32,28 +53,29 @@ def _parser():
     start = parser.add_mutually_exclusive_group()
     start.add_argument('--preset', default='toybox', metavar='P', help=f'{", ".join(PRESETS)} (default: toybox)')
     start.add_argument('--config', metavar='FILE', help='YAML file, or the folder of an earlier run')
-    parser.add_argument('--out', metavar='FOLDER', help='where the results go (default: outputs/ and the prompt)')
-    parser.add_argument('--iters', metavar='N', help='optimisation steps')
-    parser.add_argument('--seed', metavar='N', help='of all random draws')
-    parser.add_argument('--device', metavar='D', help='cpu, cuda, cuda:1 (default: a GPU if there is one)')
-    parser.add_argument('--guidance', metavar='NAME', help='toybox, or a Stable Diffusion folder or hub name')
-    parser.add_argument('--resume', action='store_true',
-                        help='go on with an unfinished run, or make it longer by --iters; refuse to start a new one')
-    parser.add_argument('--phases', metavar='P',
-                        help='of a run that is made longer: keep its schedules where they were, or rescale them to the new length')
-    parser.add_argument('--refine', action='store_true',
-                        help='then go on as a mesh, in a folder of its own; a finished result is not made again')
-    parser.add_argument('--overwrite', action='store_true', help='replace what the folder holds')
+    for option, metavar, meaning in _VALUES: parser.add_argument(option, metavar=metavar, help=meaning)
+    for option, meaning in _SWITCHES: parser.add_argument(option, action='store_true', help=meaning)
     return parser
 
 # %% ../nbs/23_cli.ipynb #b3061eab
-def _read_arguments(argv):
+def _check_options(unknown: list[str], parser: _Parser) -> None:
+    "Raise `ConfigError` for an option that does not exist, with what was probably meant"
+    if not unknown: return
+    word = unknown[0].split('=')[0]
+    meant = did_you_mean(word, parser._option_string_actions)
+    for key, words in SYNONYMS.items():
+        if word.lstrip('-').replace('-', '_') not in words.split(): continue
+        option = f'--{key.split(".")[-1]}'
+        meant = f'; did you mean {option if option in parser._option_string_actions else f"{key}=…"}?'
+        if '(--' in key: meant = f'; did you mean {key.partition("(")[2].rstrip(")")}?'
+    raise ConfigError(f'unknown option {unknown[0]}{meant}')
+
+
+def _read_arguments(argv: list[str]) -> tuple[argparse.Namespace, Config, dict[str, Any]]:
     "The parsed words, the checked `Config` they ask for and the overrides of the mesh stage. Raises `ConfigError`"
     parser = _parser()
     args, unknown = parser.parse_known_intermixed_args(argv)
-    if unknown:
-        meant = did_you_mean(unknown[0].split('=')[0], parser._option_string_actions)
-        raise ConfigError(f'unknown option {unknown[0]}{meant}')
+    _check_options(unknown, parser)
     if args.prompt is None: raise ConfigError('the prompt is missing: dreamfusion "a hamburger"')
     if args.resume and args.overwrite: raise ConfigError('--resume and --overwrite contradict each other: choose one')
     options = {'iters': args.iters, 'seed': args.seed, 'guidance.name': args.guidance}
@@ -61,63 +83,159 @@ def _read_arguments(argv):
     if later and not args.refine: raise ConfigError(f'refine.{later[0]} is for the mesh stage: it needs --refine')
     overrides = [f'{key}={value}' for key, value in options.items() if value is not None]
     overrides += [word for word in args.overrides if not word.startswith('refine.')]
-    start = preset(args.preset) if args.config is None else Path(args.config)    # a word that is no preset shall not be read as YAML
+    start = preset(args.preset) if args.config is None else Path(args.config)    # a word that is no preset is not read as YAML
     config = load_config(start, dict(prompt=args.prompt), *overrides)
-    load_config(mesh_preset(config), *later)    # a slip is said now, not after the cloud
+    load_config(mesh_preset(config), *later)    # a slip is found now, not after the NeRF
+    check_folder(Path(args.out).expanduser() if args.out else Path('outputs'))
     return args, config, dict(pair for word in later for pair in pairs(word))
 
 # %% ../nbs/23_cli.ipynb #0fb50968
-def _written(folder):
+def _size(path: Path) -> str:
+    "A file and its size in a line"
+    return f'{path}  {path.stat().st_size/1000:,.0f} kB'
+
+
+def _written(folder: Path | None) -> list[str]:
     "One line for each file of a result folder"
-    files = [path for path in sorted(Path(folder).iterdir()) if path.is_file()]
-    return [f'{path}  {path.stat().st_size/1000:,.0f} kB' for path in files]
+    return [_size(path) for path in sorted(folder.iterdir()) if path.is_file()] if folder else []
 
 
-def _again(argv):
+def _again(argv: list[str]) -> str:
     "The command that goes on with an interrupted run"
     return shlex.join(['dreamfusion', *(word for word in argv if word != '--overwrite')])
 
+
+def _say(line: str) -> None:
+    "One line to the error stream, at once"
+    print(f'dreamfusion: {line}', file=sys.stderr, flush=True)
+
+
+def _loading(what: str) -> None:
+    "The first sign of life, before the seconds in which torch is imported"
+    if 'torch' not in sys.modules: _say(f'loading PyTorch and {what} …')
+
 # %% ../nbs/23_cli.ipynb #a9406cd4
-def _run(args, config, later, seen):
+def _run(args: argparse.Namespace, config: Config, later: dict, seen: dict) -> None:
     "Trains and lists what was written; `later`: overrides of the mesh stage; `seen` keeps the trainer's newest step. torch comes in here"
-    from dreamfusion_nb.checkpoints import is_finished
-    from dreamfusion_nb.result import load
-    from dreamfusion_nb.run import result_folder, train
+    _loading(f'the diffusion model {config.guidance.name!r}, then {config.iters:,} steps of {config.prompt!r}')
+    from dreamfusion_nb.estimate import Estimate, expected_cost
+    from dreamfusion_nb.parts import pick_device
+    from dreamfusion_nb.run import train
     def remember(trainer, record): seen.update(step=trainer.step_count)
-    folder = result_folder(args.out, config.prompt)
-    common = dict(device=args.device, overwrite=args.overwrite, callbacks=[remember])
-    there = args.refine and not args.overwrite and is_finished(folder) and load_config(folder/'config.yaml') == config
-    if there: result = load(folder, args.device)
-    else:
-        result = train(args.prompt, config=config, out=args.out, resume=args.resume or 'auto', phases=args.phases, **common)
-        print(*_written(result.folder), sep='\n')
-    if args.refine: print(*_written(result.refine(**common, **later).folder), sep='\n')
+    if known := expected_cost(config, pick_device(args.device)): _say(known)
+    common = dict(device=args.device, overwrite=args.overwrite)
+    result = train(args.prompt, config=config, out=args.out, resume=args.resume or 'auto', phases=args.schedules,
+                   callbacks=[remember, Estimate(_say)], **common)
+    print(*_written(result.folder), sep='\n')
+    if not args.refine: return
+    print(*_written(result.refine(callbacks=[remember, Estimate(_say)], **common, **later).folder), sep='\n')
+
+# %% ../nbs/23_cli.ipynb #a86e4a34
+_EXPORT_OPTIONS = ('resolution', 'threshold', 'faces', 'texture', 'normals', 'min_share', 'seconds')
+
+
+def _export(argv: list[str]) -> None:
+    "`dreamfusion export FOLDER [FILE] [key=value ...]`"
+    parser = _Parser(prog='dreamfusion export', allow_abbrev=False, description='Writes the mesh of a finished result as .glb, .obj, .ply or .stl.')
+    parser.add_argument('folder', metavar='FOLDER', help='of a result')
+    parser.add_argument('words', metavar='[FILE] key=value', nargs='*',
+                        help=f'where to write (default: the name of the folder and .glb, here), and options: {", ".join(_EXPORT_OPTIONS)}')
+    parser.add_argument('--device', metavar='D', help='cpu, cuda, cuda:1 (default: a GPU if there is one)')
+    parser.add_argument('--overwrite', action='store_true', help='replace a file that is there')
+    args, unknown = parser.parse_known_intermixed_args(argv)
+    _check_options(unknown, parser)
+    folder = Path(args.folder).expanduser()
+    files = [word for word in args.words if '=' not in word]
+    options = {}
+    for key, _, written in (word.partition('=') for word in args.words if '=' in word):
+        if key not in _EXPORT_OPTIONS:
+            raise ConfigError(f'export has no option {key!r}: there are {", ".join(_EXPORT_OPTIONS)}{did_you_mean(key, _EXPORT_OPTIONS)}')
+        options[key] = read_yaml(written, key)
+    if len(files) > 1: raise ConfigError(f'export writes one file, not {len(files)}: {", ".join(files)}')
+    load_config(folder)    # says at once if this is no result
+    path = Path(files[0] if files else f'{folder.absolute().name}.glb').expanduser()
+    if path.exists() and not args.overwrite: raise ConfigError(f'{path} exists; choose another name, or --overwrite')
+    _loading(f'the result in {folder}')
+    from dreamfusion_nb.files import MESH_FORMATS, check_path
+    from dreamfusion_nb.result import load
+    check_path(path, MESH_FORMATS, 'mesh')
+    print(_size(load(folder, args.device).export(path, **options)))
+
+# %% ../nbs/23_cli.ipynb #4127ddc7
+def _view(argv: list[str]) -> None:
+    "`dreamfusion view FOLDER`"
+    parser = _Parser(prog='dreamfusion view', allow_abbrev=False, description='Writes a page on which the object can be turned, and opens it. '
+                     'The page holds everything and needs no network.')
+    parser.add_argument('folder', metavar='FOLDER', help='of a result; the page is view.html in it')
+    parser.add_argument('--no-browser', action='store_true', help='only write the page')
+    args, unknown = parser.parse_known_args(argv)
+    _check_options(unknown, parser)
+    folder = Path(args.folder).expanduser()
+    config = load_config(folder)
+    _loading('the viewer')
+    import trimesh
+
+    from dreamfusion_nb.result import load
+    from dreamfusion_nb.webpage import write_page
+    model = folder/'model.glb'
+    mesh = trimesh.load_scene(model).to_mesh() if model.exists() else load(folder).mesh()
+    path = write_page(mesh, folder/'view.html', config.prompt)
+    print(_size(path))
+    if args.no_browser: return
+    import webbrowser
+    if not webbrowser.open(path.absolute().as_uri()): _say(f'there is no browser here; open {path} in one')
+
+# %% ../nbs/23_cli.ipynb #5db73fcc
+def _toys(argv: list[str]) -> None:
+    "`dreamfusion toys`"
+    if argv: raise ConfigError(f'dreamfusion toys takes no more words, not {argv[0]!r}')
+    _loading('the toybox')
+    import textwrap
+
+    from dreamfusion_nb import toybox
+    kinds, colors = toybox.kinds(), toybox.colors()
+    for title, words in ((f'{len(kinds)} toys', kinds), (f'{len(colors)} colours', colors), ('finishes', toybox.FINISHES)):
+        print(textwrap.fill(f'{title}: {", ".join(words)}', 100, subsequent_indent='    '))
+    print('as in: dreamfusion "a striped red mug"')
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {'export': _export, 'view': _view, 'toys': _toys}
 
 # %% ../nbs/23_cli.ipynb #c24b27e9
 @contextmanager
-def _plain_warnings():
+def _plain_warnings() -> Iterator[None]:
     "Our own warnings without the place where they were raised, others not at all"
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         warnings.filterwarnings('always', module='dreamfusion_nb')
-        warnings.showwarning = lambda message, *place: print(f'dreamfusion: {message}', file=sys.stderr)
+        warnings.showwarning = lambda message, *place: _say(str(message))    # type: ignore[assignment]
         yield
 
 
-def main(argv=None  # words of the command line; None: those of this process
-        ):          # exit code: 0 done, 2 bad input, 130 interrupted (the same command goes on)
+def _do(argv: list[str], seen: dict) -> None:
+    "What the words ask for. Raises `ConfigError`"
+    if argv and argv[0] in COMMANDS: return COMMANDS[argv[0]](argv[1:])
+    if '--version' in argv:
+        from dreamfusion_nb import __version__
+        return print(f'dreamfusion_nb {__version__}')
+    if '--list' in argv: return _toys([])
+    args, config, later = _read_arguments(argv)
+    _run(args, config, later, seen)
+
+# %% ../nbs/23_cli.ipynb #581d7015
+def main(argv: list[str] | None = None  # words of the command line; None: those of this process
+        ) -> int:                       # exit code: 0 done, 2 bad input, 130 interrupted (the same command goes on)
     "The `dreamfusion` command: prints the files that it wrote, or one line to the error stream that says what is wrong"
     argv = sys.argv[1:] if argv is None else list(argv)
     seen = dict(step=0)
     try:
-        with _plain_warnings():
-            args, config, later = _read_arguments(argv)
-            _run(args, config, later, seen)
+        with _plain_warnings(): _do(argv, seen)
     except ConfigError as error:
-        print(f'dreamfusion: {error}', file=sys.stderr)
+        _say(str(error))
         return 2
     except KeyboardInterrupt:
-        print(f'\ndreamfusion: interrupted after step {seen["step"]}; to go on: {_again(argv)}', file=sys.stderr)
+        print(file=sys.stderr)
+        _say(f'interrupted after step {seen["step"]}; to go on: {_again(argv)}')
         return 130
     return 0
 
