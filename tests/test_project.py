@@ -39,7 +39,8 @@ def python(program):
     return run.stdout.strip()
 
 
-def cells(path, kind): return [cell for cell in json.loads(path.read_text(encoding='utf-8'))['cells'] if cell['cell_type'] == kind]
+def cells(path, kind):
+    return [cell for cell in json.loads(path.read_text(encoding='utf-8'))['cells'] if cell['cell_type'] == kind]
 
 
 # Modules
@@ -52,11 +53,13 @@ def test_module_comes_from_a_notebook(name):
     notebook = PACKAGE/made_from[1]
     assert notebook.exists(), f'{name}.py is stale: {made_from[1]} is gone'
     first = ''.join(cells(notebook, 'code')[0]['source'])
-    assert re.search(rf'#\|\s*default_exp {name}\s*$', first, re.M), f'{name}.py is stale: {made_from[1]} makes another module'
+    assert re.search(rf'#\|\s*default_exp {name}\s*$', first,
+                     re.M), f'{name}.py is stale: {made_from[1]} makes another module'
 
 
 @each_module
-def test_module_has_a_subtitle(name): assert ast.get_docstring(ast.parse((PACKAGE/f'{name}.py').read_text(encoding='utf-8')))
+def test_module_has_a_subtitle(name):
+    assert ast.get_docstring(ast.parse((PACKAGE/f'{name}.py').read_text(encoding='utf-8')))
 
 
 def test_every_module_imports_without_network_and_cuda():
@@ -69,7 +72,8 @@ def test_every_module_imports_without_network_and_cuda():
 
 @pytest.mark.parametrize('name', ['', '.config', '.cli'])
 def test_light_imports_stay_light(name):
-    assert python(f'import sys, dreamfusion_nb{name}; print([m for m in ("torch", "diffusers", "numba", "matplotlib") if m in sys.modules])') == '[]'
+    assert python(f'import sys, dreamfusion_nb{name}; print([m for m in ("torch", "diffusers", "numba", "matplotlib") '
+                  f'if m in sys.modules])') == '[]'
 
 
 def test_public_names():
@@ -91,7 +95,8 @@ def test_notebook_is_clean(path):
         for output in cell['outputs']:
             assert output['output_type'] != 'error', f'saved error in {cell["id"]}'
             kinds = output.get('data', {}).keys()
-            assert not any('widget' in kind for kind in kinds) or any(kind.startswith('image/') for kind in kinds), f'a widget without a still in {cell["id"]}'
+            assert not any('widget' in kind for kind in kinds) or any(kind.startswith('image/')
+                for kind in kinds), f'a widget without a still in {cell["id"]}'
 
 
 def most_lines(cell):
@@ -108,9 +113,11 @@ def test_notebook_is_small(path):
     for cell in cells(path, 'code'):
         assert len(cell['source']) <= most_lines(cell), f'cell {cell["id"]} has {len(cell["source"])} lines'
         for output in cell['outputs']:
-            pictures = [base64.b64decode(''.join(data)) for kind, data in output.get('data', {}).items() if kind in ('image/png', 'image/jpeg')]
+            pictures = [base64.b64decode(''.join(data))
+                        for kind, data in output.get('data', {}).items() if kind in ('image/png', 'image/jpeg')]
             # IPython keeps a PIL picture twice, as PNG and JPEG
-            assert not pictures or min(map(len, pictures)) <= 60_000, f'a picture of {min(map(len, pictures))} bytes in {cell["id"]}'
+            assert not pictures or min(map(len,
+                pictures)) <= 60_000, f'a picture of {min(map(len, pictures))} bytes in {cell["id"]}'
 
 
 @each_notebook
@@ -138,7 +145,8 @@ def imports(path):
 
 def test_developers_packages_are_told_from_users():
     assert {'fastcore', 'nbdev', 'pytest', 'playwright'} <= set(newcomer.developers_modules())
-    assert {'torch', 'numpy', 'nbclient', 'ipykernel', 'matplotlib-inline', 'jupyterlab'} <= set(newcomer.users_packages())
+    assert {'torch', 'numpy', 'nbclient', 'ipykernel', 'matplotlib-inline',
+            'jupyterlab'} <= set(newcomer.users_packages())
 
 
 @pytest.mark.parametrize('path', sorted(newcomer.TUTORIALS.glob('*.ipynb')), ids=lambda p: p.name)
@@ -152,12 +160,15 @@ def test_tutorial_imports_only_what_a_user_has(path):
 def test_versions_agree():
     version = settings()['version']
     released = re.findall(r'^## (\d\S*)', (ROOT/'CHANGELOG.md').read_text(encoding='utf-8'), re.M)
-    assert version == dreamfusion_nb.__version__ == yaml.safe_load((ROOT/'CITATION.cff').read_text())['version'] == released[0]
+    assert version == dreamfusion_nb.__version__ == yaml.safe_load((
+        ROOT/'CITATION.cff').read_text())['version'] == released[0]
 
 
 def test_constraints_pin_every_requirement():
-    pinned = dict(line.split('==') for line in (ROOT/'constraints.txt').read_text().splitlines() if line and not line.startswith('#'))
-    wanted = [re.match(r'[\w-]+', word)[0] for key in ('requirements', 'dev_requirements') for word in shlex.split(settings()[key])]
+    pinned = dict(line.split('==') for line in (ROOT/'constraints.txt').read_text().splitlines() if line
+                  and not line.startswith('#'))
+    wanted = [re.match(r'[\w-]+', word)[0] for key in ('requirements', 'dev_requirements')
+              for word in shlex.split(settings()[key])]
     assert not set(wanted) - set(pinned)
     assert pinned['torch'] == '2.13.0'
 
@@ -180,11 +191,13 @@ def test_wheel_holds_all(tmp_path):
 # Habits
 
 YAML = sorted(path for path in ROOT.rglob('*') if path.suffix in ('.yml', '.yaml', '.cff')
-              and not {'node_modules', '_docs', '_proc', 'outputs', 'runs', '.venv', '.ci-venv'} & set(path.relative_to(ROOT).parts))
+              and not {'node_modules', '_docs', '_proc', 'outputs', 'runs', '.venv', '.ci-venv'}
+              & set(path.relative_to(ROOT).parts))
 WORKFLOWS = {path.stem: path for path in (ROOT/'.github/workflows').glob('*.yml')}
 
 
-def steps(name): return [step for job in yaml.safe_load(WORKFLOWS[name].read_text())['jobs'].values() for step in job['steps']]
+def steps(name):
+    return [step for job in yaml.safe_load(WORKFLOWS[name].read_text())['jobs'].values() for step in job['steps']]
 
 
 @pytest.mark.parametrize('path', YAML, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -197,13 +210,16 @@ def test_workflow_calls_our_script(name):
     workflow = yaml.safe_load(WORKFLOWS[name].read_text())
     assert any(step.get('run', '').startswith('bash .ci/run') for step in steps(name))
     assert workflow['permissions'] == {'contents': 'read'}
-    assert all(job['timeout-minutes'] <= 120 for job in workflow['jobs'].values() if any('run' in step for step in job['steps']))
+    assert all(job['timeout-minutes'] <= 120 for job in workflow['jobs'].values()
+               if any('run' in step for step in job['steps']))
 
 
 def test_scripts_know_the_words_of_the_workflows():
-    words = {word for name in WORKFLOWS for step in steps(name) for word in re.findall(r'bash \.ci/run (\w+)', step.get('run', ''))}
+    words = {word for name in WORKFLOWS for step in steps(name)
+             for word in re.findall(r'bash \.ci/run (\w+)', step.get('run', ''))}
     assert words == {'slow', 'docs'}
-    refused = subprocess.run(['bash', '.ci/run', 'sloww'], cwd=ROOT, env=os.environ | dict(CI_VENV=sys.prefix), capture_output=True, text=True)
+    refused = subprocess.run(['bash', '.ci/run', 'sloww'], cwd=ROOT, env=os.environ | dict(CI_VENV=sys.prefix),
+                             capture_output=True, text=True)
     assert (refused.returncode, refused.stdout, len(refused.stderr.splitlines())) == (2, '', 1)
 
 
@@ -216,7 +232,8 @@ def test_every_python_that_we_name_is_tested():
 
 def test_a_release_publishes_only_what_has_made_an_apple():
     jobs = yaml.safe_load(WORKFLOWS['release'].read_text())['jobs']
-    assert [s['run'] for s in jobs['build']['steps'] if 'bash' in s.get('run', '')] == ['bash .ci/run', 'bash .ci/release']
+    assert [s['run'] for s in jobs['build']['steps'] if 'bash' in s.get('run', '')] == ['bash .ci/run',
+        'bash .ci/release']
     assert jobs['publish']['needs'] == 'build' and jobs['publish']['permissions'] == {'id-token': 'write'}
     assert not any('password' in step.get('with', {}) for step in jobs['publish']['steps'])
 
@@ -224,5 +241,7 @@ def test_a_release_publishes_only_what_has_made_an_apple():
 def test_numba_leaves_torch_its_threads():
     "Two jobs side by side with OMP_NUM_THREADS=1 stay at one thread each: with two they wait for one another"
     code = 'import torch; from dreamfusion_nb import toybox; from dreamfusion_nb.cameras import orbit; toybox.render("a mug", orbit(2), 16); toybox.mesh("a mug", resolution=8); print(torch.get_num_threads())'
-    env = {k: v for k, v in os.environ.items() if k != 'NUMBA_NUM_THREADS'} | dict(OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
-    assert subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, check=True).stdout.split() == ['1']
+    env = {k: v for k, v in os.environ.items() if k != 'NUMBA_NUM_THREADS'} | dict(OMP_NUM_THREADS='1',
+        PYTHONPATH=str(ROOT))
+    assert subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True,
+                          check=True).stdout.split() == ['1']

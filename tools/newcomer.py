@@ -46,7 +46,8 @@ NotebookClient(book, timeout=1200, kernel_name='python3', resources=dict(metadat
 
 def copy_of_the_tree(folder):
     "The files that git knows or would take, so that a build leaves nothing in the checkout"
-    listed = subprocess.run(['git', 'ls-files', '-z', '-co', '--exclude-standard'], cwd=ROOT, check=True, capture_output=True).stdout
+    listed = subprocess.run(['git', 'ls-files', '-z', '-co', '--exclude-standard'], cwd=ROOT, check=True,
+                            capture_output=True).stdout
     for name in filter(None, listed.decode().split('\0')):
         if name.startswith('nbs/') or not (ROOT/name).is_file(): continue
         target = folder/'tree'/name
@@ -71,7 +72,8 @@ def top_levels(dist):
     return {path.parts[0] for path in dist.files or [] if path.parts[0] not in ('..', '__pycache__')}
 
 
-def modules_of(dist): return {n.split('.')[0] for n in top_levels(dist) if not n.endswith(('.dist-info', '.pth', '.libs'))}
+def modules_of(dist):
+    return {n.split('.')[0] for n in top_levels(dist) if not n.endswith(('.dist-info', '.pth', '.libs'))}
 
 
 def developers_modules():
@@ -92,14 +94,16 @@ def make_environment(folder):
     "The newcomer's Python, in an empty folder"
     subprocess.run([sys.executable, '-m', 'venv', '--without-pip', folder], check=True)
     python = folder/'bin/python'
-    where = subprocess.run([python, '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))'], check=True, capture_output=True, text=True)
+    where = subprocess.run([python, '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))'], check=True,
+                           capture_output=True, text=True)
     site, users = Path(where.stdout.strip()), users_packages().values()
     shared = Counter(name for dist in users for name in top_levels(dist))
     for dist in users:
         for name in top_levels(dist):
             if shared[name] == 1: link(Path(dist.locate_file(name)).resolve(), site/name)
         for path in dist.files:
-            if shared[path.parts[0]] > 1 and '__pycache__' not in path.parts: link(Path(dist.locate_file(path)).resolve(), site/path)
+            if shared[path.parts[0]] > 1 and '__pycache__' not in path.parts:
+                link(Path(dist.locate_file(path)).resolve(), site/path)
     with zipfile.ZipFile(build_wheel(folder)) as wheel: wheel.extractall(site)
     return python
 
@@ -118,7 +122,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('notebooks', nargs='*', type=Path)
     parser.add_argument('--workers', type=int, default=2)
-    parser.add_argument('--env', type=Path, help='make the environment here and keep it; one that exists is used as it is')
+    parser.add_argument('--env', type=Path,
+                        help='make the environment here and keep it; one that exists is used as it is')
     args = parser.parse_args()
     paths = [path.absolute() for path in args.notebooks] or sorted(TUTORIALS.glob('*.ipynb'))
     with tempfile.TemporaryDirectory() as scratch:
@@ -130,7 +135,8 @@ def main():
         with ThreadPoolExecutor(args.workers) as pool:
             for path, (ok, seconds, said) in zip(paths, pool.map(lambda path: run(python, path, absent), paths)):
                 failed += not ok
-                print(f'{"ok  " if ok else "FAIL"} {seconds:6.1f}s  {path.name}' + ('' if ok else f'\n{said}'), flush=True)
+                print(f'{"ok  " if ok else "FAIL"} {seconds:6.1f}s  {path.name}' + ('' if ok else f'\n{said}'),
+                      flush=True)
     print(f'{len(paths) - failed} passed, {failed} failed')
     sys.exit(bool(failed))
 
