@@ -1,11 +1,13 @@
-"""What each choice of the default preset does to the scores, one change at a time, on prompts for tuning (never the held-out ones).
+"""What each choice of the default preset does to the scores, one change at a time, on prompts for tuning (never the
+held-out ones).
 
-    python benchmarks/ablation.py [--only NAME ...] [--prompts seen12] [--count 12] [--seeds 0] [--jobs 2] [--work outputs/ablation] [--out benchmarks/results/NAME.json]
+    python benchmarks/ablation.py [--only NAME ...] [--prompts seen12] [--count 12] [--seeds 0] [--jobs 2]
+        [--work outputs/ablation] [--out benchmarks/results/NAME.json]
 
-Every variant is a benchmark of its own (`dreamfusion_nb.benchmark.benchmark`) in a folder below --work, so that an interrupted ablation goes on, and a variant that is
-added later runs alone. The result file holds the summary and the per-prompt scores of every variant that is finished, and beside it lies a picture with a row of
-results for each; notebook 21b_ablation reads both.
-"""
+Every variant is a benchmark of its own (`dreamfusion_nb.benchmark.benchmark`) in a folder below --work, so that an
+interrupted ablation goes on, and a variant that is added later runs alone. The result file holds the summary and the
+per-prompt scores of every variant that is finished, and beside it lies a picture with a row of results for each;
+notebook 21b_ablation reads both."""
 import argparse
 import json
 import os
@@ -27,8 +29,10 @@ VARIANTS = {
     'scale 20': ('twice as strong at the start', ('guidance_scale=20',)),
     'w = 1 - a': ("DreamFusion's own weighting", ('guidance.weighting=sds',)),
     'no first part': ('lower noise from the first step', ('guidance.t_range_first=null',)),
-    'noise from .5': ('no first part, but a higher start', ('guidance.t_range=[.5,.98]', 'guidance.t_range_first=null')),
-    'all noise levels': ('no schedule of t', ('guidance.t_range=[.02,.98]', 'guidance.t_range_end=null', 'guidance.t_range_first=null')),
+    'noise from .5': ('no first part, but a higher start',
+                      ('guidance.t_range=[.5,.98]', 'guidance.t_range_first=null')),
+    'all noise levels': ('no schedule of t', ('guidance.t_range=[.02,.98]', 'guidance.t_range_end=null',
+                                              'guidance.t_range_first=null')),
     'low noise at once': ('detail may come first', ('guidance.t_range=[.02,.98]', 'guidance.t_range_first=null')),
     'high noise to the end': ('', ('guidance.t_range_end=[.02,.58]',)),
     'annealed t': ('HiFA, one path down', ('guidance.timesteps=annealed',)),
@@ -62,9 +66,11 @@ def folder_of(work, name, seed): return Path(work)/f'{name.replace(" ", "-").rep
 
 
 def write_sheet(path, work, names, seed, view=2, most=6):
-    "A row for each variant whose folder is still there, its first prompts in colour and without, seen from one side; returns the names of the rows"
+    """A row for each variant whose folder is still there, its first prompts in colour and without, seen from one side;
+    returns the names of the rows"""
     names = [n for n in names if (folder_of(work, n, seed)/'scores.json').exists()]
-    rows = [[v[view] for f in sorted(folder_of(work, n, seed).glob('[0-9]*'))[:most] for v in read_views(f)] for n in names]
+    rows = [[v[view] for f in sorted(folder_of(work, n, seed).glob('[0-9]*'))[:most] for v in read_views(f)]
+            for n in names]
     tmp = path.with_name('sheet.tmp.png')
     image_grid([picture for row in rows for picture in row], len(rows[0]), pad=0).quantize(128).save(tmp)
     os.replace(tmp, path)
@@ -95,8 +101,10 @@ def main():
             benchmark(prompts, folder, overrides=[*overrides, f'seed={seed}'], jobs=o.jobs)
             scores = json.loads((folder/'scores.json').read_text())
             entry = found['variants'].setdefault(name, dict(asks=asks, overrides=list(overrides), seeds={}))
-            entry['seeds'][str(seed)] = dict(summary=scores['summary'], rows=scores['rows'], r_color=scores['r_color']['each'], r_geometry=scores['r_geometry']['each'])
-            found |= origin() | dict(pictured=write_sheet(out.with_suffix('.png'), o.work, found['variants'], o.seeds[0]))
+            entry['seeds'][str(seed)] = dict(summary=scores['summary'], rows=scores['rows'],
+                                             r_color=scores['r_color']['each'], r_geometry=scores['r_geometry']['each'])
+            found |= origin() | dict(pictured=write_sheet(out.with_suffix('.png'), o.work, found['variants'],
+                                                          o.seeds[0]))
             write_json(out, found)
             print(f'{name}, seed {seed}: {json.dumps(scores["summary"])} ({time.time() - began:.0f} s)', flush=True)
 

@@ -1,9 +1,11 @@
-"""What a dashboard costs: a run as StepDashboard drives it, and steps that are pressed one by one, against bare Trainer.step(); and what stays in memory after thousands of steps.
+"""What a dashboard costs: a run as StepDashboard drives it, and steps that are pressed one by one, against bare
+Trainer.step(); and what stays in memory after thousands of steps.
 
     python benchmarks/dashboard.py [--steps 200] [--rounds 3] [--long 2000]
 
-All three do the same number of steps of the toybox preset, in turns, and the ratios of their medians are printed, by the clock and by the processor's time, which other jobs do not disturb. The dashboard has no page to draw in: what a browser does, it does in another process.
-"""
+All three do the same number of steps of the toybox preset, in turns, and the ratios of their medians are printed, by
+the clock and by the processor's time, which other jobs do not disturb. The dashboard has no page to draw in: what a
+browser does, it does in another process."""
 import argparse
 import asyncio
 import gc
@@ -54,9 +56,11 @@ def main():
     plain = Trainer(config)
     dashboard, by_hand = (StepDashboard(Trainer(config, plain.guidance)) for _ in range(2))
     bare(plain, 20), asyncio.run(driven(dashboard, 20)), pressed(by_hand, 20)
-    rounds = [(bare(plain, o.steps), asyncio.run(driven(dashboard, o.steps)), pressed(by_hand, o.steps)) for _ in range(o.rounds)]
+    rounds = [(bare(plain, o.steps), asyncio.run(driven(dashboard, o.steps)), pressed(by_hand, o.steps))
+              for _ in range(o.rounds)]
     for name, step, run, press in zip(('clock', 'processor'), *np.median(rounds, axis=0)):
-        print(f'by the {name}: Trainer.step {step*1e3:.0f} ms, in a dashboard\'s run {run*1e3:.0f} ms: {run/step:.2f} times, pressed {press*1e3:.0f} ms: {press/step:.2f} times')
+        print(f'by the {name}: Trainer.step {step*1e3:.0f} ms, in a dashboard\'s run {run*1e3:.0f} ms: {run/step:.2f} '
+              f'times, pressed {press*1e3:.0f} ms: {press/step:.2f} times')
     by_hand.close()
     print(f'{len(dashboard.driver.frames)} frames shown of {dashboard.trainer.step_count} steps', flush=True)
     process, sizes = psutil.Process(), []
@@ -66,7 +70,9 @@ def main():
         gc.collect()
         kept = sum(len(picture) for frame in dashboard.driver.frames for picture in frame.pictures.values())
         sizes.append((dashboard.trainer.step_count, len(dashboard.driver.frames), kept, process.memory_info().rss))
-    for step, frames, kept, rss in sizes: print(f'step {step}: {frames} frames (at most {MAX_FRAMES}), {kept/1e6:.2f} MB of pictures, process {rss/1e6:.0f} MB')
+    for step, frames, kept, rss in sizes:
+        print(f'step {step}: {frames} frames (at most {MAX_FRAMES}), {kept/1e6:.2f} MB of pictures, process '
+              f'{rss/1e6:.0f} MB')
 
 
 if __name__ == '__main__': main()

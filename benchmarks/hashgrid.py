@@ -2,13 +2,15 @@
 
     python benchmarks/hashgrid.py [--points 131072] [--rounds 5] [--threads 2]
 
-Both compute the same thing from the same inputs, with the same number of threads: features of random points, then the gradient of the tables, freshly allocated,
-as a training step does it. The torch side is the definition in `dreamfusion_nb.hashgrid`: one loop over levels, all points and corners of a level at once,
-`index_select` (its backward, `index_add_`, was the fastest of torch's gathers here). Times beside other jobs mean little; the ratio holds.
+Both compute the same thing from the same inputs, with the same number of threads: features of random points, then the
+gradient of the tables, freshly allocated, as a training step does it. The torch side is the definition in
+`dreamfusion_nb.hashgrid`: one loop over levels, all points and corners of a level at once, `index_select` (its
+backward, `index_add_`, was the fastest of torch's gathers here). Times beside other jobs mean little; the ratio holds.
 """
 import os
 
-os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # torch's threads then sleep rather than spin: beside another job that is a hundred times fairer to torch
+# torch's threads then sleep rather than spin: beside another job that is a hundred times fairer to torch
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 import argparse
 import statistics
@@ -19,7 +21,8 @@ import torch
 from dreamfusion_nb.hashgrid import HashGrid
 
 SETTINGS = {'16 levels x 2, 2^19 entries, 16 to 2048': dict(),
-            '8 levels x 2, 2^15 entries, 8 to 96 (toybox)': dict(n_levels=8, log2_hashmap_size=15, base_resolution=8, per_level_scale=12**(1/7))}
+            '8 levels x 2, 2^15 entries, 8 to 96 (toybox)': dict(n_levels=8, log2_hashmap_size=15, base_resolution=8,
+                per_level_scale=12**(1/7))}
 
 
 def step(grid, backend, x, weight):
@@ -38,7 +41,8 @@ def main():
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     g = torch.Generator().manual_seed(0)
-    print(f'{a.points:,} random points, forward + backward, {a.threads} threads, median of {a.rounds} rounds taken in turns')
+    print(f'{a.points:,} random points, forward + backward, {a.threads} threads, median of {a.rounds} rounds taken in '
+          f'turns')
     for name, kw in SETTINGS.items():
         grid = HashGrid(**kw, generator=g)
         x = torch.rand(a.points, 3, generator=g)
@@ -52,7 +56,8 @@ def main():
             for b in times: times[b].append(step(grid, b, x, weights[b]))
         (nw, nc), (tw, tc) = ([statistics.median(t) for t in zip(*times[b])] for b in times)
         ratio = statistics.median(t[0]/n[0] for n, t in zip(times['numba'], times['torch']))
-        print(f'{name}:  numba {nw:.4f} s (processor {nc:.4f} s)   torch {tw:.4f} s (processor {tc:.4f} s)   torch/numba {ratio:.1f}')
+        print(f'{name}:  numba {nw:.4f} s (processor {nc:.4f} s)   torch {tw:.4f} s (processor {tc:.4f} s)   '
+              f'torch/numba {ratio:.1f}')
 
 
 if __name__ == '__main__': main()

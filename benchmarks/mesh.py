@@ -2,8 +2,8 @@
 
     python benchmarks/mesh.py [--size 512] [--resolution 64] [--faces 20000] [--rounds 10] [--threads 2]
 
-The surface is that of a bumpy ball, `--resolution` is that of its tetrahedra, and the field has the networks of preset toybox. A step is forward and backward of one lit picture. Times beside other jobs mean little.
-"""
+The surface is that of a bumpy ball, `--resolution` is that of its tetrahedra, and the field has the networks of preset
+toybox. A step is forward and backward of one lit picture. Times beside other jobs mean little."""
 import argparse
 import resource
 import statistics
@@ -42,7 +42,8 @@ def main():
     for resolution in (32, 64, 128):
         took, (vertices, tets) = seconds(lambda: tet_grid(resolution))
         print(f'grid at {resolution}: {took:.2f} s, {len(vertices):,} vertices, {len(tets):,} tetrahedra')
-    renderer = make_renderer(preset('toybox-dmtet').replace({'renderer.grid_resolution': a.resolution, 'nerf.bound': 1}), torch.Generator().manual_seed(0))
+    renderer = make_renderer(preset('toybox-dmtet').replace({'renderer.grid_resolution': a.resolution,
+                                                             'nerf.bound': 1}), torch.Generator().manual_seed(0))
     renderer.init_from_sphere(.8)
     with torch.no_grad(): renderer.sdf += .2*torch.sin(20*renderer.grid).sum(1)
     camera = orbit(1, elevation=20, radius=3.2, fovy=32.)
@@ -53,11 +54,13 @@ def main():
         return out
     step()
     took, out = seconds(step, a.rounds)
-    print(f'step at {a.size}x{a.size} without guidance, forward and backward: {took:.2f} s in the median of {a.rounds}, {len(out.faces):,} faces, {out.opacity.mean():.0%} of the picture covered; '
+    print(f'step at {a.size}x{a.size} without guidance, forward and backward: {took:.2f} s in the median of '
+          f'{a.rounds}, {len(out.faces):,} faces, {out.opacity.mean():.0%} of the picture covered; '
           f'memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024/1e9:.2f} GB at most')
     mesh = renderer.mesh()
     took, few = seconds(lambda: decimate(mesh, a.faces))
-    print(f'decimated from {len(mesh.faces):,} to {len(few.faces):,} faces: {took:.2f} s, {"closed" if few.is_watertight else "open"}')
+    print(f'decimated from {len(mesh.faces):,} to {len(few.faces):,} faces: {took:.2f} s, '
+          f'{"closed" if few.is_watertight else "open"}')
     took, flat = seconds(lambda: unwrap(few, 600))
     print(f'unwrapped: {took:.1f} s')
     took, _ = seconds(lambda: bake(flat, lambda x, n: renderer.field.albedo(x), 1024))

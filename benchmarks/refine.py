@@ -1,9 +1,10 @@
 """What the mesh stage does to the scores: every prompt as a NeRF, then refined, both scored against the truth.
 
-    python benchmarks/refine.py [--prompts heldout24] [--jobs 2] [--work outputs/refine] [--out benchmarks/results/refine.json]
+    python benchmarks/refine.py [--prompts heldout24] [--jobs 2] [--work outputs/refine] [--out
+        benchmarks/results/refine.json]
 
-Interrupted, the same command goes on. Beside the result file lies a picture, read by notebook 21c_refine: some prompts as NeRFs and as meshes, in colour and without.
-"""
+Interrupted, the same command goes on. Beside the result file lies a picture, read by notebook 21c_refine: some prompts
+as NeRFs and as meshes, in colour and without."""
 import argparse
 import json
 import os

@@ -1,16 +1,23 @@
-"""Where the time of a training step goes, part by part, with the toybox preset at 64x64; and the Numba hash grid against plain torch.
+"""Where the time of a training step goes, part by part, with the toybox preset at 64x64; and the Numba hash grid
+against plain torch.
 
-    python benchmarks/step.py [--steps 100] [--rounds 64] [--threads 2] [--guidance toybox] [--start FOLDER] [--trim] [--out table.json] [key=value ...]
+    python benchmarks/step.py [--steps 100] [--rounds 64] [--threads 2] [--guidance toybox] [--start FOLDER] [--trim]
+        [--out table.json] [key=value ...]
 
-A real trainer does `--steps` steps first, so that the field and its occupancy are those of a run, then twice `--rounds` more: in turns of 16, from one refresh of the
-occupancy grid to the next, without and with a clock in every part. The clock is exclusive: a part's time leaves out the parts inside it, so that the column adds up to the
-step; only `visible`, the first pass that finds the samples worth asking, and `grid update` hold all that they call. `wall` is time that passed, `cpu` the processor
-time of all threads together. Times beside other jobs mean little, the walls least of all.
+A real trainer does `--steps` steps first, so that the field and its occupancy are those of a run, then twice `--rounds`
+more: in turns of 16, from one refresh of the occupancy grid to the next, without and with a clock in every part. The
+clock is exclusive: a part's time leaves out the parts inside it, so that the column adds up to the step; only
+`visible`, the first pass that finds the samples worth asking, and `grid update` hold all that they call. `wall` is time
+that passed, `cpu` the processor time of all threads together. Times beside other jobs mean little, the walls least of
+all.
 
-Preset dreamfusion takes hours to form an object on a CPU. Its networks form one in minutes under the settings of preset toybox; then its own steps are measured:
+Preset dreamfusion takes hours to form an object on a CPU. Its networks form one in minutes under the settings of preset
+toybox; then its own steps are measured:
 
-    dreamfusion "a hamburger" --out formed --seed 2023 iters=500 update_extra_interval=4 data.train.width=32 data.train.height=32 renderer.max_steps=128 nerf.bound=1 \\
-        nerf.n_levels=16 nerf.log2_hashmap_size=19 nerf.base_resolution=16 nerf.desired_resolution=2048 nerf.hidden_dims=64 nerf.n_hidden_layers=2 nerf.blob_density=5 nerf.density_bias=0
+    dreamfusion "a hamburger" --out formed --seed 2023 iters=500 update_extra_interval=4 data.train.width=32 \\
+        data.train.height=32 renderer.max_steps=128 nerf.bound=1 nerf.n_levels=16 nerf.log2_hashmap_size=19 \\
+        nerf.base_resolution=16 nerf.desired_resolution=2048 nerf.hidden_dims=64 nerf.n_hidden_layers=2 \\
+        nerf.blob_density=5 nerf.density_bias=0
     python benchmarks/step.py --preset dreamfusion --steps 16 --rounds 32 resume_from_checkpoint=formed
 """
 import argparse
@@ -27,7 +34,8 @@ from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
 
-WAITS = {k: os.environ[k] for k in ('OMP_NUM_THREADS', 'NUMBA_NUM_THREADS', 'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT', 'NUMBA_THREADING_LAYER') if k in os.environ}
+WAITS = {k: os.environ[k] for k in ('OMP_NUM_THREADS', 'NUMBA_NUM_THREADS', 'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT',
+                                    'NUMBA_THREADING_LAYER') if k in os.environ}
 
 import numba
 import torch
@@ -36,7 +44,8 @@ from hashgrid import step as hashgrid_step
 
 from dreamfusion_nb import Trainer, field, hashgrid, load_config, raymarch
 
-PARTS = ('march', 'visible', 'encode', 'nets', 'composite', 'VAE encode', 'UNet', 'VAE backward', 'composite backward', 'nets backward', 'encode backward', 'optimiser', 'grid update', 'rest')
+PARTS = ('march', 'visible', 'encode', 'nets', 'composite', 'VAE encode', 'UNet', 'VAE backward', 'composite backward',
+         'nets backward', 'encode backward', 'optimiser', 'grid update', 'rest')
 
 
 class Clock:
@@ -93,7 +102,8 @@ def put_clocks(clock, trainer):
     "A clock in every part of the step"
     clock.wrap(raymarch, 'march', 'march')
     clock.wrap(raymarch, 'visible', 'visible')
-    for module, name in ((hashgrid, 'encode'), (field, 'nets'), (raymarch, 'composite')): clock.wrap_functions(module, name)
+    for module, name in ((hashgrid, 'encode'), (field, 'nets'), (raymarch, 'composite')):
+        clock.wrap_functions(module, name)
     clock.wrap(trainer.guidance, 'predict_noise', 'UNet')
     clock.wrap(trainer.optimizer, 'step', 'optimiser')
     clock.wrap(trainer.renderer, 'update', 'grid update')
@@ -124,8 +134,10 @@ def measure(trainer, rounds):
             before, began, cpu = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter(), time.process_time()
             record = trainer.step()
             after = resource.getrusage(resource.RUSAGE_SELF)
-            plain.append(dict(wall=time.perf_counter() - began, cpu=time.process_time() - cpu, faults=after.ru_minflt - before.ru_minflt,
-                system=after.ru_stime - before.ru_stime, shading=record.look.shading, samples=len(record.render.weights)))
+            plain.append(dict(wall=time.perf_counter() - began, cpu=time.process_time() - cpu,
+                              faults=after.ru_minflt - before.ru_minflt,
+                system=after.ru_stime - before.ru_stime, shading=record.look.shading,
+                samples=len(record.render.weights)))
     return clock.steps, plain
 
 
@@ -134,20 +146,26 @@ def milliseconds(values): return f'{statistics.median(values)*1e3:9.1f}{min(valu
 
 def table(steps, plain, interval):
     "The parts, one a line"
-    lines = [f'{"part":22}{"wall: median":>14}{"min":>9}{"cpu: median":>14}{"min":>9}   ms; share of the step in cpu time']
+    lines = [f'{"part":22}{"wall: median":>14}{"min":>9}{"cpu: median":>14}{"min":>9}   ms; share of the step in cpu '
+             f'time']
     total = sum(step[part][1] for step in steps for part in PARTS)
     for part in PARTS:
-        found = [step[part] for step in steps if part in step and step[part][0] > 1e-5] if part == 'grid update' else [step[part] for step in steps if part in step]
+        found = [step[part] for step in steps if part in step
+                 and step[part][0] > 1e-5] if part == 'grid update' else [step[part] for step in steps if part in step]
         if not found: continue
         wall, cpu = zip(*found)
         note = f'   once in {interval} steps' if part == 'grid update' else ''
         lines.append(f'{part:22}     {milliseconds(wall)}     {milliseconds(cpu)}   {sum(cpu)/total:6.1%}{note}')
-    rows = {'whole step, clocked': [[sum(p[i] for p in step.values()) for i in (0, 1)] for step in steps], 'whole step': [(p['wall'], p['cpu']) for p in plain]}
-    for shading in sorted({p['shading'] for p in plain}): rows[f'  {shading}'] = [(p['wall'], p['cpu']) for p in plain if p['shading'] == shading]
+    rows = {'whole step, clocked': [[sum(p[i] for p in step.values()) for i in (0, 1)] for step in steps],
+            'whole step': [(p['wall'], p['cpu']) for p in plain]}
+    for shading in sorted({p['shading'] for p in plain}):
+        rows[f'  {shading}'] = [(p['wall'], p['cpu']) for p in plain if p['shading'] == shading]
     for name, found in rows.items():
         wall, cpu = zip(*found)
-        lines.append(f'{name:22}     {milliseconds(wall)}     {milliseconds(cpu)}   mean {statistics.mean(wall)*1e3:.1f} and {statistics.mean(cpu)*1e3:.1f}, {len(found)} steps')
-    lines.append(f'page faults a step: {statistics.median(p["faults"] for p in plain):.0f}; system time: {statistics.mean(p["system"] for p in plain)*1e3:.1f} ms; '
+        lines.append(f'{name:22}     {milliseconds(wall)}     {milliseconds(cpu)}   mean '
+                     f'{statistics.mean(wall)*1e3:.1f} and {statistics.mean(cpu)*1e3:.1f}, {len(found)} steps')
+    lines.append(f'page faults a step: {statistics.median(p["faults"] for p in plain):.0f}; system time: '
+                 f'{statistics.mean(p["system"] for p in plain)*1e3:.1f} ms; '
                  f'samples: {statistics.median(p["samples"] for p in plain):.0f}')
     return lines
 
@@ -163,7 +181,8 @@ def hashgrid_ratio(points=131072, rounds=5):
     median = {b: [statistics.median(t[i][k] for t in times) for k in (0, 1)] for i, b in enumerate(('numba', 'torch'))}
     ratios = [statistics.median(t[1][k]/t[0][k] for t in times) for k in (0, 1)]
     return [f'hash grid, {points:,} points, forward + backward, {name}:',
-            *(f'  {b}: {wall:.3f} s (cpu {cpu:.3f} s)' for b, (wall, cpu) in median.items()), f'  torch/numba: {ratios[0]:.1f} (cpu {ratios[1]:.1f})']
+            *(f'  {b}: {wall:.3f} s (cpu {cpu:.3f} s)' for b, (wall, cpu) in median.items()),
+            f'  torch/numba: {ratios[0]:.1f} (cpu {ratios[1]:.1f})']
 
 
 def validation(trainer, step):
@@ -174,7 +193,8 @@ def validation(trainer, step):
         trainer.validate()
         seconds = time.perf_counter() - began
     trainer.folder = None
-    return f'a validation: {seconds:.2f} s' + (f'; every {every} steps that is {seconds/(every*step):.1%} of the run' if every else '')
+    return f'a validation: {seconds:.2f} s' + (f'; every {every} steps that is {seconds/(every*step):.1%} of the run'
+                                               if every else '')
 
 
 def memory(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024/1e9
@@ -195,7 +215,8 @@ def machine():
     try: model = next(line.split(':')[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name'))
     except (OSError, StopIteration): model = platform.processor()
     load = os.getloadavg()[0] if hasattr(os, 'getloadavg') else float('nan')
-    return (f'device cpu, {model}, {os.cpu_count()} cores, load {load:.1f}; torch {torch.__version__} with {torch.get_num_threads()} threads, '
+    return (f'device cpu, {model}, {os.cpu_count()} cores, load {load:.1f}; torch {torch.__version__} with '
+            f'{torch.get_num_threads()} threads, '
             f'numba {numba.__version__} with {numba.get_num_threads()} threads; {WAITS or ""}').rstrip('; ')
 
 
@@ -205,7 +226,8 @@ def main():
     p.add_argument('--rounds', type=int, default=64, help='measured steps with the clock, and as many without')
     p.add_argument('--threads', type=int, help='of torch and Numba (default: as many as there are cores)')
     p.add_argument('--guidance', default='toybox', help='toybox, or a Stable Diffusion folder')
-    p.add_argument('--start', metavar='FOLDER', help='measure on from the newest checkpoint of a run instead, with the settings of that run')
+    p.add_argument('--start', metavar='FOLDER',
+                   help='measure on from the newest checkpoint of a run instead, with the settings of that run')
     p.add_argument('--prompt', default='a hamburger')
     p.add_argument('--preset', default='toybox')
     p.add_argument('--trim', action='store_true', help="tell glibc to keep freed memory, for comparison")
@@ -229,11 +251,14 @@ def main():
     # the measured steps lie in the lit part of the run, which costs most
     trainer.config = trainer.config.replace(dict(latent_iter_ratio=0, albedo_iter_ratio=0))
     steps, plain = measure(trainer, a.rounds)
-    more = [f'preset {a.preset}, {trainer.config.data.train.width}x{trainer.config.data.train.height}, after {a.steps} steps; occupied cells {trainer.renderer.grid.occupancy:.1%}',
-            *table(steps, plain, trainer.config.renderer.update_interval), validation(trainer, statistics.median(p['wall'] for p in plain)), f'memory: {memory():.2f} GB at most', *hashgrid_ratio()]
+    more = [f'preset {a.preset}, {trainer.config.data.train.width}x{trainer.config.data.train.height}, after {a.steps} '
+            f'steps; occupied cells {trainer.renderer.grid.occupancy:.1%}',
+            *table(steps, plain, trainer.config.renderer.update_interval), validation(trainer,
+                statistics.median(p['wall'] for p in plain)), f'memory: {memory():.2f} GB at most', *hashgrid_ratio()]
     print(*more, sep='\n')
     if a.out:
-        with open(a.out, 'w') as f: json.dump(dict(lines=lines + more, parts=[dict(step) for step in steps], steps=plain), f, indent=1)
+        with open(a.out, 'w') as f:
+            json.dump(dict(lines=lines + more, parts=[dict(step) for step in steps], steps=plain), f, indent=1)
 
 
 if __name__ == '__main__': main()

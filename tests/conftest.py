@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 # A run of seconds, with every part of the real one
-CHEAP = {'iters': 12, 'checkpoint.every_n_train_steps': 4, 'data.train.width': 24, 'data.train.height': 24, 'data.val.width': 16, 'data.val.height': 16, 'data.test.width': 16,
-         'data.test.height': 16, 'data.test.size': 4, 'renderer.grid_resolution': 16, 'renderer.max_steps': 32, 'renderer.update_interval': 4,
+CHEAP = {'iters': 12, 'checkpoint.every_n_train_steps': 4, 'data.train.width': 24, 'data.train.height': 24,
+         'data.val.width': 16, 'data.val.height': 16, 'data.test.width': 16,
+         'data.test.height': 16, 'data.test.size': 4, 'renderer.grid_resolution': 16, 'renderer.max_steps': 32,
+         'renderer.update_interval': 4,
          'nerf.n_levels': 3, 'nerf.log2_hashmap_size': 10, 'nerf.desired_resolution': 24, 'nerf.hidden_dims': 8}
 # and of the mesh stage after it, which takes its networks from there
 MESH = {k: v for k, v in CHEAP.items() if not k.startswith('nerf.')} | {'iters': 10}
@@ -24,11 +26,15 @@ def write_pipeline(folder, seed=0):
     from dreamfusion_nb.prior import make_tokenizer, new_scheduler, new_text_encoder
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
-    vae = AutoencoderTiny(encoder_block_out_channels=(8,)*3, decoder_block_out_channels=(8,)*3, num_encoder_blocks=(0, 1, 1), num_decoder_blocks=(1, 1, 1),
+    vae = AutoencoderTiny(encoder_block_out_channels=(8,)*3, decoder_block_out_channels=(8,)*3,
+                          num_encoder_blocks=(0, 1, 1), num_decoder_blocks=(1, 1, 1),
         latent_channels=4, upsampling_scaling_factor=2)
-    unet = UNet2DConditionModel(sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1, cross_attention_dim=16,
-        down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'), up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D'), attention_head_dim=4, norm_num_groups=4)
-    pipe = StableDiffusionPipeline(vae=vae, text_encoder=new_text_encoder(tokenizer, 16), tokenizer=tokenizer, unet=unet, scheduler=new_scheduler(),
+    unet = UNet2DConditionModel(sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16),
+                                layers_per_block=1, cross_attention_dim=16,
+        down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'), up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D'),
+        attention_head_dim=4, norm_num_groups=4)
+    pipe = StableDiffusionPipeline(vae=vae, text_encoder=new_text_encoder(tokenizer, 16), tokenizer=tokenizer,
+                                   unet=unet, scheduler=new_scheduler(),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     pipe.save_pretrained(folder)
     return Path(folder)
@@ -62,7 +68,8 @@ def refined(cloud, model):
 
 def snapshot(folder):
     "Every path below a folder, with the bytes of the files"
-    return {path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None for path in sorted(Path(folder).rglob('*'))}
+    return {path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
+            for path in sorted(Path(folder).rglob('*'))}
 
 
 def assert_same_with_a_break(straight, broken, model, at):
@@ -76,5 +83,6 @@ def assert_same_with_a_break(straight, broken, model, at):
     assert mended.step_count == at and mended.config == broken.config
     mended.fit()
     assert mended.step_count == straight.step_count and mended.history == straight.history
-    for name, value in straight.renderer.state_dict().items(): assert torch.equal(value, mended.renderer.state_dict()[name]), name
+    for name, value in straight.renderer.state_dict().items():
+        assert torch.equal(value, mended.renderer.state_dict()[name]), name
     assert torch.equal(straight.generator.get_state(), mended.generator.get_state())

@@ -1,8 +1,10 @@
-"""A place where runs may die: `python crash.py PIPELINE` reads jobs from stdin, one JSON a line, and runs each in a child process.
+"""A place where runs may die: `python crash.py PIPELINE` reads jobs from stdin, one JSON a line, and runs each in a
+child process.
 
-A job: {"out": folder, "given": arguments of train, "at": n, "after": seconds, "limit": bytes}. The child kills itself with SIGKILL just before it changes the folder for the
-n-th time, leaving half of what it was about to write; or it is killed after some seconds; or no file may grow beyond the limit, as on a full disk.
-The answer: {"signal": number, "said": text, "changes": n, "last": change}. One process for all saves the imports."""
+A job: {"out": folder, "given": arguments of train, "at": n, "after": seconds, "limit": bytes}. The child kills itself
+with SIGKILL just before it changes the folder for the n-th time, leaving half of what it was about to write; or it is
+killed after some seconds; or no file may grow beyond the limit, as on a full disk. The answer: {"signal": number,
+"said": text, "changes": n, "last": change}. One process for all saves the imports."""
 import json
 import os
 import resource
@@ -37,7 +39,8 @@ def child(job, pipe, train, checkpoints, model, save):
         if event == 'open' and below(args[0]) and isinstance(args[1], str) and set(args[1]) & set('wax+'):
             change('write', args[0], lambda: half(args[0], 'ab' if 'a' in args[1] else 'wb'))
         elif event in ('os.rename', 'os.mkdir') and below(args[0]): change(event, args[0], lambda: None)
-        elif event in ('os.remove', 'os.rmdir') and (args[1] >= 0 or below(args[0])): change(event, args[0], lambda: None)
+        elif event in ('os.remove', 'os.rmdir') and (args[1] >= 0 or below(args[0])):
+            change(event, args[0], lambda: None)
         elif event == 'subprocess.Popen':    # ffmpeg
             for path in filter(below, args[1]): change('film', path, lambda path=path: half(path))
 

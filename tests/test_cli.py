@@ -11,7 +11,8 @@ from dreamfusion_nb import cli
 COMMAND = [sys.executable, '-c', 'import sys; from dreamfusion_nb.cli import main; sys.exit(main())']
 
 
-@pytest.mark.parametrize('words, code', [('--help', 0), ('', 2), ('"a mug" --itres 9', 2), ('"a mug" iters=none', 2), ('"a mug" --config nowhere.yaml', 2)])
+@pytest.mark.parametrize('words, code', [('--help', 0), ('', 2), ('"a mug" --itres 9', 2), ('"a mug" iters=none', 2),
+                                         ('"a mug" --config nowhere.yaml', 2)])
 def test_answers_at_once(words, code):
     def processor_time(): return sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
     times = []
@@ -22,7 +23,8 @@ def test_answers_at_once(words, code):
     assert min(times) < .5
 
 
-@pytest.mark.parametrize('words', ['"a mug" --seed 3 lr=5e-3 --out x guidance_scale=50', 'lr=5e-3 "a mug"', '--out x "a mug" lr=5e-3 --seed 3', '--seed=3 -- "a mug" lr=5e-3'])
+@pytest.mark.parametrize('words', ['"a mug" --seed 3 lr=5e-3 --out x guidance_scale=50', 'lr=5e-3 "a mug"',
+                                   '--out x "a mug" lr=5e-3 --seed 3', '--seed=3 -- "a mug" lr=5e-3'])
 def test_words_in_any_order(words, monkeypatch, capsys):
     ran = []
     monkeypatch.setattr(cli, '_run', lambda args, config, later, seen: ran.append((args, config)))
@@ -39,9 +41,11 @@ def test_keys_of_the_mesh_stage(monkeypatch, capsys):
     "refine.key=value is checked before anything is trained, and goes to the mesh stage with its type"
     ran = []
     monkeypatch.setattr(cli, '_run', lambda args, config, later, seen: ran.append((config, later)))
-    assert cli.main(['a mug', '--refine', '--iters', '7', 'refine.iters=9', 'refine.renderer.lock_geometry=true', 'lr=5e-3']) == 0
+    assert cli.main(['a mug', '--refine', '--iters', '7', 'refine.iters=9', 'refine.renderer.lock_geometry=true',
+                     'lr=5e-3']) == 0
     (config, later), = ran
     assert (config.iters, config.optim.lr, later) == (7, .005, {'iters': 9, 'renderer.lock_geometry': True})
-    for words, what in ((['refine.iters=9'], 'needs --refine'), (['--refine', 'refine.itres=9'], 'did you mean'), (['--refine', 'refine.iters=0'], 'iters')):
+    for words, what in ((['refine.iters=9'], 'needs --refine'), (['--refine', 'refine.itres=9'], 'did you mean'),
+                        (['--refine', 'refine.iters=0'], 'iters')):
         assert cli.main(['a mug', *words]) == 2 and what in capsys.readouterr().err
     assert len(ran) == 1

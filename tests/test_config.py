@@ -1,4 +1,5 @@
-"What a newcomer meets of the configuration: other words for keys, how it shows itself, what Tab offers, notices, folders"
+"""What a newcomer meets of the configuration: other words for keys, how it shows itself, what Tab offers, notices,
+folders"""
 import subprocess
 import sys
 import warnings
@@ -21,9 +22,12 @@ def error_of(f, *args, **options):
 
 
 @pytest.mark.parametrize('word, key', [
-    ('steps', 'iters'), ('num_steps', 'iters'), ('n_iter', 'iters'), ('epochs', 'iters'), ('learning_rate', 'optim.lr'), ('cfg', 'guidance_scale'),
-    ('cfg_scale', 'guidance_scale'), ('scale', 'guidance_scale'), ('negative', 'negative_prompt'), ('resolution', 'data.train.width'),
-    ('image_size', 'data.train.height'), ('width', 'data.train.width'), ('optimizer', 'optim.name'), ('elevation', 'theta_range'),
+    ('steps', 'iters'), ('num_steps', 'iters'), ('n_iter', 'iters'), ('epochs', 'iters'), ('learning_rate', 'optim.lr'),
+    ('cfg', 'guidance_scale'),
+    ('cfg_scale', 'guidance_scale'), ('scale', 'guidance_scale'), ('negative', 'negative_prompt'),
+    ('resolution', 'data.train.width'),
+    ('image_size', 'data.train.height'), ('width', 'data.train.width'), ('optimizer', 'optim.name'),
+    ('elevation', 'theta_range'),
     ('model', 'guidance.name'), ('output_dir', '--out'), ('guidance_scal', 'guidance_scale'), ('lrr', 'optim.lr')])
 def test_other_words_lead_to_the_key(word, key):
     assert key in error_of(Config().replace, f'{word}=400')
@@ -38,7 +42,8 @@ def test_synonyms_are_no_keys_and_lead_to_keys():
     assert len(words) == len(set(words))
 
 
-@pytest.mark.parametrize('changes', [{}, {'prompt': 'no: 1', 'iters': 3}, {'nerf.bound': 1.5, 'lambda_2d_normal_smooth': [0, 0.1, 1, 500]}])
+@pytest.mark.parametrize('changes', [{}, {'prompt': 'no: 1', 'iters': 3},
+                                     {'nerf.bound': 1.5, 'lambda_2d_normal_smooth': [0, 0.1, 1, 500]}])
 @pytest.mark.parametrize('name', ['toybox', 'dreamfusion-dmtet'])
 def test_configuration_shows_what_differs(name, changes):
     config = preset(name).replace(changes)
@@ -49,7 +54,8 @@ def test_configuration_shows_what_differs(name, changes):
 
 def test_configuration_as_a_table():
     page = Config(prompt='a <b>mug</b>', iters=7)._repr_html_()
-    assert '<td style="text-align:left">a &lt;b&gt;mug&lt;/b&gt;</td>' in page and '<details>' in page and 'guidance_scale' in page
+    assert ('<td style="text-align:left">a &lt;b&gt;mug&lt;/b&gt;</td>' in page and '<details>' in page
+            and 'guidance_scale' in page)
     assert 'guidance_scale' not in page.split('<details>')[0]
 
 
@@ -63,19 +69,22 @@ def tab():
     shell.user_ns.update(train=train, config=Config(), preset=preset, load_config=load_config)
 
     def offered(text):
-        with provisionalcompleter(): return [text[:found.start] + found.text for found in shell.Completer.completions(text, len(text))]
+        with provisionalcompleter():
+            return [text[:found.start] + found.text for found in shell.Completer.completions(text, len(text))]
     return offered
 
 
 @pytest.mark.parametrize('text, wanted', [
-    ('train("a mug", guidance_s', 'guidance_scale='), ('train("a mug",\n    ite', 'iters='), ('train("a mug", preset="qu', 'quality'),
-    ("train('a mug', kind='", 'csd'), ('train("a mug", export_video=', 'True'), ('config.optim.name = "', 'adan'), ('preset("toybox-d', 'toybox-dmtet'),
-    ('config.nerf.bl', 'blob_density'), ('train("a mug", preset=', "'quality'")])
+    ('train("a mug", guidance_s', 'guidance_scale='), ('train("a mug",\n    ite', 'iters='),
+    ('train("a mug", preset="qu', 'quality'),
+    ("train('a mug', kind='", 'csd'), ('train("a mug", export_video=', 'True'), ('config.optim.name = "', 'adan'),
+    ('preset("toybox-d', 'toybox-dmtet'), ('config.nerf.bl', 'blob_density'), ('train("a mug", preset=', "'quality'")])
 def test_tab(tab, text, wanted): assert any(found.endswith(wanted) for found in tab(text)), tab(text)
 
 
 @pytest.mark.parametrize('text', ['print(guidance_s', 'guidance_s', '"train(guidance_s', '# train(guidance_s'])
-def test_tab_offers_keys_only_where_they_are_taken(tab, text): assert not any('guidance_scale=' in found for found in tab(text))
+def test_tab_offers_keys_only_where_they_are_taken(tab, text):
+    assert not any('guidance_scale=' in found for found in tab(text))
 
 
 def test_every_short_name_is_a_key():
@@ -83,7 +92,8 @@ def test_every_short_name_is_a_key():
     assert len(short_names()) > 80
 
 
-@pytest.mark.parametrize('text', ['', '(', ')', "train('", 'train(**{"nerf.', 'a[train(', '# train(', 'x = """train(', '\\', "'\\"])
+@pytest.mark.parametrize('text', ['', '(', ')', "train('", 'train(**{"nerf.', 'a[train(', '# train(', 'x = """train(',
+                                  '\\', "'\\"])
 def test_half_a_line_is_no_error(text): assert isinstance(suggestions(text, {})[1], list)
 
 
@@ -103,7 +113,8 @@ def test_notice_quotes_no_source():
         warnings.simplefilter('always')
         for _ in range(2): notice('one thing')
     assert [str(w.message) for w in told] == ['one thing']*2 and {w.category for w in told} == {UserWarning}
-    assert warnings.formatwarning(told[0].message, told[0].category, told[0].filename, told[0].lineno) == 'dreamfusion_nb:1: UserWarning: one thing\n'
+    assert warnings.formatwarning(told[0].message, told[0].category, told[0].filename,
+                                  told[0].lineno) == 'dreamfusion_nb:1: UserWarning: one thing\n'
 
 
 def test_key_without_effect_quotes_no_source():
@@ -121,7 +132,8 @@ def test_folder_that_can_be_written_stays_as_it_was(tmp_path):
 
 def test_folder_that_cannot_be_written(tmp_path):
     (tmp_path/'file').touch()
-    for folder, words in ((tmp_path/'file', 'is a file'), (tmp_path/'file/a/b', 'is a file'), (Path('/proc/mug'), 'cannot be written'), (tmp_path/('x'*300), 'cannot'),
+    for folder, words in ((tmp_path/'file', 'is a file'), (tmp_path/'file/a/b', 'is a file'),
+                          (Path('/proc/mug'), 'cannot be written'), (tmp_path/('x'*300), 'cannot'),
                           (tmp_path/'a\0b', 'zero byte'), (tmp_path/'\udcff'/'\ud800', 'cannot')):
         line = error_of(check_folder, folder)
         assert words in line and '--out' in line or 'zero byte' in line

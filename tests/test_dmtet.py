@@ -49,7 +49,8 @@ def renderer(resolution=16, **options):
 @pytest.mark.parametrize('resolution, usual', [(32, 6_641), (64, 36_562), (128, 277_000)])
 def test_as_many_vertices_as_the_usual_files(resolution, usual):
     vertices, tets = tet_grid(resolution)
-    assert abs(len(vertices)/usual - 1) < .12 and tets.max() == len(vertices) - 1 and len(tets.unique()) == len(vertices)
+    assert abs(len(vertices)/usual
+               - 1) < .12 and tets.max() == len(vertices) - 1 and len(tets.unique()) == len(vertices)
 
 
 def share_inside(sdf):
@@ -97,9 +98,11 @@ def test_gradients_of_the_surface():
     for i in range(0, len(vertices), 7):
         step = torch.zeros_like(sdf)
         step[i] = 1e-6
-        assert by_s[i].item() == pytest.approx((value(vertices, sdf + step) - value(vertices, sdf - step)).item()/2e-6, rel=1e-4, abs=1e-5)
+        assert by_s[i].item() == pytest.approx((value(vertices, sdf + step) - value(vertices, sdf - step)).item()/2e-6,
+                                               rel=1e-4, abs=1e-5)
         move = step[:, None]*torch.tensor([0., 1, 0])
-        assert by_v[i, 1].item() == pytest.approx((value(vertices + move, sdf) - value(vertices - move, sdf)).item()/2e-6, rel=1e-4, abs=1e-5)
+        assert by_v[i, 1].item() == pytest.approx((value(vertices + move, sdf)
+                                                   - value(vertices - move, sdf)).item()/2e-6, rel=1e-4, abs=1e-5)
 
 
 def test_nothing_to_cut():
@@ -111,7 +114,8 @@ def test_nothing_to_cut():
 
 # Beginnings
 
-@pytest.mark.parametrize('mesh', [trimesh.creation.icosphere(3, .6), trimesh.creation.box((.8, .5, .9)), trimesh.creation.torus(.5, .2), trimesh.creation.capsule(.5, .3)],
+@pytest.mark.parametrize('mesh', [trimesh.creation.icosphere(3, .6), trimesh.creation.box((.8, .5, .9)),
+                                  trimesh.creation.torus(.5, .2), trimesh.creation.capsule(.5, .3)],
     ids=['ball', 'box', 'torus', 'capsule'])
 @pytest.mark.parametrize('turned', [False, True])
 def test_begins_with_a_mesh(mesh, turned):
@@ -120,7 +124,8 @@ def test_begins_with_a_mesh(mesh, turned):
     made = renderer(64)
     made.init_from_mesh(mesh)
     found = made.mesh()
-    assert found.is_watertight and found.euler_number == mesh.euler_number and found.volume == pytest.approx(mesh.volume, rel=.03)
+    assert (found.is_watertight and found.euler_number == mesh.euler_number
+            and found.volume == pytest.approx(mesh.volume, rel=.03))
     far = distance_to_mesh(np.asarray(found.vertices), mesh, .2)
     assert far.mean() < .03*made.spacing and far.max() < .5*made.spacing
 
@@ -148,7 +153,8 @@ def test_begins_with_a_cloud():
     made.init_from_density(lambda x: 40*torch.exp(-(x - torch.tensor([.1, 0, -.1])).square().sum(1)/.08), threshold=10)
     radius = math.sqrt(.08*math.log(4))
     found = made.mesh()
-    assert np.linalg.norm(found.vertices - [.1, 0, -.1], axis=1) == pytest.approx(radius, abs=.01) and found.is_watertight
+    assert np.linalg.norm(found.vertices - [.1, 0, -.1], axis=1) == pytest.approx(radius,
+        abs=.01) and found.is_watertight
     # a cloud that reaches the border is cut off there
     made.init_from_density(lambda x: 5 + x[:, 0], threshold=4.5)
     assert made.mesh().is_watertight
@@ -168,9 +174,11 @@ def test_a_checkpoint_holds_the_shape():
 # Pictures
 
 def test_light_on_a_ball_by_hand():
-    "Albedo times ambient + (1 - ambient) times the cosine, with the normal of a ball, in every pixel inside the outline"
+    """Albedo times ambient + (1 - ambient) times the cosine, with the normal of a ball, in every pixel inside the
+    outline"""
     made = renderer(64)
-    camera, light = orbit(2, elevation=20, fovy=30., azimuth_start=10), torch.nn.functional.normalize(torch.tensor([[1., 2, 1], [-1, .5, .2]]), dim=1)
+    camera = orbit(2, elevation=20, fovy=30., azimuth_start=10)
+    light = torch.nn.functional.normalize(torch.tensor([[1., 2, 1], [-1, .5, .2]]), dim=1)
     out = made(camera, 48, 48, shading='lambertian', light=light, ambient=.25)
     origin, direction = (v.view(2, 48, 48, 3) for v in rays(camera, 48, 48))
     b = (origin*direction).sum(-1)
@@ -186,12 +194,14 @@ def test_light_on_a_ball_by_hand():
     assert (out.depth[:, 0] - t)[well].abs().max() < .01
     assert (out.normal.permute(0, 2, 3, 1) - normal)[well].abs().max() < .08
     empty = inner < -.04
-    assert (out.image.permute(0, 2, 3, 1)[empty] == 1).all() and not out.opacity[:, 0][empty].any() and (out.opacity[:, 0][well] == 1).all()
+    assert (out.image.permute(0, 2, 3, 1)[empty] == 1).all() and not out.opacity[:,
+        0][empty].any() and (out.opacity[:, 0][well] == 1).all()
 
 
 def test_shadings_and_backgrounds():
     made, cameras = renderer(), orbit(3)
-    pictures = {s: made(cameras, 20, 24, shading=s, ambient=.3).image for s in ('albedo', 'textureless', 'lambertian', 'normal')}
+    pictures = {s: made(cameras, 20, 24, shading=s, ambient=.3).image
+                for s in ('albedo', 'textureless', 'lambertian', 'normal')}
     for a in pictures.values(): assert a.shape == (3, 3, 20, 24) and 0 <= a.min() and a.max() <= 1
     assert torch.allclose(pictures['textureless'][:, 0], pictures['textureless'][:, 2])
     colors = torch.tensor([[1., 0, 0], [0, 1, 0], [0, 0, 1]])
@@ -199,11 +209,14 @@ def test_shadings_and_backgrounds():
 
 
 def test_gradients_of_pictures():
-    "Numbers of the grid by finite differences of a weighted sum of the picture, light and outlines; the texture gets its own and does not pull"
+    """Numbers of the grid by finite differences of a weighted sum of the picture, light and outlines; the texture gets
+    its own and does not pull"""
     made, camera = renderer(8).double(), orbit(1, elevation=25, fovy=25.)
     for name in ('c2w', 'fovy', 'azimuth', 'polar', 'radius'): setattr(camera, name, getattr(camera, name).double())
     weight = torch.randn(3, 32, 32, generator=gen(), dtype=torch.float64)
-    def value(shading='textureless'): return (made(camera, 32, 32, shading=shading, light=torch.tensor([0., .6, .8]), ambient=.2).image[0]*weight).sum()
+    def value(shading='textureless'):
+        return (made(camera, 32, 32, shading=shading, light=torch.tensor([0., .6, .8]),
+                     ambient=.2).image[0]*weight).sum()
     value('lambertian').backward()
     assert made.field.net.weight.grad.abs().max() > .01
     made.zero_grad()
@@ -278,7 +291,8 @@ def test_fewer_triangles_stay_closed():
     assert mesh.is_watertight and mesh.area_faces.min() < 1e-8
     for faces in (20_000, 10_000, 3000, 500):
         few = decimate(mesh, faces)
-        assert few.is_watertight and few.is_winding_consistent and .75*faces <= len(few.faces) <= faces and few.volume == pytest.approx(mesh.volume, rel=.05)
+        assert (few.is_watertight and few.is_winding_consistent and .75*faces <= len(few.faces) <= faces
+                and few.volume == pytest.approx(mesh.volume, rel=.05))
         assert few.visual.vertex_colors.shape == (len(few.vertices), 4)
 
 
@@ -288,21 +302,25 @@ def test_a_budget_of_triangles_is_kept(caption):
     mesh = toybox.mesh(caption, resolution=64)
     for faces in (5000, 1500, 400, 100):
         few = decimate(mesh, faces)
-        welded = trimesh.Trimesh(few.vertices, few.faces)    # as a file is read; a bench of a hundred triangles stands on the tips of its legs
-        assert .3*faces < len(few.faces) <= faces and few.is_watertight and few.volume > 0 and (welded.is_watertight or (caption, faces) == ('a bench', 100))
+        # as a file is read; a bench of a hundred triangles stands on the tips of its legs
+        welded = trimesh.Trimesh(few.vertices, few.faces)
+        assert .3*faces < len(few.faces) <= faces and few.is_watertight and few.volume > 0 and (welded.is_watertight
+            or (caption, faces) == ('a bench', 100))
         assert distance_to_mesh(few.vertices, mesh, .2).max() < .1
     paint = {tuple(c) for c in mesh.visual.vertex_colors.tolist()}
     assert {tuple(c) for c in few.visual.vertex_colors.tolist()} <= paint
 
 
 def test_quadrics_alone_would_not_do():
-    found = [by_quadrics(toybox.mesh(caption, resolution=64), n) for caption, n in (('a mug', 400), ('a lamp', 40), ('a teapot', 100))]
+    found = [by_quadrics(toybox.mesh(caption, resolution=64), n)
+             for caption, n in (('a mug', 400), ('a lamp', 40), ('a teapot', 100))]
     assert None in found
 
 
 def test_too_few_triangles():
     "Said, with the number that can be had, and it can"
-    sponge = trimesh.util.concatenate([trimesh.creation.icosphere(2, radius=.1).apply_translation(p) for p in np.random.default_rng(0).uniform(-1, 1, (40, 3))])
+    sponge = trimesh.util.concatenate([trimesh.creation.icosphere(2, radius=.1).apply_translation(p)
+                                       for p in np.random.default_rng(0).uniform(-1, 1, (40, 3))])
     with pytest.raises(ConfigError, match='are too few for this shape') as said: by_short_edges(sponge, 4)
     nearest = int(str(said.value).split()[-1])
     assert 4 < nearest < len(sponge.faces) and by_short_edges(sponge, nearest).is_watertight
@@ -339,7 +357,8 @@ def test_winding_that_is_no_winding():
     with pytest.raises(ConfigError, match='all wound the same way'): by_short_edges(mixed, 100)
 
 
-@pytest.mark.parametrize('make', [lambda: trimesh.creation.box((1, 1, 1)), lambda: trimesh.creation.icosphere(0, radius=.5)])
+@pytest.mark.parametrize('make', [lambda: trimesh.creation.box((1, 1, 1)),
+                                  lambda: trimesh.creation.icosphere(0, radius=.5)])
 @pytest.mark.parametrize('resolution', [16, 56])
 def test_a_mesh_on_the_vertices_of_the_grid(make, resolution):
     "Faces of the box lie on lattice points at 56; triangles without an area came of it"

@@ -39,7 +39,8 @@ def pages(site): return {path: Page(path) for path in site.rglob('*.html')}
 
 def test_every_notebook_has_its_page(site):
     for path in (ROOT/'nbs').rglob('*.ipynb'):
-        if '.ipynb_checkpoints' not in path.parts: assert (site/path.relative_to(ROOT/'nbs').with_suffix('.html')).exists(), path
+        if '.ipynb_checkpoints' not in path.parts:
+            assert (site/path.relative_to(ROOT/'nbs').with_suffix('.html')).exists(), path
 
 
 def test_links_lead_somewhere(pages):
@@ -64,7 +65,8 @@ def test_every_public_function_says_what_it_does(site):
     silent = []
     for path in sorted((ROOT/'dreamfusion_nb').glob('*.py')):
         if path.stem.startswith('_'): continue
-        module, page = importlib.import_module(f'dreamfusion_nb.{path.stem}'), (site/'api'/f'{path.stem}.html').read_text(encoding='utf-8')
+        module = importlib.import_module(f'dreamfusion_nb.{path.stem}')
+        page = (site/'api'/f'{path.stem}.html').read_text(encoding='utf-8')
         for name in getattr(module, '__all__', []):
             assert f'id="{name}"' in page, (path.stem, name)
             found = getattr(module, name)
@@ -81,7 +83,8 @@ def test_every_parameter_means_something():
         if path.stem.startswith('_'): continue
         module = importlib.import_module(f'dreamfusion_nb.{path.stem}')
         found = [getattr(module, name) for name in getattr(module, '__all__', [])]
-        for obj in (o for o in found if inspect.isfunction(o) or inspect.isclass(o) and not hasattr(o, '__dataclass_fields__')):
+        for obj in (o for o in found if inspect.isfunction(o) or inspect.isclass(o)
+                    and not hasattr(o, '__dataclass_fields__')):
             silent += [f'{path.stem}.{obj.__name__}: {name}' for name, _, meaning in docs.parameters(obj)
                        if not meaning and name not in ('_', 'args', 'kwargs', 'options', 'overrides')]
     assert not silent

@@ -20,14 +20,17 @@ from dreamfusion_nb.export import bake, decimate, unwrap, write_mesh, write_vide
 
 def mesh_config(cloud, **options):
     nerf = {k: v for k, v in cloud.config.flat().items() if k.startswith('nerf.')}
-    return load_config('toybox-dmtet', nerf | dict(prompt='a hamburger', resume_from_checkpoint=str(cloud.folder)) | MESH | options)
+    return load_config('toybox-dmtet', nerf | dict(prompt='a hamburger', resume_from_checkpoint=str(cloud.folder))
+                       | MESH | options)
 
 
 def test_refine(cloud, refined):
     assert refined.folder == cloud.folder.with_name('burger-refined') and len(refined.history) == 10
     assert {'model.glb', 'preview.png', 'turntable.mp4', 'config.yaml'} <= set(os.listdir(refined.folder))
-    assert refined.config.preset == 'toybox-dmtet' and refined.config.prompt == cloud.config.prompt and refined.config.seed == cloud.config.seed
-    assert {k: v for k, v in refined.config.flat().items() if k.startswith('nerf.')} == {k: v for k, v in cloud.config.flat().items() if k.startswith('nerf.')}
+    assert (refined.config.preset == 'toybox-dmtet' and refined.config.prompt == cloud.config.prompt
+            and refined.config.seed == cloud.config.seed)
+    assert {k: v for k, v in refined.config.flat().items() if k.startswith('nerf.')} == {k: v
+        for k, v in cloud.config.flat().items() if k.startswith('nerf.')}
     mesh = refined.mesh()
     assert mesh.is_watertight and mesh.body_count == 1 and mesh.volume > 0
     assert {'mesh_normal', 'mesh_laplacian'} <= set(refined.history[-1]) and refined.history[-1]['mesh_laplacian'] > 0
@@ -38,17 +41,21 @@ def test_refine(cloud, refined):
 def test_it_begins_with_the_shape_and_colours_of_the_cloud(cloud, model):
     trainer = Trainer(mesh_config(cloud), model)
     before, after = cloud.mesh(), trainer.renderer.mesh()
-    assert after.volume == pytest.approx(before.volume, rel=.1) and np.abs(after.bounds - before.bounds).max() < 2*trainer.renderer.spacing
-    for name, value in cloud.renderer.field.state_dict().items(): assert torch.equal(value, trainer.field.state_dict()[name])
+    assert after.volume == pytest.approx(before.volume,
+        rel=.1) and np.abs(after.bounds - before.bounds).max() < 2*trainer.renderer.spacing
+    for name, value in cloud.renderer.field.state_dict().items():
+        assert torch.equal(value, trainer.field.state_dict()[name])
 
 
 def test_read_back(refined):
     again = load(refined.folder)
-    assert isinstance(again.renderer, MeshRenderer) and again.render(30, size=48).tobytes() == refined.render(30, size=48).tobytes()
+    assert isinstance(again.renderer, MeshRenderer) and again.render(30, size=48).tobytes() == refined.render(30,
+        size=48).tobytes()
     assert (np.asarray(again.mesh().vertices) == np.asarray(refined.mesh().vertices)).all()
 
 
-@pytest.mark.parametrize('options', [{}, {'optim.name': 'adan', 'optim.betas': None, 'optim.max_grad_norm': 5., 'background.type': 'torchngp', 'loss.lambda_2d_normal_smooth': 1.}])
+@pytest.mark.parametrize('options', [{}, {'optim.name': 'adan', 'optim.betas': None, 'optim.max_grad_norm': 5.,
+                                          'background.type': 'torchngp', 'loss.lambda_2d_normal_smooth': 1.}])
 def test_resumes(options, cloud, model, tmp_path):
     config = mesh_config(cloud, **options)
     straight, broken = Trainer(config, model), Trainer(config, model, folder=tmp_path)
@@ -67,39 +74,47 @@ def test_resumes_when_the_cloud_is_gone(cloud, model, tmp_path):
     assert mended.step().step == 3
 
 
-@pytest.mark.parametrize('lock, still', [('lock_geometry', ('sdf', 'deform')), ('lock_texture', ('field.albedo_net.0.weight', 'field.encoding.params'))])
+@pytest.mark.parametrize('lock, still', [('lock_geometry', ('sdf', 'deform')),
+                                         ('lock_texture', ('field.albedo_net.0.weight', 'field.encoding.params'))])
 def test_locks(lock, still, cloud, model):
     trainer = Trainer(mesh_config(cloud, **{f'renderer.{lock}': True}), model)
     before = {k: v.clone() for k, v in trainer.renderer.state_dict().items()}
     trainer.fit(5)
     after = trainer.renderer.state_dict()
-    for name in ('sdf', 'deform', 'field.albedo_net.0.weight', 'field.encoding.params'): assert torch.equal(before[name], after[name]) == (name in still), name
+    for name in ('sdf', 'deform', 'field.albedo_net.0.weight', 'field.encoding.params'):
+        assert torch.equal(before[name], after[name]) == (name in still), name
     assert len({row['loss'] for row in trainer.history}) == 5
 
 
 def test_from_mesh_to_mesh(refined, cloud, model):
     "The shape goes on; at another resolution it begins with the surface"
     same = Trainer(mesh_config(cloud, resume_from_checkpoint=str(refined.folder)), model)
-    assert torch.equal(same.renderer.sdf, refined.renderer.sdf) and not any('surface of' in line for line in same.warm_start_report)
-    finer = Trainer(mesh_config(cloud, **{'resume_from_checkpoint': str(refined.folder), 'renderer.grid_resolution': 24}), model)
+    assert torch.equal(same.renderer.sdf, refined.renderer.sdf) and not any('surface of' in line
+        for line in same.warm_start_report)
+    finer = Trainer(mesh_config(cloud, **{'resume_from_checkpoint': str(refined.folder),
+                                          'renderer.grid_resolution': 24}), model)
     assert finer.renderer.initialised and finer.renderer.mesh().volume == pytest.approx(refined.mesh().volume, rel=.1)
     assert any('goes with the rest of the shape' in line for line in finer.warm_start_report)
 
 
 def test_without_a_cloud_it_begins_with_a_ball(model, tmp_path):
-    result = train('a hamburger', preset='toybox-dmtet', guidance=model, out=tmp_path/'ball', progress=False, **CHEAP | dict(iters=3))
+    result = train('a hamburger', preset='toybox-dmtet', guidance=model, out=tmp_path/'ball', progress=False,
+                   **CHEAP | dict(iters=3))
     assert 'began with a ball' in (tmp_path/'ball'/'log.txt').read_text() and result.mesh().is_watertight
 
 
 def test_nemos_second_page(cloud, model, tmp_path):
     "Its networks, optimiser, background, losses and schedule; smaller pictures"
-    config = preset('dreamfusion-dmtet').replace(dict(prompt='a hamburger', iters=2, **{'data.train.width': 32, 'data.train.height': 32, 'renderer.grid_resolution': 32,
+    config = preset('dreamfusion-dmtet').replace(dict(prompt='a hamburger', iters=2,
+        **{'data.train.width': 32, 'data.train.height': 32, 'renderer.grid_resolution': 32,
         'nerf.log2_hashmap_size': 12, 'guidance.name': 'toybox'}))
-    assert (config.loss.lambda_mesh_normal, config.loss.lambda_mesh_laplacian, config.latent_iter_ratio, config.background.type) == (.5, .5, 0, 'torchngp')
+    assert (config.loss.lambda_mesh_normal, config.loss.lambda_mesh_laplacian, config.latent_iter_ratio,
+            config.background.type) == (.5, .5, 0, 'torchngp')
     trainer = Trainer(config, model)
     seen = [trainer.step() for _ in range(2)]
     assert {'mesh_normal', 'mesh_laplacian', 'sds'} <= set(seen[0].losses) and seen[0].image.shape == (1, 3, 32, 32)
-    assert not torch.equal(trainer.renderer.background.net[0].weight, Trainer(config, model).renderer.background.net[0].weight)
+    assert not torch.equal(trainer.renderer.background.net[0].weight,
+                           Trainer(config, model).renderer.background.net[0].weight)
 
 
 def test_textures(cloud, refined, tmp_path, monkeypatch):
@@ -108,13 +123,15 @@ def test_textures(cloud, refined, tmp_path, monkeypatch):
     assert part.visual.material.baseColorTexture.size == (1024, 1024) and len(part.faces) == len(refined.mesh().faces)
     cloud.export(tmp_path/'few.obj', faces=200, texture=64)
     few = trimesh.load(tmp_path/'few.obj', process=False)
-    assert len(few.faces) <= 200 and few.visual.material.image.size == (64, 64) and sorted(os.listdir(tmp_path)) == ['few-albedo.png', 'few.mtl', 'few.obj']
+    assert len(few.faces) <= 200 and few.visual.material.image.size == (64,
+        64) and sorted(os.listdir(tmp_path)) == ['few-albedo.png', 'few.mtl', 'few.obj']
     # what the picture says on the surface is what the field says just beneath it
     points = torch.as_tensor(few.triangles_center - few.face_normals/64*cloud.config.nerf.bound).float()
     read = few.visual.material.to_color(few.visual.uv[few.faces].mean(1))[:, :3]/255
     assert np.abs(read - cloud.field.albedo(points).detach().numpy()).mean() < .02
     monkeypatch.setattr(result_module, 'unwrap', lambda mesh, seconds, size: None)
-    with pytest.warns(UserWarning, match='colours stay at the vertices'): cloud.export(tmp_path/'plain.glb', faces=100, texture=64)
+    with pytest.warns(UserWarning, match='colours stay at the vertices'):
+        cloud.export(tmp_path/'plain.glb', faces=100, texture=64)
 
 
 def test_the_material_of_an_obj_leaves_its_picture_alone(cloud, tmp_path):
@@ -122,7 +139,8 @@ def test_the_material_of_an_obj_leaves_its_picture_alone(cloud, tmp_path):
     cloud.export(tmp_path/'few.obj', faces=100, texture=64)
     lines = dict(line.split(' ', 1) for line in (tmp_path/'few.mtl').read_text().splitlines())
     assert lines['Kd'] == '1 1 1' and lines['Ks'] == '0 0 0' and lines['map_Kd'] == 'few-albedo.png'
-    assert f'usemtl {lines["newmtl"]}\n' in (tmp_path/'few.obj').read_text() and '\nvn ' in (tmp_path/'few.obj').read_text()
+    assert (f'usemtl {lines["newmtl"]}\n' in (tmp_path/'few.obj').read_text()
+            and '\nvn ' in (tmp_path/'few.obj').read_text())
 
 
 def test_formats_without_a_texture(cloud, tmp_path):
@@ -143,10 +161,12 @@ def test_loose_pieces(cloud, tmp_path):
 def test_videos_of_depth_and_normals(refined, cloud, tmp_path):
     import imageio.v3 as iio
     for result in (cloud, refined):
-        films = {kind: iio.imread(result.video(tmp_path/f'{kind}.mp4', n=3, height=32, kind=kind)).astype(int) for kind in ('rgb', 'depth', 'normal')}
+        films = {kind: iio.imread(result.video(tmp_path/f'{kind}.mp4', n=3, height=32, kind=kind)).astype(int)
+                 for kind in ('rgb', 'depth', 'normal')}
         assert {film.shape for film in films.values()} == {(3, 32, 32, 3)}
         depth, normal = films['depth'], films['normal']
-        assert np.abs(depth - depth.mean(-1, keepdims=True)).max() < 12 and normal.std(-1).max() > 20    # grey, and colourful
+        # grey, and colourful
+        assert np.abs(depth - depth.mean(-1, keepdims=True)).max() < 12 and normal.std(-1).max() > 20
     with pytest.raises(ConfigError, match="did you mean 'depth'"): cloud.video(tmp_path/'x.mp4', kind='dpeth')
 
 
@@ -155,10 +175,12 @@ def test_files_that_belong_together_come_together(cloud, tmp_path, monkeypatch):
     from pathlib import Path
     def refuse(*args, **options): raise PermissionError(13, 'Permission denied')
     monkeypatch.setattr(Path, 'write_text', refuse)
-    with pytest.raises(ConfigError, match='cannot write .*Permission denied'): cloud.export(tmp_path/'few.obj', faces=100, texture=64)
+    with pytest.raises(ConfigError, match='cannot write .*Permission denied'):
+        cloud.export(tmp_path/'few.obj', faces=100, texture=64)
     monkeypatch.undo()
     monkeypatch.setattr(os, 'replace', refuse)
-    with pytest.raises(ConfigError, match='cannot write .*Permission denied'): cloud.export(tmp_path/'few.glb', faces=100)
+    with pytest.raises(ConfigError, match='cannot write .*Permission denied'):
+        cloud.export(tmp_path/'few.glb', faces=100)
     assert not list(tmp_path.iterdir())
 
 
@@ -177,7 +199,8 @@ def test_a_step_that_is_not_finite_is_not_taken(cloud, model, tmp_path):
     before = {k: v.clone() for k, v in trainer.renderer.state_dict().items()}
     small_losses = trainer.regularise
     def broken(out): return small_losses(out) | dict(mesh_normal=float('nan')*out.vertices.sum())
-    def steep(out): return small_losses(out) | dict(mesh_normal=(out.vertices.sum()*0).sqrt())    # 0, with an infinite slope
+    # 0, with an infinite slope
+    def steep(out): return small_losses(out) | dict(mesh_normal=(out.vertices.sum()*0).sqrt())
     for losses, what in ((broken, 'the loss mesh_normal'), (steep, 'the gradient of')):
         trainer.regularise = losses
         with pytest.raises(ConfigError, match=f'step 1: {what}.* is not finite'): trainer.step()
@@ -198,14 +221,16 @@ def test_parameters_that_are_not_finite(name, cloud, model, tmp_path):
 
 
 def test_refine_after_a_guidance_of_ones_own(cloud):
-    with pytest.raises(ConfigError, match='made with a guidance object .LatentDiffusion.*pass it again'): cloud.refine(**MESH)
+    with pytest.raises(ConfigError, match='made with a guidance object .LatentDiffusion.*pass it again'):
+        cloud.refine(**MESH)
 
 
 def test_normal_textures(cloud, tmp_path):
     "Relief that decimation took away, beside the colours; asked for alone it brings them along"
     cloud.export(tmp_path/'few.glb', faces=100, normals=True)
     part, = trimesh.load_scene(tmp_path/'few.glb', process=False).geometry.values()
-    assert part.visual.material.normalTexture.size == part.visual.material.baseColorTexture.size == (1024, 1024) and len(part.faces) <= 100
+    assert part.visual.material.normalTexture.size == part.visual.material.baseColorTexture.size == (1024,
+        1024) and len(part.faces) <= 100
     cloud.export(tmp_path/'few.obj', faces=100, texture=64, normals=True)
     assert 'norm few-normal.png' in (tmp_path/'few.mtl').read_text() and (tmp_path/'few-normal.png').exists()
 
@@ -231,7 +256,8 @@ def test_surfaces_for_a_slider(cloud, refined):
     low, high = surfaces.range
     assert low < surfaces.auto < high
     same, auto = surfaces.mesh(), cloud.mesh(40)
-    assert np.array_equal(same.vertices, auto.vertices) and np.array_equal(same.visual.vertex_colors, auto.visual.vertex_colors)
+    assert np.array_equal(same.vertices, auto.vertices) and np.array_equal(same.visual.vertex_colors,
+        auto.visual.vertex_colors)
     volumes = [surfaces.mesh(t).volume for t in np.geomspace(low, high, 6)[1:-1]]
     assert volumes == sorted(volumes, reverse=True) and volumes[0] > volumes[-1]
     with pytest.raises(EmptyMeshError, match='no density above'): surfaces.mesh(10*high)
@@ -242,7 +268,8 @@ def test_run_modes(refined, tmp_path):
     folder = tmp_path/'mesh'
     shutil.copytree(refined.folder, folder)
     small = {'val.size': 2, 'val.width': 16, 'val.height': 16, 'test.size': 2, 'test.width': 16, 'test.height': 16}
-    for mode, names in (('validate', ['validation.png']), ('test', ['test-rgb.mp4', 'test-depth.mp4', 'test-normal.mp4'])):
+    for mode, names in (('validate', ['validation.png']),
+                        ('test', ['test-rgb.mp4', 'test-depth.mp4', 'test-normal.mp4'])):
         train('a hamburger', config=folder, out=folder, mode=mode, **small)
         for name in names: assert (folder/name).stat().st_size > 100
     train('a hamburger', config=folder, out=folder, mode='export-mesh', mesh_fname=str(tmp_path/'x.obj'))
@@ -250,8 +277,10 @@ def test_run_modes(refined, tmp_path):
 
 
 def test_what_goes_wrong(cloud, model, tmp_path):
-    with pytest.raises(ConfigError, match='already holds a finished result'): cloud.refine(guidance=model, progress=False, **MESH)
-    with pytest.raises(ConfigError, match='nothing of the field'): Trainer(mesh_config(cloud, **{'nerf.hidden_dims': 9, 'nerf.n_levels': 4}), model)
+    with pytest.raises(ConfigError, match='already holds a finished result'):
+        cloud.refine(guidance=model, progress=False, **MESH)
+    with pytest.raises(ConfigError, match='nothing of the field'):
+        Trainer(mesh_config(cloud, **{'nerf.hidden_dims': 9, 'nerf.n_levels': 4}), model)
     nowhere = load(cloud.folder)
     nowhere.folder = None
     with pytest.raises(ConfigError, match='lies in no folder'): nowhere.refine()
@@ -263,11 +292,13 @@ def test_what_goes_wrong(cloud, model, tmp_path):
     for name in tensors:
         if 'density_net' in name and name.endswith('bias'): tensors[name] -= 1e3
     save_file(tensors, part)
-    with pytest.raises(ConfigError, match='no shape to begin with'): Trainer(mesh_config(cloud, resume_from_checkpoint=str(empty)), model)
+    with pytest.raises(ConfigError, match='no shape to begin with'):
+        Trainer(mesh_config(cloud, resume_from_checkpoint=str(empty)), model)
 
 
 def test_command(pipeline, tmp_path, capfd):
-    words = ['a hamburger', '--out', str(tmp_path/'burger'), '--guidance', str(pipeline), *(f'{k}={v}' for k, v in CHEAP.items())]
+    words = ['a hamburger', '--out', str(tmp_path/'burger'), '--guidance', str(pipeline),
+             *(f'{k}={v}' for k, v in CHEAP.items())]
     assert cli.main(words) == 0
     made = (tmp_path/'burger'/'model.glb').stat().st_mtime
     assert cli.main([*words, '--refine', 'refine.iters=12', 'refine.export_video=false']) == 0
@@ -276,7 +307,8 @@ def test_command(pipeline, tmp_path, capfd):
     assert 'burger-refined/model.glb' in said.out
     rows = [json.loads(line) for line in (tmp_path/'burger-refined'/'history.jsonl').read_text().splitlines()]
     assert len(rows) == 12 and 'mesh_normal' in rows[0] and not (tmp_path/'burger-refined'/'turntable.mp4').exists()
-    assert cli.main([*words, '--refine', 'refine.iters=12', 'refine.export_video=false']) == 2 and 'already holds a finished result' in capfd.readouterr().err
+    assert cli.main([*words, '--refine', 'refine.iters=12',
+                     'refine.export_video=false']) == 2 and 'already holds a finished result' in capfd.readouterr().err
 
 
 def test_a_resumed_run_says_no_more_than_is_true(cloud, model, tmp_path):
@@ -284,7 +316,8 @@ def test_a_resumed_run_says_no_more_than_is_true(cloud, model, tmp_path):
     options = dict(guidance=model, out=tmp_path/'mesh', progress=False, **MESH)
     def stop(trainer, record):
         if trainer.step_count == 2: raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): cloud.refine(callbacks=[lambda trainer, record: trainer.save(), stop], **options)
+    with pytest.raises(KeyboardInterrupt):
+        cloud.refine(callbacks=[lambda trainer, record: trainer.save(), stop], **options)
     cloud.refine(**options)
     before, after = (tmp_path/'mesh'/'log.txt').read_text().split('resumed at step 2')
     assert 'began with the surface of' in before and 'began with' not in after and 'ball' not in before
@@ -300,9 +333,11 @@ def test_textures_of_other_makes(refined, tmp_path):
     mesh = refined.mesh()
     write_mesh(refined.textured(mesh, 64), tmp_path/'one.obj')
     write_mesh(trimesh.load(tmp_path/'one.obj', process=False), tmp_path/'two.obj')
-    pictures = [np.asarray(trimesh.load(tmp_path/name).visual.material.image.convert('RGB')) for name in ('one.obj', 'two.obj')]
+    pictures = [np.asarray(trimesh.load(tmp_path/name).visual.material.image.convert('RGB'))
+                for name in ('one.obj', 'two.obj')]
     assert (pictures[0] == pictures[1]).all()
-    for name in ('bare.obj', 'bare.ply'): assert trimesh.load(write_mesh(unwrap(mesh), tmp_path/name)).area == pytest.approx(mesh.area, rel=1e-4)
+    for name in ('bare.obj', 'bare.ply'):
+        assert trimesh.load(write_mesh(unwrap(mesh), tmp_path/name)).area == pytest.approx(mesh.area, rel=1e-4)
 
 
 def test_a_vertex_without_a_triangle_is_not_written(tmp_path):
@@ -335,7 +370,8 @@ assert open(path, 'rb').read() == before
 
 
 def test_refine_makes_a_mesh(cloud, tmp_path):
-    with pytest.raises(ConfigError, match='makes a cloud; toybox-dmtet makes'): cloud.refine(preset='toybox', out=tmp_path/'x')
+    with pytest.raises(ConfigError, match='makes a cloud; toybox-dmtet makes'):
+        cloud.refine(preset='toybox', out=tmp_path/'x')
     assert not (tmp_path/'x').exists()
 
 

@@ -11,8 +11,10 @@ import pytest
 from dreamfusion_nb.metrics import main
 
 COMMAND = [sys.executable, '-m', 'dreamfusion_nb.metrics']
-TINY = ['iters=6', 'data.train.width=24', 'data.train.height=24', 'data.val.width=16', 'data.val.height=16', 'data.test.width=16', 'data.test.height=16',
-        'data.test.size=4', 'renderer.grid_resolution=16', 'renderer.max_steps=32', 'nerf.n_levels=3', 'nerf.log2_hashmap_size=10', 'nerf.hidden_dims=8']
+TINY = ['iters=6', 'data.train.width=24', 'data.train.height=24', 'data.val.width=16', 'data.val.height=16',
+        'data.test.width=16', 'data.test.height=16',
+        'data.test.size=4', 'renderer.grid_resolution=16', 'renderer.max_steps=32', 'nerf.n_levels=3',
+        'nerf.log2_hashmap_size=10', 'nerf.hidden_dims=8']
 
 
 def run(*words, cwd):
@@ -33,7 +35,8 @@ def run(*words, cwd):
     (['--prompts', 'one.txt', '--out', 'full'], 'no benchmark of ours'),
 ])
 def test_bad_input_is_one_line_and_leaves_nothing(words, complaint, tmp_path, monkeypatch, capsys):
-    files = {'empty.txt': '# a comment\n\n', 'twice.txt': 'a duck\na mug\nA duck\n', 'unknown.txt': 'a duck\na pangolin\n', 'one.txt': 'a duck\na mug\n'}
+    files = {'empty.txt': '# a comment\n\n', 'twice.txt': 'a duck\na mug\nA duck\n',
+             'unknown.txt': 'a duck\na pangolin\n', 'one.txt': 'a duck\na mug\n'}
     for name, text in files.items(): (tmp_path/name).write_text(text)
     (tmp_path/'bytes.txt').write_bytes(b'\xff\xfe\xfa')
     (tmp_path/'noclip').mkdir()
@@ -96,7 +99,9 @@ def test_several_at_a_time_give_the_same_scores(tmp_path):
     (tmp_path/'set.txt').write_text('a duck\na red mug\n')
     env_one = dict(os.environ, OMP_NUM_THREADS='1', NUMBA_NUM_THREADS='1')
     for name, jobs in (('one', '1'), ('two', '2')):
-        done = subprocess.run([*COMMAND, '--prompts', 'set.txt', '--out', name, '--jobs', jobs, *TINY], cwd=tmp_path, env=env_one, capture_output=True, text=True, timeout=600)
+        done = subprocess.run([*COMMAND, '--prompts', 'set.txt', '--out', name, '--jobs', jobs, *TINY], cwd=tmp_path,
+                              env=env_one, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
-    rows = [[{k: v for k, v in r.items() if k != 'seconds'} for r in json.loads((tmp_path/n/'scores.json').read_text())['rows']] for n in ('one', 'two')]
+    rows = [[{k: v for k, v in r.items() if k != 'seconds'}
+             for r in json.loads((tmp_path/n/'scores.json').read_text())['rows']] for n in ('one', 'two')]
     assert rows[0] == rows[1]

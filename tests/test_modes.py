@@ -31,14 +31,16 @@ def held(folder): return {p.name: p.stat().st_mtime_ns for p in folder.iterdir()
 
 def test_validate(finished, tmp_path):
     before = held(finished.folder)
-    out = train('a hamburger', out=tmp_path/'seen', mode='validate', resume_from_checkpoint=str(finished.folder), **VIEWS)
+    out = train('a hamburger', out=tmp_path/'seen', mode='validate', resume_from_checkpoint=str(finished.folder),
+                **VIEWS)
     assert out.folder == tmp_path/'seen' and os.listdir(tmp_path/'seen') == ['validation.png']
     picture = np.array(Image.open(tmp_path/'seen'/'validation.png'))
     assert picture.shape == (3*16, 3*24, 3)
     assert held(finished.folder) == before, 'the result was touched'
     with pytest.raises(ConfigError, match='exists; choose another folder'):
         train('a hamburger', out=tmp_path/'seen', mode='validate', resume_from_checkpoint=str(finished.folder), **VIEWS)
-    train('a hamburger', out=tmp_path/'seen', mode='validate', resume_from_checkpoint=str(finished.folder), overwrite=True, **VIEWS)
+    train('a hamburger', out=tmp_path/'seen', mode='validate', resume_from_checkpoint=str(finished.folder),
+          overwrite=True, **VIEWS)
 
 
 def test_test(finished, tmp_path):
@@ -53,7 +55,8 @@ def test_test(finished, tmp_path):
 
 def test_export_mesh_by_command(finished, tmp_path, capfd):
     "B2: the mode that NeMo documents and that has never run"
-    words = ['a hamburger', '--out', str(finished.folder), 'mode=export-mesh', f'mesh_fname={tmp_path}/body.ply', 'mesh_resolution=48']
+    words = ['a hamburger', '--out', str(finished.folder), 'mode=export-mesh', f'mesh_fname={tmp_path}/body.ply',
+             'mesh_resolution=48']
     assert cli.main(words) == 0
     body = (tmp_path/'body.ply').read_bytes()
     finished.export(tmp_path/'other.ply', 48)
@@ -82,23 +85,27 @@ def test_depth_does_not_depend_on_the_view(finished):
 
 def test_validation_pictures(model, tmp_path):
     plain = train('a hamburger', guidance=model, out=tmp_path/'plain', progress=False, **CHEAP)
-    seen = train('a hamburger', guidance=model, out=tmp_path/'seen', progress=False, **CHEAP | VIEWS | {'data.val.val_check_interval': 5})
+    seen = train('a hamburger', guidance=model, out=tmp_path/'seen', progress=False,
+                 **CHEAP | VIEWS | {'data.val.val_check_interval': 5})
     assert sorted(os.listdir(tmp_path/'seen'/'validation')) == ['step-000005.png', 'step-000010.png']
     assert np.array(Image.open(tmp_path/'seen'/'validation'/'step-000010.png')).shape == (48, 72, 3)
     # looking changes nothing
     for name, v in plain.renderer.state_dict().items(): assert torch.equal(v, seen.renderer.state_dict()[name]), name
 
 
-@pytest.mark.parametrize('every,top,kept', [(4, -1, [4, 8, 12]), (4, 1, [12]), (5, 2, [10, 12]), (None, 2, [12]), (4, 0, [12])])
+@pytest.mark.parametrize('every,top,kept', [(4, -1, [4, 8, 12]), (4, 1, [12]), (5, 2, [10, 12]), (None, 2, [12]),
+                                            (4, 0, [12])])
 def test_checkpoints_kept(every, top, kept, model, tmp_path):
-    train('a hamburger', guidance=model, out=tmp_path/'result', progress=False, **CHEAP | {'checkpoint.every_n_train_steps': every, 'checkpoint.save_top_k': top})
+    train('a hamburger', guidance=model, out=tmp_path/'result', progress=False,
+          **CHEAP | {'checkpoint.every_n_train_steps': every, 'checkpoint.save_top_k': top})
     assert [int(p.name[5:]) for p in list_checkpoints(tmp_path/'result')] == kept
 
 
 def test_no_video(model, tmp_path):
     result = train('a hamburger', guidance=model, out=tmp_path/'result', progress=False, export_video=False, **CHEAP)
     assert 'turntable.mp4' not in os.listdir(result.folder)
-    with pytest.raises(ConfigError, match='finished'): train('a hamburger', guidance=model, out=tmp_path/'result', progress=False, export_video=False, **CHEAP)
+    with pytest.raises(ConfigError, match='finished'):
+        train('a hamburger', guidance=model, out=tmp_path/'result', progress=False, export_video=False, **CHEAP)
 
 
 # Longer
@@ -107,16 +114,20 @@ def test_longer(model, tmp_path):
     "Kept phases: the first steps are those of the shorter run, and the schedules go on where they ended"
     options = dict(guidance=model, out=tmp_path/'result', progress=False)
     short = train('a hamburger', **options, **CHEAP)
-    with pytest.raises(ConfigError, match="phases='keep'"): train('a hamburger', resume=True, **options, **CHEAP | dict(iters=20))
-    with pytest.raises(ConfigError, match='already holds a finished result'): train('a hamburger', **options, **CHEAP | dict(iters=20))
+    with pytest.raises(ConfigError, match="phases='keep'"):
+        train('a hamburger', resume=True, **options, **CHEAP | dict(iters=20))
+    with pytest.raises(ConfigError, match='already holds a finished result'):
+        train('a hamburger', **options, **CHEAP | dict(iters=20))
     steps = []
-    more = train('a hamburger', resume=True, phases='keep', callbacks=[lambda t, r: steps.append(r.step)], **options, **CHEAP | dict(iters=20))
+    more = train('a hamburger', resume=True, phases='keep', callbacks=[lambda t, r: steps.append(r.step)], **options,
+                 **CHEAP | dict(iters=20))
     assert steps == list(range(12, 20)) and more.history[:12] == short.history
     assert load_config(tmp_path/'result').phase_iters == 12
     straight = Trainer(load_config('toybox', CHEAP, dict(iters=20, phase_iters=12, prompt='a hamburger')), model)
     straight.fit()
     for name, v in more.renderer.state_dict().items(): assert torch.equal(v, straight.renderer.state_dict()[name]), name
-    with pytest.raises(ConfigError, match='finished'): train('a hamburger', resume=True, **options, **CHEAP | dict(iters=20, phase_iters=12))
+    with pytest.raises(ConfigError, match='finished'):
+        train('a hamburger', resume=True, **options, **CHEAP | dict(iters=20, phase_iters=12))
 
 
 def test_longer_rescales(model, tmp_path):
@@ -125,7 +136,8 @@ def test_longer_rescales(model, tmp_path):
     assert config.phase_iters is None and progress_at(12, config) == .5
 
 
-@pytest.mark.parametrize('given,says', [(dict(phases='kept', resume=True), "did you mean 'keep'"), (dict(phases='keep'), 'needs resume=True')])
+@pytest.mark.parametrize('given,says', [(dict(phases='kept', resume=True), "did you mean 'keep'"),
+                                        (dict(phases='keep'), 'needs resume=True')])
 def test_phases_that_cannot_be_meant(given, says, tmp_path):
     with pytest.raises(ConfigError, match=says): train('a hamburger', out=tmp_path/'result', **given)
 
@@ -135,7 +147,8 @@ def test_phases_that_cannot_be_meant(given, says, tmp_path):
 def test_warm_start(finished, model, tmp_path):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
-        warm = Trainer(load_config('toybox', CHEAP, {'background.type': 'torchngp', 'renderer.grid_resolution': 24, 'resume_from_checkpoint': str(finished.folder)}), model)
+        warm = Trainer(load_config('toybox', CHEAP, {'background.type': 'torchngp', 'renderer.grid_resolution': 24,
+                                                     'resume_from_checkpoint': str(finished.folder)}), model)
     assert 'background.net.0.weight (not there)' in str(said[-1].message) and 'grid.density' in str(said[-1].message)
     own = warm.renderer.state_dict()
     for name, v in finished.field.state_dict().items(): assert torch.equal(v, own[f'field.{name}']), name
@@ -144,7 +157,8 @@ def test_warm_start(finished, model, tmp_path):
 
 
 def test_warm_start_is_logged_and_needed_once(finished, model, tmp_path):
-    options = dict(guidance=model, out=tmp_path/'result', progress=False, resume_from_checkpoint=str(finished.folder/'checkpoints'/'step-000008'))
+    options = dict(guidance=model, out=tmp_path/'result', progress=False,
+                   resume_from_checkpoint=str(finished.folder/'checkpoints'/'step-000008'))
     def stop(trainer, record):
         if record.step == 9: raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt): train('a hamburger', callbacks=[stop], **options, **CHEAP)
@@ -156,9 +170,11 @@ def test_warm_start_is_logged_and_needed_once(finished, model, tmp_path):
 
 def test_warm_start_from_nothing(finished, model, tmp_path):
     for path, says in ((tmp_path, 'holds no result'), (finished.folder/'checkpoints'/'step-000009', 'holds no result')):
-        with pytest.raises(ConfigError, match=says): Trainer(load_config('toybox', CHEAP, dict(resume_from_checkpoint=str(path))), model)
+        with pytest.raises(ConfigError, match=says):
+            Trainer(load_config('toybox', CHEAP, dict(resume_from_checkpoint=str(path))), model)
     with pytest.raises(ConfigError, match='nothing of the field'):
-        Trainer(load_config('toybox', CHEAP, dict(resume_from_checkpoint=str(finished.folder), hidden_dims=16, n_levels=4)), model)
+        Trainer(load_config('toybox', CHEAP, dict(resume_from_checkpoint=str(finished.folder), hidden_dims=16,
+                                                  n_levels=4)), model)
 
 
 def test_newer_checkpoint(finished, tmp_path):

@@ -20,7 +20,8 @@ from dreamfusion_nb.cameras import (
 N = 4000
 FULL = dict(radius_range=(3., 3.5), theta_range=(45., 105.), phi_range=(-180., 180.), fovy_range=(10., 30.))
 SHAKEN = dict(jitter_center=.2, jitter_target=.2, jitter_up=.02)
-WAYS = {'plain': {}, 'stratified': dict(stratified=True), 'sphere': dict(uniform_sphere_rate=1.), 'half sphere': dict(uniform_sphere_rate=.5), 'jitter': SHAKEN,
+WAYS = {'plain': {}, 'stratified': dict(stratified=True), 'sphere': dict(uniform_sphere_rate=1.),
+        'half sphere': dict(uniform_sphere_rate=.5), 'jitter': SHAKEN,
         'all': dict(stratified=True, uniform_sphere_rate=.5, **SHAKEN)}
 
 
@@ -33,7 +34,8 @@ def cameras(request, generator): return sample_cameras(N, generator=generator, *
 
 
 def ks(values, low, high):
-    "Kolmogorov's distance of a sample from the uniform distribution, times the square root of its size; above 1.95 once in a thousand"
+    """Kolmogorov's distance of a sample from the uniform distribution, times the square root of its size; above 1.95
+    once in a thousand"""
     u = (values.sort().values.double() - low)/(high - low)
     i = torch.arange(len(u), dtype=torch.float64)/len(u)
     return (torch.maximum((u - i).abs(), (u - i - 1/len(u)).abs()).max()*len(u)**.5).item()
@@ -84,14 +86,17 @@ def test_drawn_for_every_pose(generator):
 @pytest.mark.parametrize('stratified', [False, True])
 def test_uniform_in_the_ranges(stratified, generator):
     cameras = sample_cameras(N, generator=generator, stratified=stratified, **FULL)
-    for values, (low, high) in ((cameras.radius, (3, 3.5)), (cameras.polar, (45, 105)), (cameras.azimuth, (-180, 180)), (cameras.fovy, (10, 30))): assert ks(values, low, high) < 1.95
+    for values, (low, high) in ((cameras.radius, (3, 3.5)), (cameras.polar, (45, 105)), (cameras.azimuth, (-180, 180)),
+                                (cameras.fovy, (10, 30))):
+        assert ks(values, low, high) < 1.95
 
 
 def test_uniform_on_the_hemisphere(generator):
     "By area: the height is uniform, and so is the azimuth, whatever the ranges say; mean direction half way up"
     cameras = sample_cameras(N, uniform_sphere_rate=1., theta_range=(80, 81), phi_range=(0, 1), generator=generator)
     direction = cameras.position/cameras.radius[:, None]
-    assert ks(direction[:, 1], 0, 1) < 1.95 and ks(cameras.azimuth, -180, 180) < 1.95 and ks(cameras.radius, 3, 3.5) < 1.95
+    assert ks(direction[:, 1], 0, 1) < 1.95 and ks(cameras.azimuth, -180, 180) < 1.95 and ks(cameras.radius, 3,
+        3.5) < 1.95
     assert torch.allclose(direction.mean(0), torch.tensor([0, .5, 0]), atol=.03)
     assert torch.allclose(direction.T@direction/N, torch.eye(3)/3, atol=.02)
 
@@ -100,7 +105,8 @@ def test_against_normal_directions(generator):
     "NeMo's formula, a normal vector with its height made positive, has the same distribution"
     drawn = torch.randn(N, 3, generator=generator)
     theirs = (drawn[:, 1].abs()/drawn.norm(dim=-1)).sort().values
-    ours = (torch.cos(torch.deg2rad(sample_cameras(N, uniform_sphere_rate=1., generator=generator).polar))).sort().values
+    ours = (torch.cos(torch.deg2rad(sample_cameras(N, uniform_sphere_rate=1.,
+                                                   generator=generator).polar))).sort().values
     assert (theirs - ours).abs().max() < .05
 
 
@@ -113,7 +119,8 @@ def test_one_camera_in_each_sector(generator):
 
 def test_nothing_is_drawn_for_what_is_off():
     a, b = (torch.Generator().manual_seed(1) for _ in range(2))
-    plain, off = sample_cameras(5, generator=a), sample_cameras(5, generator=b, uniform_sphere_rate=0., jitter_center=0., jitter_target=0., jitter_up=0.)
+    plain = sample_cameras(5, generator=a)
+    off = sample_cameras(5, generator=b, uniform_sphere_rate=0., jitter_center=0., jitter_target=0., jitter_up=0.)
     assert plain.c2w.equal(off.c2w) and a.get_state().equal(b.get_state())
 
 
@@ -124,7 +131,8 @@ def test_jitter_moves_by_what_it_says(generator):
     moved = (jitter(still, center=.2, generator=generator).position - still.position)
     for axis in moved.unbind(-1): assert axis.abs().max() <= .1 + 1e-6 and ks(axis, -.1, .1) < 1.95
     aimed = jitter(still, target=.2, generator=generator)
-    # the point looked at is where the axis of view passes the plane through the origin that faces the camera; its distance from there is nearly that of the noise in the plane
+    # the point looked at is where the axis of view passes the plane through the origin that faces the camera; its
+    # distance from there is nearly that of the noise in the plane
     forward = -aimed.c2w[:, :3, 2]
     passed = aimed.position + forward*(aimed.radius/(-(forward*aimed.position).sum(-1)/aimed.radius))[:, None]
     assert abs(passed.norm(dim=-1).square().mean().item()/(2*.2**2) - 1) < .1
@@ -156,13 +164,15 @@ def test_classes_follow_their_angles():
         assert azimuth[words == 0].abs().max() == angle/2
         assert azimuth[words == 2].abs().min() == (180 - angle/2 if angle < 180 else 91)
         assert (words != 3).all()
-    for angle in (0., 30., 90.): assert torch.equal(view_class(azimuth*0, azimuth.abs(), angle_overhead=angle) == 3, azimuth.abs() <= angle)
+    for angle in (0., 30., 90.):
+        assert torch.equal(view_class(azimuth*0, azimuth.abs(), angle_overhead=angle) == 3, azimuth.abs() <= angle)
 
 
 def test_weights_are_the_class_where_blending_is_off(cameras):
     for front, above in ((60., 30.), (120., 50.)):
         weights = view_weights(cameras.azimuth, cameras.polar, angle_front=front, angle_overhead=above, nearest=True)
-        assert torch.equal(weights.argmax(-1), view_class(cameras.azimuth, cameras.polar, angle_front=front, angle_overhead=above))
+        assert torch.equal(weights.argmax(-1), view_class(cameras.azimuth, cameras.polar, angle_front=front,
+                                                          angle_overhead=above))
         assert torch.equal(weights.sum(-1), torch.ones(N)) and set(weights.unique().tolist()) <= {0., 1.}
     assert VIEWS == ('front', 'side', 'back', 'overhead')
 
@@ -180,14 +190,17 @@ def test_ranges_grow():
     assert begin == dict(radius_range=(3.2, 3.2), theta_range=(90., 90.), phi_range=(0., 0.), fovy_range=(20., 20.))
     assert end == FULL == progressive_ranges(10**6, start_step=100, end_step=300, **FULL)
     for name, pair in middle.items(): assert pair == pytest.approx([(a + b)/2 for a, b in zip(begin[name], end[name])])
-    assert progressive_ranges(0, start_step=100, end_step=300, default_azimuth=90., default_polar=60., **FULL)['phi_range'] == (90., 90.)
+    assert progressive_ranges(0, start_step=100, end_step=300, default_azimuth=90., default_polar=60.,
+                              **FULL)['phi_range'] == (90., 90.)
 
 
 def test_progressive_cameras(generator):
-    spread = [sample_cameras(200, generator=generator, **progressive_ranges(step, **FULL)).azimuth.abs().max().item() for step in (0, 125, 250, 500)]
+    spread = [sample_cameras(200, generator=generator, **progressive_ranges(step, **FULL)).azimuth.abs().max().item()
+              for step in (0, 125, 250, 500)]
     assert spread[0] < 1e-4 and spread == sorted(spread) and spread[1] <= 45 and spread[3] > 170
 
 
-@pytest.mark.parametrize('given, says', [(dict(uniform_sphere_rate=1.5), 'uniform_sphere_rate'), (dict(jitter_center=-1), 'center'), (dict(jitter_up=math.nan), 'up')])
+@pytest.mark.parametrize('given, says', [(dict(uniform_sphere_rate=1.5), 'uniform_sphere_rate'),
+                                         (dict(jitter_center=-1), 'center'), (dict(jitter_up=math.nan), 'up')])
 def test_bad_values(given, says):
     with pytest.raises(ValueError, match=says): sample_cameras(2, **given)

@@ -1,4 +1,5 @@
-"Mistakes of NeMo's renderer and field (facts on its code, B8, B19 and those without a number), each with a test that it would fail"
+"""Mistakes of NeMo's renderer and field (facts on its code, B8, B19 and those without a number), each with a test that
+it would fail"""
 import subprocess
 import sys
 
@@ -29,14 +30,17 @@ class Puffs(nn.Module):
     def density_albedo_normal(self, x): return *self(x), F.normalize(x, dim=-1)
 
 
-def make_renderer(*centres, **options): return VolumeRenderer(Puffs(*centres), StaticBackground(), **dict(grid_resolution=24, max_steps=64, density_thresh=.01) | options)
+def make_renderer(*centres, **options):
+    return VolumeRenderer(Puffs(*centres), StaticBackground(),
+                          **dict(grid_resolution=24, max_steps=64, density_thresh=.01) | options)
 
 
 # B8: at evaluation the light was not gathered for each sample
 
 @pytest.mark.parametrize('shading', ['albedo', 'textureless', 'lambertian', 'normal'])
 def test_evaluation_shows_what_training_shows(shading):
-    renderer, look = make_renderer((0., 0, 0), chunk=64*50), dict(shading=shading, light=torch.eye(3)[:2], ambient=torch.tensor([.2, .7]))
+    renderer = make_renderer((0., 0, 0), chunk=64*50)
+    look = dict(shading=shading, light=torch.eye(3)[:2], ambient=torch.tensor([.2, .7]))
     renderer.update(0, generator())
     trained = renderer(orbit(2), 12, 12, **look)
     with torch.no_grad(): evaluated = renderer.eval()(orbit(2), 12, 12, **look)
@@ -47,16 +51,20 @@ def test_evaluation_shows_what_training_shows(shading):
 
 @pytest.mark.parametrize('backend', ['torch', 'numba'])
 def test_gradients_of_compositing_are_those_of_autograd(backend):
-    density, color = (torch.rand(*shape, generator=generator(), dtype=torch.float64).requires_grad_() for shape in ((30,), (30, 3)))
+    density, color = (torch.rand(*shape, generator=generator(), dtype=torch.float64).requires_grad_()
+                      for shape in ((30,), (30, 3)))
     dt = torch.rand(30, generator=generator(1), dtype=torch.float64)*.2
     t = 2 + dt.cumsum(0)
     alpha = 1 - torch.exp(-density*dt)
     weights = alpha*torch.cat([alpha.new_ones(1), torch.cumprod(1 - alpha, 0)[:-1]])
     truth = weights[:, None]*color, weights, weights*t
     seen = composite(density, color, t, dt, torch.zeros(30, dtype=torch.long), 1, backend)
-    losses = [(image.sin().sum() + opacity + depth + (w*torch.arange(30).cos()).sum() - (w*w.log2()).sum()) for image, opacity, depth, w in
-              ((truth[0].sum(0), truth[1].sum(), truth[2].sum(), weights), (seen.image[0], seen.opacity[0], seen.depth[0], seen.weights))]
-    for a, b in zip(*(torch.autograd.grad(loss, (density, color)) for loss in losses)): assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+    losses = [(image.sin().sum() + opacity + depth + (w*torch.arange(30).cos()).sum() - (w*w.log2()).sum())
+              for image, opacity, depth, w in
+              ((truth[0].sum(0), truth[1].sum(), truth[2].sum(), weights),
+               (seen.image[0], seen.opacity[0], seen.depth[0], seen.weights))]
+    for a, b in zip(*(torch.autograd.grad(loss, (density, color)) for loss in losses)):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
 # Depth was stretched from each picture's own nearest to its own farthest point
@@ -72,7 +80,8 @@ def test_depth_keeps_its_greys_when_something_else_appears():
 
 def test_normal_map_is_within_range_and_black_where_nothing_is():
     with torch.no_grad(): out = make_renderer((0., 0, 0))(orbit(1), 24, 24, return_normal=True)
-    assert normal_map(out).min() >= 0 and normal_map(out).max() <= 1 and normal_map(out)[..., 0, 0].max() < .01 and normal_map(out, 1.)[..., 0, 0].min() > .99
+    assert normal_map(out).min() >= 0 and normal_map(out).max() <= 1 and normal_map(out)[..., 0,
+        0].max() < .01 and normal_map(out, 1.)[..., 0, 0].min() > .99
 
 
 # Before the first training step the grid was empty, and pictures too
@@ -98,7 +107,8 @@ print((peaks[1] - peaks[0])//1024)
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='ru_maxrss counts other units')
 def test_a_large_picture_needs_little_more_memory_than_a_small_one():
-    run = subprocess.run([sys.executable, '-c', MEMORY], cwd=__file__.rsplit('test_nemo', 1)[0] or '.', capture_output=True, text=True, timeout=600)
+    run = subprocess.run([sys.executable, '-c', MEMORY], cwd=__file__.rsplit('test_nemo', 1)[0] or '.',
+                         capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) < 60    # MB; measured 24, and 144 when the samples of all chunks are kept
 
@@ -112,12 +122,15 @@ def test_number_of_parameters():
 
 @pytest.mark.parametrize('kind', NORMAL_TYPES)
 def test_normals_stay_in_the_box_and_live_without_points(kind):
-    field, asked = Field(HashGrid(2, 2, 8, 4, 1.5, generator=generator()), bound=2., hidden_dims=8, normal_type=kind, generator=generator()), []
+    field = Field(HashGrid(2, 2, 8, 4, 1.5, generator=generator()), bound=2., hidden_dims=8, normal_type=kind,
+                  generator=generator())
+    asked = []
     encode = field.encode
     field.encode = lambda x: asked.append(x) or encode(x)
     corner = torch.tensor([[2., 2, 2], [-2, 2, -2], [0, 0, 0]])
     for x in (corner, corner[:0]):
         density, albedo, normal = field.density_albedo_normal(x)
         (density.sum() + albedo.sum() + normal.sum()).backward()
-        assert normal.shape == x.shape and normal.isfinite().all() and all(p.grad.isfinite().all() for p in field.parameters())
+        assert normal.shape == x.shape and normal.isfinite().all() and all(p.grad.isfinite().all()
+            for p in field.parameters())
     assert max(x.abs().max().item() for x in asked if len(x)) <= 2

@@ -1,4 +1,5 @@
-"NeMo's bugs in backgrounds, shading and losses, each with a test that it would have failed (B numbers as in the project's list)"
+"""NeMo's bugs in backgrounds, shading and losses, each with a test that it would have failed (B numbers as in the
+project's list)"""
 import copy
 import inspect
 
@@ -18,7 +19,8 @@ from dreamfusion_nb.field import Field
 from dreamfusion_nb.hashgrid import HashGrid
 from dreamfusion_nb.shading import MODES, Material, shade
 
-TETRAHEDRON = torch.tensor([[1., 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]), torch.tensor([[0, 1, 2], [0, 2, 3], [0, 3, 1], [1, 3, 2]])
+TETRAHEDRON = torch.tensor([[1., 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]), torch.tensor([[0, 1, 2], [0, 2, 3],
+    [0, 3, 1], [1, 3, 2]])
 
 
 def generator(seed=0): return torch.Generator().manual_seed(seed)
@@ -45,7 +47,8 @@ each_background = pytest.mark.parametrize('name', backgrounds())
 def test_one_colour_an_image_not_a_ray(name):
     _, d = rays(orbit(1)[torch.zeros(50, dtype=torch.long)], 3, 3)     # fifty pictures from one place
     colors = backgrounds()[name](d, n_images=50, generator=generator()).view(50, 9, 3)
-    own = (colors - backgrounds()[name].eval()(d).view(50, 9, 3)).abs().amax((1, 2)) > 1e-6     # rows of a product round by their place
+    # rows of a product round by their place
+    own = (colors - backgrounds()[name].eval()(d).view(50, 9, 3)).abs().amax((1, 2)) > 1e-6
     assert (colors[own] == colors[own, :1]).all()
     if name in ('random', 'mixed'): assert 10 < own.sum() < 40 and len(colors[own, 0].unique(dim=0)) == own.sum()
     else: assert not own.any()
@@ -57,7 +60,8 @@ def test_b13_batches(name):
     together = bg(d, n_images=3, generator=generator())
     assert together.shape == d.shape and together.min() >= 0 and together.max() <= 1
     for i, alone in enumerate(d.split(20)):
-        torch.testing.assert_close(bg(alone, n_images=1, generator=generator()), together[20*i:20*i + 20], rtol=0, atol=1e-6)
+        torch.testing.assert_close(bg(alone, n_images=1, generator=generator()), together[20*i:20*i + 20], rtol=0,
+                                   atol=1e-6)
 
 
 @each_background
@@ -82,7 +86,8 @@ def test_b18_directions_are_normalised_and_mapped(name):
     assert not bg(below)[0].equal(bg(below)[1])     # unmapped, both would lie on one wall of the grid
 
 
-def test_learned_background_has_the_documented_size(): assert sum(p.numel() for p in backgrounds()['frequency'].parameters()) == 1379
+def test_learned_background_has_the_documented_size():
+    assert sum(p.numel() for p in backgrounds()['frequency'].parameters()) == 1379
 
 
 # Shading
@@ -110,9 +115,12 @@ def test_b12_nothing_is_brighter_than_its_paint():
 def test_phong_moves_with_the_eye_and_its_gradients_are_right():
     n, l = directions(2, 40).double()
     v = directions(80)[40:].double()
-    a, s, p = torch.rand(40, 3, generator=generator()).double()*.5, torch.full((3,), .3, dtype=torch.float64), torch.tensor([4.], dtype=torch.float64)
+    a = torch.rand(40, 3, generator=generator()).double()*.5
+    s = torch.full((3,), .3, dtype=torch.float64)
+    p = torch.tensor([4.], dtype=torch.float64)
     assert not shade(a, n, l, .2, 'phong', v, s, p).equal(shade(a, n, l, .2, 'phong', v.flip(0), s, p))
-    assert torch.autograd.gradcheck(lambda s, p: shade(a, n, l, .2, 'phong', v, s, p), (s.requires_grad_(), p.requires_grad_()))
+    assert torch.autograd.gradcheck(lambda s, p: shade(a, n, l, .2, 'phong', v, s, p),
+                                    (s.requires_grad_(), p.requires_grad_()))
     dark = (n*l).sum(-1) <= 0
     torch.testing.assert_close(shade(a, n, l, .2, 'phong', v, s, p)[dark], .2*a[dark])
 
@@ -126,7 +134,8 @@ def test_b17_phong_uses_every_parameter_of_its_material():
 
 def test_b17_the_learned_sky_is_in_every_graph():
     bg = MixedBackground(LearnedBackground(generator=generator()), 1.)
-    assert all(g is not None for g in torch.autograd.grad(bg(directions(8), 2, generator()).sum(), list(bg.parameters())))
+    assert all(g is not None for g in torch.autograd.grad(bg(directions(8), 2, generator()).sum(),
+                                                          list(bg.parameters())))
 
 
 # Losses
@@ -154,9 +163,11 @@ def test_mesh_losses_take_any_device_dtype_and_open_meshes():
     v, f = TETRAHEDRON
     for vertices in (v, v.double()):
         for faces in (f, f.int(), f[:3]):
-            for loss in (losses.mesh_normal, losses.mesh_laplacian): assert loss(vertices, faces).dtype == vertices.dtype
+            for loss in (losses.mesh_normal, losses.mesh_laplacian):
+                assert loss(vertices, faces).dtype == vertices.dtype
     torch.testing.assert_close(losses.mesh_normal(v, f[:3]), torch.tensor(4/3))      # borders don't count
-    torch.testing.assert_close(losses.mesh_normal(v, torch.cat([f[:2], f[2:].flip(1)])), torch.tensor(4/3))   # nor does winding
+    # nor does winding
+    torch.testing.assert_close(losses.mesh_normal(v, torch.cat([f[:2], f[2:].flip(1)])), torch.tensor(4/3))
     for loss in (losses.mesh_normal, losses.mesh_laplacian): assert loss(v, f[:0]) == 0
 
 

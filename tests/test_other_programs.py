@@ -30,7 +30,9 @@ def opened():
 
 
 def test_the_validator_finds_nothing(files, cloud, refined):
-    for path, report in zip(files, glb.validate(*files)): assert not any(report['issues'][f'num{kind}'] for kind in ('Errors', 'Warnings', 'Infos', 'Hints')), (path.name, report['issues'])
+    for path, report in zip(files, glb.validate(*files)):
+        assert not any(report['issues'][f'num{kind}'] for kind in ('Errors', 'Warnings', 'Infos', 'Hints')), (path.name,
+            report['issues'])
     for result in (cloud, refined):
         issues = glb.validate(result.folder/'model.glb')[0]['issues']
         assert (issues['numErrors'], issues['numWarnings']) == (0, 0)
@@ -43,7 +45,8 @@ def test_the_validator_would_find_something(files, tmp_path):
 
 
 def test_three_draws_what_we_draw(opened, files, cloud, refined):
-    "Four sides without light: as our own picture of the mesh before it was written, or of the baked one that is in the file"
+    """Four sides without light: as our own picture of the mesh before it was written, or of the baked one that is in
+    the file"""
     cameras = orbit(4)
     for path, mesh in zip(files, (cloud.mesh(48), refined.mesh(), None, None)):
         assert path.stem in ('colours', 'mesh') if mesh else path.stem in ('normals', 'texture')
@@ -54,7 +57,8 @@ def test_three_draws_what_we_draw(opened, files, cloud, refined):
         assert triangles == len((mesh or baked).faces)
         if mesh: continue
         # the cloud itself is soft where its mesh is sharp: the texture is in its place, and no side is mirrored
-        for a, b in zip(cloud.views(cameras, 128), theirs): assert -10*torch.log10((a - b).square().mean()) > 18, path.name
+        for a, b in zip(cloud.views(cameras, 128), theirs):
+            assert -10*torch.log10((a - b).square().mean()) > 18, path.name
 
 
 def test_a_result_folder(opened, refined, tmp_path):
@@ -63,6 +67,8 @@ def test_a_result_folder(opened, refined, tmp_path):
     folder = shutil.copytree(refined.folder, tmp_path/'mesh')
     before = set(snapshot(folder))
     found = glb.check(opened, folder, 128)
-    assert found['closed'] and found['manifold'] and found['outward'] and found['pieces'] == 1 and found['faces'] == found['drawn'] <= 50_000
+    assert (found['closed'] and found['manifold'] and found['outward'] and found['pieces'] == 1
+            and found['faces'] == found['drawn'] <= 50_000)
     assert (found['errors'], found['warnings']) == (0, 0) and min(found['psnr']) > 25
-    assert set(snapshot(folder)) - before == {'model-compared.png'} and os.path.getsize(folder/'model-compared.png') > 1000
+    assert set(snapshot(
+        folder)) - before == {'model-compared.png'} and os.path.getsize(folder/'model-compared.png') > 1000

@@ -240,7 +240,8 @@ def test_a_release_publishes_only_what_has_made_an_apple():
 
 def test_numba_leaves_torch_its_threads():
     "Two jobs side by side with OMP_NUM_THREADS=1 stay at one thread each: with two they wait for one another"
-    code = 'import torch; from dreamfusion_nb import toybox; from dreamfusion_nb.cameras import orbit; toybox.render("a mug", orbit(2), 16); toybox.mesh("a mug", resolution=8); print(torch.get_num_threads())'
+    code = ('import torch; from dreamfusion_nb import toybox; from dreamfusion_nb.cameras import orbit; '
+            'toybox.render("a mug", orbit(2), 16); toybox.mesh("a mug", resolution=8); print(torch.get_num_threads())')
     env = {k: v for k, v in os.environ.items() if k != 'NUMBA_NUM_THREADS'} | dict(OMP_NUM_THREADS='1',
         PYTHONPATH=str(ROOT))
     assert subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True,

@@ -30,14 +30,16 @@ def clip(vertices, matrices): return torch.cat([vertices, torch.ones_like(vertic
 
 def random_mesh(seed, n=40):
     "Triangles across a box, three vertices each [3n, 3] float64"
-    centre, arms = 1.6*torch.rand(n, 1, 3, generator=gen(seed), dtype=torch.float64) - .8, .5*torch.randn(n, 3, 3, generator=gen(seed + 100), dtype=torch.float64)
+    centre = 1.6*torch.rand(n, 1, 3, generator=gen(seed), dtype=torch.float64) - .8
+    arms = .5*torch.randn(n, 3, 3, generator=gen(seed + 100), dtype=torch.float64)
     return (centre + arms).view(-1, 3), torch.arange(3*n).view(n, 3)
 
 
 # What is visible
 
 def traced(vertices, faces, camera, size, near):
-    "First triangle along each ray (Möller & Trumbore 1997) and its distance along the axis of sight, by loops over triangles; row 0 is the top"
+    """First triangle along each ray (Möller & Trumbore 1997) and its distance along the axis of sight, by loops over
+    triangles; row 0 is the top"""
     origin, direction = (v.double() for v in rays(camera, size, size))
     axis = -camera.c2w[0, :3, 2].double()
     best, found = torch.full((len(origin),), math.inf, dtype=torch.float64), torch.full((len(origin),), -1)
@@ -70,7 +72,8 @@ def test_sees_what_a_ray_tracer_sees(backend, seed):
     w = interpolate(p[0, :, 3:], rast[None], faces)[0, ..., 0]
     assert torch.allclose(w[seen], distance[seen], rtol=1e-4)
     far, near = 50., .05
-    assert torch.allclose(rast[..., 2][seen], ((far + near) - 2*far*near/distance[seen])/(far - near), atol=1e-4)    # the matrix is float32
+    # the matrix is float32
+    assert torch.allclose(rast[..., 2][seen], ((far + near) - 2*far*near/distance[seen])/(far - near), atol=1e-4)
 
 
 def test_backends_agree_on_bad_triangles():
@@ -87,16 +90,20 @@ def test_backends_agree_on_bad_triangles():
 @both
 def test_a_huge_triangle_covers_everything(backend):
     for scale in (10., 1e6, 1e15, 1e17, 1e19, 1e30, 1e100):
-        p = torch.tensor([[-scale, -scale, 0, 1], [3*scale, -scale, 0, 1], [-scale, 3*scale, 0, 1]], dtype=torch.float64)[None]
-        for size in ((9, 7), (64, 512)): assert (rasterize(p, torch.tensor([[0, 1, 2]]), size, backend)[..., 3] == 1).all()
+        p = torch.tensor([[-scale, -scale, 0, 1], [3*scale, -scale, 0, 1], [-scale, 3*scale, 0, 1]],
+                         dtype=torch.float64)[None]
+        for size in ((9, 7), (64, 512)):
+            assert (rasterize(p, torch.tensor([[0, 1, 2]]), size, backend)[..., 3] == 1).all()
 
 
 @both
 @pytest.mark.parametrize('seed', range(4))
 def test_shared_edges_are_hit_once(backend, seed):
-    "A sheet of triangles whose corners lie on pixel centres, on pixel borders or anywhere, wound at random, seen in perspective"
+    """A sheet of triangles whose corners lie on pixel centres, on pixel borders or anywhere, wound at random, seen in
+    perspective"""
     g = gen(seed)
-    points = torch.cat([torch.randint(-7, 8, (40, 2), generator=g)/8, torch.randint(-8, 9, (40, 2), generator=g)/8 + 1/16, 2*torch.rand(20, 2, generator=g) - 1,
+    points = torch.cat([torch.randint(-7, 8, (40, 2), generator=g)/8,
+                        torch.randint(-8, 9, (40, 2), generator=g)/8 + 1/16, 2*torch.rand(20, 2, generator=g) - 1,
         torch.tensor([[-2., -2], [2, -2], [-2, 2], [2, 2]])]).unique(dim=0)
     faces = torch.tensor(Delaunay(points.numpy()).simplices)
     turned = torch.rand(len(faces), generator=g) < .5
@@ -110,19 +117,22 @@ def test_shared_edges_are_hit_once(backend, seed):
 @both
 def test_depth_order(backend):
     "Two triangles that cut each other: each pixel shows the nearer one, whatever the order of the list"
-    p = torch.tensor([[-1., -1, -.5, 1], [1, -1, .5, 1], [0, 1, 0, 1], [-1, -1, .5, 1], [1, -1, -.5, 1], [0, 1, 0, 1]])[None]
+    p = torch.tensor([[-1., -1, -.5, 1], [1, -1, .5, 1], [0, 1, 0, 1], [-1, -1, .5, 1], [1, -1, -.5, 1],
+                      [0, 1, 0, 1]])[None]
     for faces in (torch.tensor([[0, 1, 2], [3, 4, 5]]), torch.tensor([[3, 4, 5], [0, 1, 2]])):
         rast = rasterize(p, faces, (16, 16), backend)[0]
         assert rast[..., 2].max() <= 1e-6 and rast[..., 2].min() < -.3
     # beyond the far plane and before the near one nothing is seen
-    for z in (-1.1, 1.1): assert not rasterize(p*torch.tensor([1, 1, 0, 1]) + torch.tensor([0, 0, z, 0]), faces, (16, 16), backend).any()
+    for z in (-1.1, 1.1):
+        assert not rasterize(p*torch.tensor([1, 1, 0, 1]) + torch.tensor([0, 0, z, 0]), faces, (16, 16), backend).any()
 
 
 def test_nothing_to_see():
     p, none = torch.randn(2, 5, 4), torch.zeros(0, 3, dtype=torch.long)
     rast = rasterize(p, none, (4, 6))
     assert rast.shape == (2, 4, 6, 4) and not rast.any()
-    assert antialias(torch.ones(2, 4, 6, 3), rast, p, none).eq(1).all() and not interpolate(torch.ones(5, 2), rast, none).any()
+    assert antialias(torch.ones(2, 4, 6, 3), rast, p, none).eq(1).all() and not interpolate(torch.ones(5, 2), rast,
+        none).any()
 
 
 # Gradients
@@ -149,15 +159,18 @@ def test_gradients_of_attributes_and_positions():
     "Inside the outlines: what is seen stays, and where in it moves"
     vertices, faces = ball()
     p = clip(vertices, projection(orbit(2, radius=2.5, elevation=15, fovy=40.), 24, 24))
-    attr, weight = torch.randn(len(vertices), 3, generator=gen(), dtype=torch.float64), torch.randn(2, 24, 24, 3, generator=gen(1), dtype=torch.float64)
+    attr = torch.randn(len(vertices), 3, generator=gen(), dtype=torch.float64)
+    weight = torch.randn(2, 24, 24, 3, generator=gen(1), dtype=torch.float64)
     rast = rasterize(p, faces, (24, 24))
     by_torch, by_steps = slopes(lambda a: (interpolate(a, rast, faces)*weight).sum(), attr, gen(2))
     assert torch.allclose(by_torch, by_steps, atol=1e-6) and by_torch.abs().max() > .1
     each = torch.randn(2, len(vertices), 3, generator=gen(3), dtype=torch.float64)
     by_torch, by_steps = slopes(lambda a: (interpolate(a, rast, faces)*weight).sum(), each, gen(2), 80)
     assert torch.allclose(by_torch, by_steps, atol=1e-6) and by_torch.abs().max() > .1
-    by_torch, by_steps = slopes(lambda q: (interpolate(attr, rasterize(q, faces, (24, 24)), faces)*weight).sum(), p, gen(4), 200, 1e-8)
-    assert ((by_torch - by_steps).abs() < 1e-4*(1 + by_steps.abs())).float().mean() > .97    # a few steps change what is seen
+    by_torch, by_steps = slopes(lambda q: (interpolate(attr, rasterize(q, faces, (24, 24)), faces)*weight).sum(), p,
+                                gen(4), 200, 1e-8)
+    # a few steps change what is seen
+    assert ((by_torch - by_steps).abs() < 1e-4*(1 + by_steps.abs())).float().mean() > .97
     assert by_torch.abs().max() > 1
 
 
@@ -165,7 +178,8 @@ def test_gradients_of_attributes_and_positions():
 def test_gradients_of_outlines(subdivisions):
     vertices, faces = ball(subdivisions)
     p = clip(vertices, projection(orbit(2, radius=2.5, elevation=15, fovy=50.), 32, 32))
-    weight, paint = torch.randn(2, 32, 32, 2, generator=gen(1), dtype=torch.float64), torch.randn(2, 32, 32, 2, generator=gen(2), dtype=torch.float64)
+    weight = torch.randn(2, 32, 32, 2, generator=gen(1), dtype=torch.float64)
+    paint = torch.randn(2, 32, 32, 2, generator=gen(2), dtype=torch.float64)
     def value(q, paint):
         rast = rasterize(q, faces, (32, 32))
         return (antialias(torch.where(rast[..., 3:] > 0, paint, .3), rast, q, faces)*weight).sum()
@@ -173,7 +187,8 @@ def test_gradients_of_outlines(subdivisions):
     chosen = p.clone()
     mask = torch.zeros_like(p, dtype=torch.bool)
     mask[rim[:, 0], rim[:, 5]] = True      # vertices of the rim: the others have no gradient
-    by_torch, by_steps = slopes(lambda part: value(chosen.masked_scatter(mask, part), paint), p[mask], gen(3), 150, 1e-7)
+    by_torch, by_steps = slopes(lambda part: value(chosen.masked_scatter(mask, part), paint), p[mask], gen(3),
+                                150, 1e-7)
     assert ((by_torch - by_steps).abs() < 1e-4*(1 + by_steps.abs())).float().mean() > .97
     assert by_torch.abs().max() > .1
     by_torch, by_steps = slopes(lambda c: value(p, c), paint, gen(4), 100)
@@ -201,12 +216,14 @@ def test_antialiased_area_is_the_area(seed):
 def test_antialiasing_touches_outlines_only():
     "A closed fine surface in front of another: pixels change along both rims, and nowhere inside"
     vertices, faces = ball(4)
-    vertices, faces = torch.cat([vertices*.5 + torch.tensor([.2, .1, .8]), vertices]), torch.cat([faces, faces + len(vertices)])
+    vertices, faces = torch.cat([vertices*.5 + torch.tensor([.2, .1, .8]), vertices]), torch.cat([faces,
+        faces + len(vertices)])
     p = clip(vertices, projection(orbit(1, radius=4., fovy=40.), 80, 80))
     rast = rasterize(p, faces, (80, 80))
     part = torch.where(rast[..., 3] > 0, 1. + (rast[..., 3] > len(faces)//2), 0.)[..., None].double()
     changed = antialias(part, rast, p, faces) != part
-    row, column = part[0, 1:-1, 1:-1, 0], torch.stack([part[0, 1 + i:79 + i, 1 + j:79 + j, 0] for i, j in ((0, 1), (1, 0), (0, -1), (-1, 0))])
+    row = part[0, 1:-1, 1:-1, 0]
+    column = torch.stack([part[0, 1 + i:79 + i, 1 + j:79 + j, 0] for i, j in ((0, 1), (1, 0), (0, -1), (-1, 0))])
     rim = (column != row).any(0)
     assert not (changed[0, 1:-1, 1:-1, 0] & ~rim).any() and (changed[0, 1:-1, 1:-1, 0] & rim).sum() > .4*rim.sum()
 
@@ -239,17 +256,21 @@ def test_same_bits_on_any_number_of_threads():
 
 
 def test_gradients_of_textures():
-    tex, uv = torch.rand(1, 5, 7, 3, generator=gen(), dtype=torch.float64), 3*torch.rand(2, 6, 6, 2, generator=gen(1), dtype=torch.float64) - 1
+    tex = torch.rand(1, 5, 7, 3, generator=gen(), dtype=torch.float64)
+    uv = 3*torch.rand(2, 6, 6, 2, generator=gen(1), dtype=torch.float64) - 1
     for boundary in ('wrap', 'clamp', 'zero'):
-        for f, x in ((lambda v: texture(v, uv, boundary_mode=boundary).square().sum(), tex), (lambda v: texture(tex, v, boundary_mode=boundary).square().sum(), uv)):
+        for f, x in ((lambda v: texture(v, uv, boundary_mode=boundary).square().sum(), tex),
+                     (lambda v: texture(tex, v, boundary_mode=boundary).square().sum(), uv)):
             by_torch, by_steps = slopes(f, x, gen(2), 60, 1e-7)
             assert torch.allclose(by_torch, by_steps, atol=1e-5)
 
 
 def test_texture_by_a_scalar_reading():
-    tex, uv = torch.rand(1, 5, 7, 2, generator=gen(), dtype=torch.float64), 4*torch.rand(1, 1, 200, 2, generator=gen(1), dtype=torch.float64) - 2
+    tex = torch.rand(1, 5, 7, 2, generator=gen(), dtype=torch.float64)
+    uv = 4*torch.rand(1, 1, 200, 2, generator=gen(1), dtype=torch.float64) - 2
     picture = tex[0].numpy()
-    for boundary, index in (('wrap', lambda i, n: i % n), ('clamp', lambda i, n: min(max(i, 0), n - 1)), ('zero', lambda i, n: i if 0 <= i < n else None)):
+    for boundary, index in (('wrap', lambda i, n: i % n), ('clamp', lambda i, n: min(max(i, 0), n - 1)),
+                            ('zero', lambda i, n: i if 0 <= i < n else None)):
         found = []
         for u, v in uv[0, 0].tolist():
             x, y, value = u*7 - .5, v*5 - .5, np.zeros(2)
@@ -266,7 +287,9 @@ def test_nvdiffrast_agrees():
     if not torch.cuda.is_available() or not nvdiffrast(): pytest.skip('needs CUDA and nvdiffrast')
     vertices, faces = ball(3)
     p = clip(vertices.float(), projection(orbit(2, radius=2.5, fovy=40.), 64, 64)).cuda().requires_grad_()
-    attr, weight, found = torch.rand(len(vertices), 3, device='cuda', requires_grad=True), torch.randn(2, 64, 64, 3, device='cuda'), {}
+    attr = torch.rand(len(vertices), 3, device='cuda', requires_grad=True)
+    weight = torch.randn(2, 64, 64, 3, device='cuda')
+    found = {}
     for backend in ('numba', 'nvdiffrast'):
         rast = rasterize(p, faces.cuda(), (64, 64), backend)
         out = antialias(interpolate(attr, rast, faces.cuda(), backend), rast, p, faces.cuda(), backend)

@@ -44,7 +44,8 @@ def without_log(folder): return {name: content for name, content in snapshot(fol
 class Crashes:
     "Runs that die, in a process of their own: see crash.py"
     def __init__(self, pipeline):
-        self.process = subprocess.Popen([sys.executable, Path(__file__).with_name('crash.py'), pipeline], env=ENV, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen([sys.executable, Path(__file__).with_name('crash.py'), pipeline], env=ENV,
+                                        text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def __call__(self, out, given=LONG, **job):
         self.process.stdin.write(json.dumps(dict(out=str(out), given=given, **job)) + '\n')
@@ -85,7 +86,8 @@ def go_on(crashes, folder, jobs):
 
 def test_same_seed_same_bytes(whole, model, tmp_path):
     "Two processes, one seed; a second seed differs"
-    folders = [train(guidance=model, out=tmp_path/str(seed), seed=seed, progress=False, **LONG).folder for seed in (0, 1)]
+    folders = [train(guidance=model, out=tmp_path/str(seed), seed=seed, progress=False, **LONG).folder
+               for seed in (0, 1)]
     same, other = (snapshot(folder/'checkpoints') for folder in folders)
     assert same == snapshot(whole[0]/'checkpoints') and other != same
     assert without_log(folders[0]) == without_log(whole[0])
@@ -102,7 +104,8 @@ def test_killed_at_any_change(seed, crashes, whole, tmp_path):
 
 
 def test_killed_at_any_time(crashes, whole, tmp_path):
-    "SIGKILL from outside, after times that get shorter from run to run: on a fast machine the first may finish before it comes"
+    """SIGKILL from outside, after times that get shorter from run to run: on a fast machine the first may finish
+    before it comes"""
     draw, kills = random.Random(0), 0
     for i, longest in enumerate((2, 1, .5, .25)):
         answers = go_on(crashes, tmp_path/str(i), [dict(after=longest*draw.uniform(.2, 1)) for _ in range(4)] + [{}])
@@ -123,7 +126,8 @@ def test_killed_while_finishing(crashes, whole, tmp_path):
         folder = tmp_path/str(at)
         shutil.copytree(done, folder)
         assert crashes(folder, at=at)['signal'] == signal.SIGKILL
-        if (folder/'model.glb').exists(): assert (folder/'model.glb').read_bytes() == (whole[0]/'model.glb').read_bytes()
+        if (folder/'model.glb').exists():
+            assert (folder/'model.glb').read_bytes() == (whole[0]/'model.glb').read_bytes()
         go_on(crashes, folder, [{}])
         assert without_log(folder) == without_log(whole[0]), f'killed before change {at}'
 
@@ -133,7 +137,8 @@ def test_full_disk(crashes, whole, tmp_path):
     largest = max(len(content) for content in snapshot(whole[0]/'checkpoints').values() if content)
     for limit in (largest//2, 500):
         answer = crashes(tmp_path/'result', limit=limit)
-        assert answer['said'].startswith('ConfigError') and 'cannot' in answer['said'] and '\n' not in answer['said'], answer
+        assert (answer['said'].startswith('ConfigError') and 'cannot' in answer['said']
+                and '\n' not in answer['said']), answer
         assert not {'preview.png', 'turntable.mp4', 'model.glb'} & set(os.listdir(tmp_path/'result'))
     go_on(crashes, tmp_path/'result', [{}])
     assert without_log(tmp_path/'result') == without_log(whole[0])
@@ -144,7 +149,8 @@ def test_full_disk(crashes, whole, tmp_path):
 @pytest.fixture(scope='module')
 def result(model, tmp_path_factory):
     "A finished run"
-    return train('a hamburger', guidance=model, out=tmp_path_factory.mktemp('finished')/'result', progress=False, **CHEAP)
+    return train('a hamburger', guidance=model, out=tmp_path_factory.mktemp('finished')/'result', progress=False,
+                 **CHEAP)
 
 
 def sheet(width, height): return image_grid([Image.new('RGB', (width, height))]*6, 3).size
@@ -153,7 +159,8 @@ def sheet(width, height): return image_grid([Image.new('RGB', (width, height))]*
 def test_folder(result):
     assert sorted(os.listdir(result.folder)) == FILES
     assert sorted(os.listdir(result.folder/'checkpoints')) == ['step-000008', 'step-000012']
-    assert sorted(os.listdir(result.folder/'checkpoints/step-000012')) == ['model.safetensors', 'optimizer.safetensors', 'state.json']
+    assert sorted(os.listdir(result.folder/'checkpoints/step-000012')) == ['model.safetensors', 'optimizer.safetensors',
+        'state.json']
     assert load_config(result.folder) == result.config
     assert Image.open(result.folder/'preview.png').size == sheet(16, 16)
 
@@ -163,9 +170,11 @@ def test_checkpoints_kept(whole): assert sorted(os.listdir(whole[0]/'checkpoints
 
 def test_history(result):
     def strict(word): raise ValueError(word)
-    rows = [json.loads(line, parse_constant=strict) for line in (result.folder/'history.jsonl').read_text().splitlines()]
+    rows = [json.loads(line, parse_constant=strict)
+            for line in (result.folder/'history.jsonl').read_text().splitlines()]
     assert rows == result.history and [row['step'] for row in rows] == list(range(12))
-    assert {'step', 'shading', 't', 'azimuth', 'polar', 'loss', 'sds', 'entropy', 'opacity', 'grad_norm', 'lr'} <= rows[0].keys()
+    assert {'step', 'shading', 't', 'azimuth', 'polar', 'loss', 'sds', 'entropy', 'opacity', 'grad_norm',
+            'lr'} <= rows[0].keys()
     assert all(math.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
     # the schedule of the preset: albedo at first, the learning rate falls after six tenths
     assert {row['shading'] for row in rows[:3]} == {'albedo'} and {row['shading'] for row in rows} > {'albedo'}
@@ -178,7 +187,8 @@ def same_pictures(a, b): return a.size == b.size and ImageChops.difference(a, b)
 def test_load_gives_the_same(result, tmp_path):
     again = load(result.folder)
     assert again.config == result.config and again.history == result.history and again.folder == result.folder
-    for look in (dict(azimuth=40., shading='lambertian'), dict(elevation=70., shading='normal')): assert same_pictures(result.render(size=32, **look), again.render(size=32, **look))
+    for look in (dict(azimuth=40., shading='lambertian'), dict(elevation=70., shading='normal')):
+        assert same_pictures(result.render(size=32, **look), again.render(size=32, **look))
     for name, r in (('a', result), ('b', again)): r.export(tmp_path/f'{name}.glb', resolution=48)
     assert (tmp_path/'a.glb').read_bytes() == (tmp_path/'b.glb').read_bytes()
     assert same_pictures(again.preview(16), Image.open(result.folder/'preview.png').convert('RGB'))
@@ -203,7 +213,8 @@ def test_mesh_files(ending, result, tmp_path):
     assert read.bounds == pytest.approx(mesh.bounds, abs=1e-4)
     if ending != '.stl':
         # a GLB has a material too, beside which trimesh keeps the colours in the scene
-        colors = trimesh.load_scene(path).geometry['geometry_0'].visual.vertex_attributes['color'] if ending == '.glb' else read.visual.vertex_colors
+        colors = (trimesh.load_scene(path).geometry['geometry_0'].visual.vertex_attributes['color'] if ending == '.glb'
+                  else read.visual.vertex_colors)
         wanted = mesh.visual.vertex_colors[cKDTree(mesh.vertices).query(read.vertices)[1], :3]/255
         assert len(np.unique(wanted, axis=0)) > 3
         assert colors[:, :3]/255 == pytest.approx(srgb_to_linear(wanted) if ending == '.glb' else wanted, abs=1/255)
@@ -242,25 +253,30 @@ def test_overwrite(result, model, tmp_path):
 
 def test_callbacks_see_everything(model, tmp_path):
     seen = []
-    result = train('a hamburger', guidance=model, out=tmp_path/'result', progress=False, callbacks=[lambda t, record: seen.append((t.step_count, record))], **CHEAP | dict(iters=6))
+    result = train('a hamburger', guidance=model, out=tmp_path/'result', progress=False,
+                   callbacks=[lambda t, record: seen.append((t.step_count, record))], **CHEAP | dict(iters=6))
     assert [count for count, _ in seen] == list(range(1, 7)) and [record.step for _, record in seen] == list(range(6))
     assert [record.row() for _, record in seen] == result.history
     for _, record in seen:
         assert record.image.shape == (1, 3, 24, 24) and record.opacity.shape == (1, 1, 24, 24)
-        assert record.latents.shape == record.noisy.shape == record.noise_pred.shape == record.grad.shape == (1, 4, 8, 8)
+        assert record.latents.shape == record.noisy.shape == record.noise_pred.shape == record.grad.shape == (1,
+            4, 8, 8)
         assert (record.normal is None) == (record.look.shading == 'albedo')
         assert 'sds' in record.losses and len(record.cameras) == 1 and 20 <= record.t.item() <= 980
 
 
 def test_default_folder(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert train('A red Hamburger!', guidance=model, progress=False, **CHEAP | dict(iters=1)).folder == Path('outputs/a-red-hamburger')
+    assert train('A red Hamburger!', guidance=model, progress=False,
+                 **CHEAP | dict(iters=1)).folder == Path('outputs/a-red-hamburger')
     assert sorted(os.listdir('outputs/a-red-hamburger')) == FILES
 
 
 def test_a_callback_that_fails_loses_no_step(model, tmp_path):
     def fail(trainer, record): 1/(record.step - 3)
-    with pytest.raises(ZeroDivisionError): train('a hamburger', guidance=model, out=tmp_path/'run', progress=False, callbacks=[fail], **CHEAP | dict(iters=9))
+    with pytest.raises(ZeroDivisionError):
+        train('a hamburger', guidance=model, out=tmp_path/'run', progress=False, callbacks=[fail],
+              **CHEAP | dict(iters=9))
     assert Trainer.resume(tmp_path/'run', model).step_count == 4
 
 
@@ -281,10 +297,12 @@ def test_interrupted_in_a_callback(whole, crashes, model, tmp_path):
     def stop(trainer, record):
         if record.step == 17: raise KeyboardInterrupt
     # the same configuration as that of the undisturbed run, which another process made
-    with pytest.raises(KeyboardInterrupt): train(guidance=model, out=tmp_path/'result', progress=False, callbacks=[stop], **LONG)
+    with pytest.raises(KeyboardInterrupt):
+        train(guidance=model, out=tmp_path/'result', progress=False, callbacks=[stop], **LONG)
     assert 'model.glb' not in os.listdir(tmp_path/'result')
     steps = []
-    train(guidance=model, out=tmp_path/'result', progress=False, resume=True, callbacks=[lambda t, record: steps.append(record.step)], **LONG)
+    train(guidance=model, out=tmp_path/'result', progress=False, resume=True,
+          callbacks=[lambda t, record: steps.append(record.step)], **LONG)
     assert steps[0] == 18 and steps[-1] == 39
     assert without_log(tmp_path/'result') == without_log(whole[0])
 
@@ -331,9 +349,12 @@ def test_ctrl_c_of_somebody_else_stays(ctrl_c, model):
     assert trainer.step_count == 2 == len(pressed)
 
 
-@pytest.mark.parametrize('preset, more', [('toybox', {}), ('quality', {}), ('dreamfusion', {'latent_iter_ratio': .4, 'optim.name': 'adan', 'guidance.precision': '32'}),
-    ('toybox', {'nerf.encoder_type': 'frequency', 'background.type': 'static', 'nerf.density_activation': 'softplus', 'nerf.blob_radius': .5, 'data.train.batch_size': 3,
-                'loss.lambda_opacity': 1e-3, 'nerf.normal_type': 'central_finite_difference', 'optim.max_grad_norm': 1., 'guidance.t_range_end': None})])
+@pytest.mark.parametrize('preset, more', [('toybox', {}), ('quality', {}),
+    ('dreamfusion', {'latent_iter_ratio': .4, 'optim.name': 'adan', 'guidance.precision': '32'}),
+    ('toybox', {'nerf.encoder_type': 'frequency', 'background.type': 'static', 'nerf.density_activation': 'softplus',
+                'nerf.blob_radius': .5, 'data.train.batch_size': 3,
+                'loss.lambda_opacity': 1e-3, 'nerf.normal_type': 'central_finite_difference', 'optim.max_grad_norm': 1.,
+                'guidance.t_range_end': None})])
 def test_trainer_resumes(preset, more, model, tmp_path):
     "Every part's state is in a checkpoint: ten steps at once are ten steps with a break"
     config = load_config(preset, CHEAP | {'iters': 10} | more)
@@ -344,11 +365,13 @@ def test_trainer_resumes(preset, more, model, tmp_path):
 
 def test_resumes_while_pictures_grow(model, tmp_path):
     "Sizes and noise levels come from the step alone: a run with a break has those of one without"
-    config = load_config('toybox', CHEAP | {'iters': 12, 'data.train.batch_size': 2, 'data.train.start_size': 8, 'guidance.timesteps': 'annealed', 'guidance.kind': 'nfsd',
+    config = load_config('toybox', CHEAP | {'iters': 12, 'data.train.batch_size': 2, 'data.train.start_size': 8,
+                                            'guidance.timesteps': 'annealed', 'guidance.kind': 'nfsd',
         'guidance.clamp_x0': 1., 'negative_prompt': 'a duck'})
     straight, broken = Trainer(config, model), Trainer(config, model, folder=tmp_path)
     records = [straight.step() for _ in range(12)]
-    assert [record.image.shape for record in records] == [(2, 3, size, size) for size in (8, 8, 16, 16, 16, 24, *[24]*6)]
+    assert [record.image.shape for record in records] == [(2, 3, size, size)
+                                                          for size in (8, 8, 16, 16, 16, 24, *[24]*6)]
     assert [record.t.tolist() for record in records] == [[round(980 - 960*math.sqrt(step/12))]*2 for step in range(12)]
     assert_same_with_a_break(straight, broken, model, 3)
 
@@ -356,21 +379,24 @@ def test_resumes_while_pictures_grow(model, tmp_path):
 @pytest.mark.parametrize('n', [2, 4])
 def test_views_of_a_step(n, model):
     "One camera in each equal sector of the azimuth range; history lists the views, and its numbers are of one view"
-    trainer = Trainer(load_config('toybox', CHEAP | {'data.train.batch_size': n, 'data.train.phi_range': (-100, 60)}), model)
+    trainer = Trainer(load_config('toybox', CHEAP | {'data.train.batch_size': n, 'data.train.phi_range': (-100, 60)}),
+                      model)
     for _ in range(6):
         record = trainer.step()
         assert [int((azimuth + 100)//(160/n)) for azimuth in record.cameras.azimuth.tolist()] == list(range(n))
         assert record.image.shape == (n, 3, 24, 24) and record.grad.shape == (n, 4, 8, 8) and len(record.light) == n
         row = json.loads(json.dumps(record.row()))
         assert row == trainer.history[-1] and row['t'] == record.t.tolist()
-        assert row['azimuth'] == pytest.approx(record.cameras.azimuth.tolist(), abs=1e-3) and row['polar'] == pytest.approx(record.cameras.polar.tolist(), abs=1e-3)
+        assert row['azimuth'] == pytest.approx(record.cameras.azimuth.tolist(),
+            abs=1e-3) and row['polar'] == pytest.approx(record.cameras.polar.tolist(), abs=1e-3)
         assert row['grad_norm'] == pytest.approx(record.grad.flatten(1).norm(dim=1).mean().item(), rel=1e-5)
         assert row['sds'] == pytest.approx(record.grad.square().sum().item()/2/n, rel=1e-4)
     assert len({tuple(row['azimuth']) for row in trainer.history}) == 6
 
 
 def asked(model, **options):
-    "The first step of a run with these options, and what the model said: a set of predictions for each set of embeddings"
+    """The first step of a run with these options, and what the model said: a set of predictions for each set of
+    embeddings"""
     trainer, said = Trainer(load_config('toybox', CHEAP | options), model), []
     with pytest.MonkeyPatch.context() as patch:
         predict = model.predict_noise
@@ -382,7 +408,8 @@ def asked(model, **options):
 def test_kinds_of_score(model):
     "Each kind against its paper's formula, with and without a negative prompt, on both sides of level 200"
     for negative in ('', 'a red duck'):
-        options = {'negative_prompt': negative, 'guidance_scale': 7., 'guidance.weighting': 'uniform', 'guidance.perp_neg': 0}
+        options = {'negative_prompt': negative, 'guidance_scale': 7., 'guidance.weighting': 'uniform',
+                   'guidance.perp_neg': 0}
         record, (uncond, cond) = asked(model, **options)
         assert torch.allclose(record.grad, uncond + 7*(cond - uncond) - record.sds.noise, atol=1e-4)
         weights = view_weights(record.cameras.azimuth, record.cameras.polar)
@@ -393,18 +420,21 @@ def test_kinds_of_score(model):
         record, (uncond, cond) = asked(model, **options | {'guidance.kind': 'csd'})
         assert torch.allclose(record.grad, 7*(cond - uncond), atol=1e-4)
         for t_range in ((.02, .19), (.21, .98)):
-            record, (uncond, *apart, cond) = asked(model, **options | {'guidance.kind': 'nfsd', 'guidance.t_range': t_range, 'guidance.t_range_end': None, 'guidance.t_range_first': None})
+            record, (uncond, *apart, cond) = asked(model, **options | {'guidance.kind': 'nfsd',
+                'guidance.t_range': t_range, 'guidance.t_range_end': None, 'guidance.t_range_first': None})
             assert len(apart) == (negative != '')
             domain = uncond if t_range[1] < .2 else uncond - (apart[0] if apart else uncond)
             assert torch.allclose(record.grad, 7*(cond - uncond) + domain, atol=1e-4)
 
 
 def test_clean_latents_are_clamped(model):
-    free, clamped = (asked(model, **{'guidance_scale': 50., 'guidance.weighting': 'uniform', 'guidance.clamp_x0': limit})[0] for limit in (None, 1.5))
+    free, clamped = (asked(model, **{'guidance_scale': 50., 'guidance.weighting': 'uniform',
+                                     'guidance.clamp_x0': limit})[0] for limit in (None, 1.5))
     alpha = model.alphas_cumprod[free.t].view(-1, 1, 1, 1)
     assert torch.equal(free.noisy, clamped.noisy) and free.sds.x0.abs().max() > 2
     assert torch.allclose(clamped.sds.x0, free.sds.x0.clamp(-1.5, 1.5), atol=1e-4)
-    assert torch.allclose(clamped.grad, (alpha/(1 - alpha)).sqrt()*(free.latents - free.sds.x0.clamp(-1.5, 1.5)), atol=1e-4)
+    assert torch.allclose(clamped.grad, (alpha/(1 - alpha)).sqrt()*(free.latents - free.sds.x0.clamp(-1.5, 1.5)),
+                          atol=1e-4)
 
 
 def test_a_finished_trainer_stays(model, tmp_path):
@@ -414,13 +444,16 @@ def test_a_finished_trainer_stays(model, tmp_path):
 
 # The command
 
-def words(folder, pipeline, **given): return ['a hamburger', '--out', str(folder), '--guidance', str(pipeline), *(f'{k}={v}' for k, v in (CHEAP | given).items())]
+def words(folder, pipeline, **given):
+    return ['a hamburger', '--out', str(folder), '--guidance', str(pipeline),
+            *(f'{k}={v}' for k, v in (CHEAP | given).items())]
 
 
 def test_command(pipeline, result, tmp_path, capfd):
     assert cli.main(words(tmp_path/'result', pipeline)) == 0
     out, err = capfd.readouterr()
-    assert [line.split()[0] for line in out.splitlines()] == [str(tmp_path/'result'/name) for name in FILES if name != 'checkpoints']
+    assert [line.split()[0] for line in out.splitlines()] == [str(tmp_path/'result'/name)
+                                                              for name in FILES if name != 'checkpoints']
     assert '12/12' in err and 'warn' not in err.lower()
     # the same run through the other door
     assert snapshot(tmp_path/'result'/'checkpoints') == snapshot(result.folder/'checkpoints')
@@ -429,9 +462,11 @@ def test_command(pipeline, result, tmp_path, capfd):
 def test_command_interrupted(pipeline, tmp_path):
     "Ctrl-C: exit code 130, the command that goes on, and it does"
     # a program that was started in the background ignores Ctrl-C unless told otherwise
-    program = 'import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from dreamfusion_nb import cli; sys.exit(cli.main())'
+    program = ('import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); '
+               'from dreamfusion_nb import cli; sys.exit(cli.main())')
     arguments = words(tmp_path/'result', pipeline, iters=1000, **{'checkpoint.every_n_train_steps': 10})
-    process = subprocess.Popen([sys.executable, '-c', program, *arguments], env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, '-c', program, *arguments], env=ENV, text=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)
     while not list(tmp_path.glob('result/checkpoints/step-*0')) and process.poll() is None: time.sleep(.05)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
@@ -446,7 +481,8 @@ def test_unknown_words_are_named(model, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(parts, 'toybox_prior', lambda **options: model)
     monkeypatch.chdir(tmp_path)
     few = CHEAP | dict(iters=1)
-    with pytest.warns(UserWarning, match="'shiny'.*'a red hamburger'"): train('a shiny red hamburger', progress=False, **few)
+    with pytest.warns(UserWarning, match="'shiny'.*'a red hamburger'"):
+        train('a shiny red hamburger', progress=False, **few)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         train('a red hamburger', out='known', progress=False, **few)
@@ -466,7 +502,8 @@ def test_train_is_a_function():
 @pytest.fixture(scope='module')
 def hamburger(tmp_path_factory):
     "The main job, cut short"
-    return train('a hamburger', iters=250, out=tmp_path_factory.mktemp('main')/'result', progress=False, **{'data.test.size': 4, 'data.test.width': 64, 'data.test.height': 64})
+    return train('a hamburger', iters=250, out=tmp_path_factory.mktemp('main')/'result', progress=False,
+                 **{'data.test.size': 4, 'data.test.width': 64, 'data.test.height': 64})
 
 
 def around(renderer):
@@ -486,7 +523,8 @@ def test_main_job(hamburger):
 
 
 def test_judge_sees_a_hamburger(hamburger):
-    "Half-done, but the judge takes it for nothing else from any side (measured: 8 of 8 for two seeds); the ball at the start, of which it says tree, is the control"
+    """Half-done, but the judge takes it for nothing else from any side (measured: 8 of 8 for two seeds); the ball at
+    the start, of which it says tree, is the control"""
     judge, start = shipped_judge(), Trainer(hamburger.config)
     start.renderer.update(0, start.generator)
     def votes(renderer): return sum(caption.kind == 'hamburger' for caption in judge.read(around(renderer).image))
@@ -500,7 +538,8 @@ def test_steering_that_is_given_back_leaves_no_trace(model, tmp_path):
     config = dreamfusion_nb.load_config('toybox', CHEAP, dict(prompt='a mug'))
     plain, held = (Trainer(config, model) for _ in range(2))
     for each in (plain, held): each.step()
-    held.steer(guidance_scale=90., view='back', shading='normal', ambient=.5, light=(20., 30.), t_range=(.3, .4), prompt='a duck')
+    held.steer(guidance_scale=90., view='back', shading='normal', ambient=.5, light=(20., 30.), t_range=(.3, .4),
+               prompt='a duck')
     held.steer(**dict.fromkeys(held.steering.active()))
     for _ in range(2): assert plain.step().row() == held.step().row()
     assert plain.history == held.history
@@ -509,9 +548,12 @@ def test_steering_that_is_given_back_leaves_no_trace(model, tmp_path):
     assert held.history[-1]['steered'] == dict(guidance_scale=90.) and 'steered' not in plain.history[-1]
 
 
-@pytest.mark.parametrize('change, says', [(dict(colour='red'), 'cannot be steered'), (dict(guidance_scale='much'), 'guidance_scale'), (dict(t_range=(.9, .1)), 't_range'),
-    (dict(t_range=(.5, 2.)), 't_range'), (dict(view='top'), 'front, side, back, overhead'), (dict(shading='lambert'), 'lambertian'), (dict(shading='phong'), 'needs a material'),
-    (dict(ambient=2.), '0 to 1'), (dict(ambient='dim'), '0 to 1'), (dict(light='left'), 'azimuth and elevation'), (dict(light=(20., math.nan)), 'azimuth and elevation'),
+@pytest.mark.parametrize('change, says', [(dict(colour='red'), 'cannot be steered'),
+    (dict(guidance_scale='much'), 'guidance_scale'), (dict(t_range=(.9, .1)), 't_range'),
+    (dict(t_range=(.5, 2.)), 't_range'), (dict(view='top'), 'front, side, back, overhead'),
+    (dict(shading='lambert'), 'lambertian'), (dict(shading='phong'), 'needs a material'),
+    (dict(ambient=2.), '0 to 1'), (dict(ambient='dim'), '0 to 1'), (dict(light='left'), 'azimuth and elevation'),
+    (dict(light=(20., math.nan)), 'azimuth and elevation'),
     (dict(view=['back']), 'front, side, back, overhead'), (dict(prompt=''), 'prompt')])
 def test_steering_says_what_it_can_not_do(change, says, model):
     trainer = Trainer(dreamfusion_nb.load_config('toybox', CHEAP, dict(prompt='a mug')), model)
@@ -551,7 +593,8 @@ def test_only_what_is_ours_is_deleted(model, tmp_path):
     train('a hamburger', out=tmp_path/'x.replaced', **options)
     train('a hamburger', out=tmp_path/'x', **options)
     assert checkpoints.is_finished(tmp_path/'x.replaced')
-    with pytest.raises(ConfigError, match='which is taken; move that away'): train('a hamburger', out=tmp_path/'x', overwrite=True, **options)
+    with pytest.raises(ConfigError, match='which is taken; move that away'):
+        train('a hamburger', out=tmp_path/'x', overwrite=True, **options)
     assert checkpoints.is_finished(tmp_path/'x') and checkpoints.is_finished(tmp_path/'x.replaced')
     shutil.rmtree(tmp_path/'x.replaced')
     (tmp_path/'x'/'notes.tmp.txt').write_text('mine')
@@ -565,8 +608,10 @@ def test_home_is_home(result, model, tmp_path, monkeypatch):
     "~ is the home folder, for looking whether a file exists as well as for writing it"
     monkeypatch.setenv('HOME', str(tmp_path))
     (tmp_path/'m.glb').write_text('precious')
-    options = dict(mode='export-mesh', resume_from_checkpoint=str(result.folder), out=tmp_path/'out', mesh_resolution=16)
-    with pytest.raises(ConfigError, match='exists; choose another'): train('a hamburger', mesh_fname='~/m.glb', **options)
+    options = dict(mode='export-mesh', resume_from_checkpoint=str(result.folder), out=tmp_path/'out',
+                   mesh_resolution=16)
+    with pytest.raises(ConfigError, match='exists; choose another'):
+        train('a hamburger', mesh_fname='~/m.glb', **options)
     assert (tmp_path/'m.glb').read_text() == 'precious'
     with pytest.raises(ConfigError, match='is written as'): train('a hamburger', mesh_fname='m.xyz', **options)
     assert not (tmp_path/'out').exists()
@@ -602,9 +647,10 @@ def test_an_interrupt_is_not_lost_in_an_error(model):
 
 
 @pytest.mark.parametrize('options, said', [
-    (dict(threshold=1e38), 'threshold is "auto" or a positive density'), (dict(resolution=100_000), 'at most 1024'), (dict(min_share=2), 'min_share is a number'),
-    (dict(min_share=float('nan')), 'min_share is a number'), (dict(min_share='a'), 'min_share is a number'), (dict(seconds='a'), 'seconds is a time limit'),
-    (dict(seconds=float('nan')), 'seconds is a time limit')])
+    (dict(threshold=1e38), 'threshold is "auto" or a positive density'), (dict(resolution=100_000), 'at most 1024'),
+    (dict(min_share=2), 'min_share is a number'),
+    (dict(min_share=float('nan')), 'min_share is a number'), (dict(min_share='a'), 'min_share is a number'),
+    (dict(seconds='a'), 'seconds is a time limit'), (dict(seconds=float('nan')), 'seconds is a time limit')])
 def test_exports_that_cannot_be(options, said, result, tmp_path):
     with pytest.raises(ConfigError, match=said) as e: result.export(tmp_path/'x.glb', texture=64, **options)
     assert '\n' not in str(e.value) and not list(tmp_path.iterdir())

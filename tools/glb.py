@@ -1,11 +1,12 @@
-"""Do other programs read our GLB files? The Khronos validator and trimesh, and three.js in a headless Chromium, whose pictures are compared with ours.
+"""Do other programs read our GLB files? The Khronos validator and trimesh, and three.js in a headless Chromium, whose
+pictures are compared with ours.
 
     npm install --prefix tools/web          # once: gltf-validator and three
     pip install playwright                  # part of '.[dev]'; Chromium itself comes from the system
     python tools/glb.py outputs/a-hamburger outputs/a-hamburger-refined
 
-prints a line for each result folder, and leaves both programs' pictures beside the GLB (model-compared.png, ours above).
-"""
+prints a line for each result folder, and leaves both programs' pictures beside the GLB (model-compared.png, ours
+above)."""
 import argparse
 import base64
 import io
@@ -31,7 +32,8 @@ from dreamfusion_nb.show import image_grid
 
 WEB = Path(__file__).parent/'web'
 # a browser without a window, a graphics card or a network
-FLAGS = ['--no-sandbox', '--use-gl=angle', '--use-angle=swiftshader', '--enable-unsafe-swiftshader', '--ignore-gpu-blocklist', '--disable-background-networking',
+FLAGS = ['--no-sandbox', '--use-gl=angle', '--use-angle=swiftshader', '--enable-unsafe-swiftshader',
+         '--ignore-gpu-blocklist', '--disable-background-networking',
          '--disable-component-update', '--disable-sync', '--no-first-run']
 
 
@@ -47,12 +49,14 @@ def missing_browser():
 
 def missing():
     "What has to be installed before everything below works; empty if nothing"
-    return ['node']*(not shutil.which('node')) + ['npm install --prefix tools/web']*(not (WEB/'node_modules/three').is_dir()) + missing_browser()
+    return ['node']*(not shutil.which('node')) + ['npm install --prefix tools/web']*(not (
+        WEB/'node_modules/three').is_dir()) + missing_browser()
 
 
 def validate(*paths):
     "The Khronos validator's report on each GLB file, a dict"
-    found = subprocess.run(['node', WEB/'validate.js', *map(str, paths)], cwd=WEB, capture_output=True, text=True, check=True)
+    found = subprocess.run(['node', WEB/'validate.js', *map(str, paths)], cwd=WEB, capture_output=True, text=True,
+                           check=True)
     return [json.loads(line) for line in found.stdout.splitlines()]
 
 
@@ -67,7 +71,8 @@ def browser():
 
 
 def photograph(opened, path, cameras, size=256, background=RESULT_BACKGROUND):
-    "(pictures [B, 3, size, size] that three.js draws of a GLB, without light; its triangles there). Cameras look at the origin and share an angle"
+    """(pictures [B, 3, size, size] that three.js draws of a GLB, without light; its triangles there). Cameras look at
+    the origin and share an angle"""
     def serve(route):
         name = route.request.url.removeprefix('http://here/')
         route.fulfill(path=path if name == 'model.glb' else WEB/name)
@@ -77,7 +82,8 @@ def photograph(opened, path, cameras, size=256, background=RESULT_BACKGROUND):
     page.route('http://here/**', serve)
     page.goto('http://here/photograph.html')
     page.wait_for_function('window.ready')
-    asked = dict(url='model.glb', positions=cameras.position.tolist(), fovy=cameras.fovy[0].item(), size=size, background=list(background))
+    asked = dict(url='model.glb', positions=cameras.position.tolist(), fovy=cameras.fovy[0].item(), size=size,
+                 background=list(background))
     answer = page.evaluate('asked => window.photograph(asked)', asked)
     page.close()
     if errors: raise RuntimeError(f'three.js: {errors}')
@@ -95,12 +101,15 @@ def check(opened, folder, size=256):
     welded.merge_vertices(merge_tex=True, merge_norm=True)    # seams of a texture double vertices
     theirs, triangles = photograph(opened, path, cameras, size)
     result = load(folder)
-    ours = result.views(cameras, size) if isinstance(result.renderer, MeshRenderer) else mesh_views(result.mesh(), cameras, size, background=RESULT_BACKGROUND)
+    ours = result.views(cameras, size) if isinstance(result.renderer, MeshRenderer) else mesh_views(result.mesh(),
+        cameras, size, background=RESULT_BACKGROUND)
     image_grid([*ours, *theirs], 4, pad=0).save(folder/'model-compared.png')
     error = [(a - b).square().mean().item() for a, b in zip(ours, theirs)]
     edges = np.unique(welded.edges_sorted, axis=0, return_counts=True)[1]
-    return dict(folder=folder.name, errors=issues['numErrors'], warnings=issues['numWarnings'], faces=len(mesh.faces), drawn=triangles, closed=bool(welded.is_watertight),
-        manifold=bool((edges == 2).all()), pieces=int(welded.body_count), outward=bool(welded.is_winding_consistent and welded.volume > 0),
+    return dict(folder=folder.name, errors=issues['numErrors'], warnings=issues['numWarnings'], faces=len(mesh.faces),
+                drawn=triangles, closed=bool(welded.is_watertight),
+        manifold=bool((edges == 2).all()), pieces=int(welded.body_count),
+        outward=bool(welded.is_winding_consistent and welded.volume > 0),
         psnr=[round(-10*float(np.log10(e)), 1) for e in error])
 
 

@@ -2,8 +2,8 @@
 
     python tools/house.py [revision ...] [--no-mypy]      # default: the tree as it lies here
 
-With revisions, such as `d53a678`, a column each, and the tree as it lies here last. tests/test_house.py holds the same numbers to their
-bounds, and says which places break them."""
+With revisions, such as `d53a678`, a column each, and the tree as it lies here last. tests/test_house.py holds the same
+numbers to their bounds, and says which places break them."""
 import argparse
 import ast
 import json
@@ -181,8 +181,8 @@ class House:
         return [f'{n}: {", ".join(modules)}' for n, modules in sorted(where.items()) if len(modules) > 1]
 
     def unused_on_page(self, definitions_only=False, lesson=False):
-        """Public names that no code cell of their own page uses, apart from the one that defines them; with `lesson`, those whose
-        word is in no lesson cell"""
+        """Public names that no code cell of their own page uses, apart from the one that defines them; with `lesson`,
+        those whose word is in no lesson cell"""
         for m in self.modules.values():
             page = self.page_of.get(m.name)
             for n in m.public_definitions() if definitions_only else m.public:
@@ -302,7 +302,8 @@ def table(house, with_mypy=True):
     modules = [line for where, line in house.lines() if where.startswith('dreamfusion_nb/')]
     row = house.export_rows()[0]
     def share(lines, limit):
-        return f'{sum(len(line) > limit for line in lines)} of {len(lines):,} ({sum(len(line) > limit for line in lines)/len(lines):.1%})'
+        long = sum(len(line) > limit for line in lines)
+        return f'{long} of {len(lines):,} ({long/len(lines):.1%})'
     return {
         'exported names': str(len(house.public_names())),
         'names with two meanings': str(len(house.names_with_two_meanings())),

@@ -2,9 +2,10 @@
 
     python tools/newcomer.py [notebooks] [--workers 2] [--env FOLDER]
 
-It makes an environment in which the package is installed from its wheel, beside what `pip install .` and `pip install jupyterlab`
-bring along and nothing else. Those packages are links into the environment that runs this, so it takes seconds and no network.
-Each notebook is run by its Jupyter kernel in its own folder; cells that are marked slow, cuda or `eval: false` are left out."""
+It makes an environment in which the package is installed from its wheel, beside what `pip install .` and `pip install
+jupyterlab` bring along and nothing else. Those packages are links into the environment that runs this, so it takes
+seconds and no network. Each notebook is run by its Jupyter kernel in its own folder; cells that are marked slow, cuda
+or `eval: false` are left out."""
 import argparse
 import os
 import re

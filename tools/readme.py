@@ -18,7 +18,8 @@ def main():
             cell.source = re.sub(r'\]\((?!https?:|#|\.\./)([^)]+)', r'](nbs/\1', cell.source).replace('](../', '](')
             cell.source = cell.source.replace('src="images/', 'src="nbs/images/')
     nb.metadata['language_info'] = {'name': 'python'}
-    body, resources = MarkdownExporter().from_notebook_node(nb, resources=dict(unique_key='index', output_files_dir='index_files'))
+    body, resources = MarkdownExporter().from_notebook_node(nb,
+        resources=dict(unique_key='index', output_files_dir='index_files'))
     shutil.rmtree(root/'index_files', ignore_errors=True)
     for name, data in resources['outputs'].items():
         (root/name).parent.mkdir(exist_ok=True)

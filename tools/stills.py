@@ -1,5 +1,6 @@
-"""Keeps of saved notebooks what a page without a kernel can show: no live widget and no state of one, of a still picture only the plain one,
-of a picture that IPython kept as PNG and as JPEG the smaller one, and of a JPEG no more than quality 60.
+"""Keeps of saved notebooks what a page without a kernel can show: no live widget and no state of one, of a still
+picture only the plain one, of a picture that IPython kept as PNG and as JPEG the smaller one, and of a JPEG no more
+than quality 60.
 
     python tools/stills.py [notebook ...]          # default: all below nbs
 """
@@ -55,7 +56,8 @@ def main():
         for output in (o for cell in book.cells for o in cell.get('outputs', [])):
             data = output.get('data', {})
             if 'image/jpeg' in data and STILL in ''.join(data.get('text/html', '')): del data['text/html']
-            kept = sorted((kind for kind in ('image/jpeg', 'image/png') if kind in data), key=lambda kind: len(data[kind]))
+            kept = sorted((kind for kind in ('image/jpeg', 'image/png') if kind in data),
+                          key=lambda kind: len(data[kind]))
             for kind in kept[1:]: del data[kind]
             if 'image/jpeg' in data: data['image/jpeg'] = lighter(data['image/jpeg'])
             if data.pop(LIVE, None) and kept: data['text/plain'] = 'a live widget: run the notebook'
