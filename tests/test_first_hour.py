@@ -1,4 +1,5 @@
-"What a newcomer meets in the first hour: cells that are run twice, other programs beside a run, pictures that fit, errors in one line"
+"""What a newcomer meets in the first hour: cells that are run twice, other programs beside a run, pictures that fit,
+errors in one line"""
 import json
 import os
 import subprocess
@@ -29,7 +30,8 @@ def look(trainer, record):
     seen.add(torch.get_num_threads())
     if given.get('iters') == 1: 1/0
 try:
-    result = train('a mug', guidance=LatentDiffusion.from_pretrained(sys.argv[2]), out=sys.argv[3], progress=False, callbacks=[look], **given)
+    result = train('a mug', guidance=LatentDiffusion.from_pretrained(sys.argv[2]),
+                   out=sys.argv[3], progress=False, callbacks=[look], **given)
     render = result.renderer.forward
     result.renderer.forward = lambda *args, **options: seen.add(torch.get_num_threads()) or render(*args, **options)
     result.render(size=16)
@@ -51,7 +53,8 @@ with limit_for(load_config('toybox', dict({given})), 'cpu', 64): print('counts',
 
 def counts(program, *words, **env):
     "The numbers that a program of its own prints, in an environment that says nothing about threads but `env`"
-    clean = {k: v for k, v in os.environ.items() if not k.endswith('_NUM_THREADS')} | dict(PYTHONPATH=str(ROOT), HF_HUB_OFFLINE='1') | env
+    clean = {k: v for k, v in os.environ.items() if not k.endswith('_NUM_THREADS')} | dict(PYTHONPATH=str(ROOT),
+        HF_HUB_OFFLINE='1') | env
     done = subprocess.run([sys.executable, '-c', program, *map(str, words)], env=clean, capture_output=True, text=True)
     line = next((line for line in done.stdout.splitlines() if line.startswith('counts')), None)
     assert line, done.stderr
@@ -60,13 +63,15 @@ def counts(program, *words, **env):
 
 @pytest.mark.parametrize('iters', [3, 1])
 def test_small_work_runs_on_one_thread(iters, pipeline, tmp_path):
-    "And the caller's number comes back, also after an error (here in the callback of a run of one step); so does Numba's"
+    """And the caller's number comes back, also after an error (here in the callback of a run of one step); so does
+    Numba's"""
     *seen, before, after = counts(COUNT, json.dumps(CHEAP | dict(iters=iters)), pipeline, tmp_path)
     assert seen == [1] and before == after
 
 
 @pytest.mark.parametrize('before, env, given, wanted', [
-    ('', {}, '', 1), ('torch.set_num_threads(13)', {}, '', 13), ('', dict(OMP_NUM_THREADS='7'), '', 7), ('', dict(OMP_NUM_THREADS='7', MKL_NUM_THREADS='7'), '', 7),
+    ('', {}, '', 1), ('torch.set_num_threads(13)', {}, '', 13), ('', dict(OMP_NUM_THREADS='7'), '', 7),
+    ('', dict(OMP_NUM_THREADS='7', MKL_NUM_THREADS='7'), '', 7),
     ('', dict(NUMBA_NUM_THREADS='1'), '', None), ('', {}, '{"data.train.width": 136}', None)])
 def test_a_number_of_threads_that_the_user_chose_stays(before, env, given, wanted):
     "So does the number for large work; None: whatever it was"
@@ -77,7 +82,8 @@ def test_a_number_of_threads_that_the_user_chose_stays(before, env, given, wante
 def test_threads_of_a_run(model, tmp_path):
     seen, before = [], torch.get_num_threads()
     look = lambda trainer, record: seen.append(torch.get_num_threads())    # noqa: E731
-    train('a mug', guidance=model, out=tmp_path/'x', threads=2, progress=False, callbacks=[look], **CHEAP | dict(iters=1))
+    train('a mug', guidance=model, out=tmp_path/'x', threads=2, progress=False, callbacks=[look],
+          **CHEAP | dict(iters=1))
     assert seen == [2] and torch.get_num_threads() == before
 
 

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from dreamfusion_nb import load, train
+from dreamfusion_nb.benchmark import contact_sheet
 from dreamfusion_nb.cameras import orbit
 from dreamfusion_nb.checkpoints import is_finished
-from dreamfusion_nb.benchmark import contact_sheet
 from dreamfusion_nb.run import slug
 from dreamfusion_nb.show import image_grid
 
