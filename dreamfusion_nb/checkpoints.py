@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import time
-import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterator
@@ -19,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from .errors import notice
 from .config import ConfigError, load_config
 from .dmtet import MeshRenderer
 from .export import expanded, write_whole
@@ -261,7 +261,7 @@ def warm_start(renderer: torch.nn.Module, path: str | Path) -> list[str]:
     # between a NeRF and a mesh, the grid of the one and the shape of the other are expected to be missing
     expected = isinstance(renderer, MeshRenderer)
     odd = [f'{n} ({why})' for n, why in sorted(wrong.items()) if not (expected and (n.startswith('grid.') or n in MESH_STATE))]
-    if odd: warnings.warn(f'resume_from_checkpoint: {len(taken)} tensors taken from {found[-1]}, not taken: {", ".join(odd)}', stacklevel=4)
+    if odd: notice(f'resume_from_checkpoint: {len(taken)} tensors taken from {found[-1]}, not taken: {", ".join(odd)}')
     return lines
 
 # %% ../nbs/17_checkpoints.ipynb #54be4b1b

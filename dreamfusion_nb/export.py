@@ -8,7 +8,7 @@ __all__ = []
 # %% ../nbs/13c_export.ipynb #3d4a6e12
 from dreamfusion_nb.dmtet import EmptyMeshError  # noqa: F401
 from dreamfusion_nb.surfaces import (  # noqa: F401
-    Surfaces, auto_threshold, by_quadrics, by_short_edges, check_faces, check_resolution,
+    Isosurfaces, auto_threshold, by_quadrics, by_short_edges, check_faces, check_resolution,
     check_share, check_threshold, decimate, drop_pieces, extract_mesh, pieces_of, sample_density,
     smooth_density, visible_range)
 from dreamfusion_nb.textures import (  # noqa: F401

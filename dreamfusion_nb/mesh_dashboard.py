@@ -76,13 +76,13 @@ class MeshDashboard(Dashboard):
         self.path = widgets.Text('object.glb', description='file', **wide)
         self.texture = widgets.Dropdown(options=PAINTS, description='paint', **wide)
         self.following, self.statistics, self.error = follow_box(what), widgets.HTML(), widgets.HTML()
-        self.viewer, self.of_mesh = Viewer(width=400, height=400), isinstance(what.renderer, MeshRenderer)
+        self.viewer, self.is_mesh = Viewer(width=400, height=400), isinstance(what.renderer, MeshRenderer)
         self.button = b = buttons(self, '92px', auto=('Auto', 'the threshold between inside and outside', self.auto),
             refresh=('Refresh', 'ask for the object as it is now', self.ask), export=('Export', 'write the file', self.export))
         self.threshold.observe(guarded(self, lambda _: self.silent or self.cut(by_hand=True)), 'value')
         for control in (self.faces, self.bent): control.observe(guarded(self, lambda _: self.cut()), 'value')
-        top = widgets.HBox([b['refresh'], self.following] if self.of_mesh else [b['auto'], b['refresh'], self.following])
-        surface = [top, self.bent if self.of_mesh else self.threshold, self.faces, self.statistics]
+        top = widgets.HBox([b['refresh'], self.following] if self.is_mesh else [b['auto'], b['refresh'], self.following])
+        surface = [top, self.bent if self.is_mesh else self.threshold, self.faces, self.statistics]
         file = [self.path, self.texture, b['export'], self.error]
         sides = [self.viewer, widgets.VBox([*surface, *file], layout=widgets.Layout(width='400px'))]
         super().__init__([widgets.HBox(sides, layout=widgets.Layout(flex_flow='row wrap', grid_gap='12px'))], 'dfnb-mesh-dashboard', drivers)
@@ -94,8 +94,8 @@ class MeshDashboard(Dashboard):
     def ask(self):
         "Ask for the object as it is now, and cut it where the slider or `auto` says."
         self.shown = snapshot(self.source)
-        if not self.of_mesh:
-            self.surfaces = self.shown.surfaces(self.resolution)
+        if not self.is_mesh:
+            self.surfaces = self.shown.isosurfaces(self.resolution)
             low, high = self.surfaces.range
             self.silent = True
             with self.threshold.hold_trait_notifications():
@@ -115,15 +115,15 @@ class MeshDashboard(Dashboard):
         if by_hand: self.by_hand = True
         self.error.value = self.statistics.value = ''
         try:
-            whole = self.shown.mesh() if self.of_mesh else self.surfaces.mesh(self.threshold.value)
+            whole = self.shown.mesh() if self.is_mesh else self.surfaces.mesh(self.threshold.value)
             self.mesh = decimate(whole, self.faces.value)
         except ValueError as error:
             self.mesh = None
             self.viewer.show(None)
             return self.complain(error_text(error))
         renderer = self.shown.renderer
-        self.statistics.value = html_table(mesh_facts(self.mesh, renderer if self.of_mesh else None))
-        colored = self.of_mesh and self.bent.value
+        self.statistics.value = html_table(mesh_facts(self.mesh, renderer if self.is_mesh else None))
+        colored = self.is_mesh and self.bent.value
         self.viewer.mode = 'albedo' if colored else 'shaded' if self.viewer.mode == 'albedo' else self.viewer.mode
         self.viewer.show(bent_colors(renderer, self.mesh) if colored else self.mesh)
 

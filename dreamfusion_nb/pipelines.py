@@ -9,7 +9,6 @@ __all__ = ['WEIGHTS', 'OLD_NAMES', 'KNOWN_NAMES', 'pick_files', 'find_pipeline',
 import json
 import os
 import re
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .errors import ConfigError
+from .errors import ConfigError, notice
 from .guidance import _randn, classifier_free
 
 # %% ../nbs/09a_pipelines.ipynb #6bb77f11
@@ -221,7 +220,7 @@ def _tokenize(tokenizer, texts, max_tokens):
         ids = tokenizer(text, verbose=False).input_ids
         if len(ids) > max_tokens:
             cut = tokenizer.decode(ids[max_tokens - 1:-1]).strip()
-            warnings.warn(f'the text model reads {max_tokens - 2} tokens; this is cut off: {cut!r}', stacklevel=3)
+            notice(f'the text model reads {max_tokens - 2} tokens; this is cut off: {cut!r}')
     return tokenizer(texts, padding='max_length', max_length=max_tokens, truncation=True, return_tensors='pt').input_ids
 
 # %% ../nbs/09a_pipelines.ipynb #9ce5f275

@@ -7,7 +7,6 @@ __all__ = ['Result', 'load', 'init_mesh']
 
 # %% ../nbs/17a_result.ipynb #946645ca
 import io
-import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterable, Iterator
@@ -20,7 +19,8 @@ from .cameras import Cameras, orbit
 from .checkpoints import (VIDEO_KINDS, check_finite, check_state, find_result, one_line, read_checkpoint, read_history)
 from .config import PRESETS, Config, ConfigError, did_you_mean, load_config, mesh_preset
 from .dmtet import MeshRenderer
-from .export import (MESH_FORMATS, Surfaces, bake, check_faces, check_path, check_resolution, check_seconds, check_share,
+from .errors import notice
+from .export import (MESH_FORMATS, Isosurfaces, bake, check_faces, check_path, check_resolution, check_seconds, check_share,
     check_texture_size, check_threshold, decimate, drop_pieces, normals_of, six_view, unwrap, write_mesh, write_video, write_whole)
 from .parts import make_renderer, pick_device
 from .raymarch import depth_map, normal_map
@@ -46,7 +46,7 @@ def orbit_of(views, device: torch.device | None = None) -> Cameras:
 
 
 def sheet_of(maps: Iterable[tuple[torch.Tensor, ...]]) -> Image.Image:
-    "Return pictures, depths and normals, `maps` as of `Result.maps`, as three rows of one image"
+    "Return pictures, depths and normals, `maps` as of `Result.passes`, as three rows of one image"
     return image_grid(torch.stack([torch.cat(list(row), -1) for row in zip(*maps)]), 1, pad=0)
 
 
@@ -86,8 +86,8 @@ def _surface(result, resolution, threshold, min_share):
     check_share(min_share)
     check_finite(result.renderer.state_dict())
     with _drawing(result):
-        if result.of_mesh: return drop_pieces(result.renderer.mesh(), min_share)
-        return Surfaces(result.field, resolution=resolution, grid=result.renderer.grid).mesh(threshold, min_share)
+        if result.is_mesh: return drop_pieces(result.renderer.mesh(), min_share)
+        return Isosurfaces(result.field, resolution=resolution, grid=result.renderer.grid).mesh(threshold, min_share)
 
 # %% ../nbs/17a_result.ipynb #1f81fb89
 def _film(result, path, n, height, width, kind, cameras):
@@ -96,7 +96,7 @@ def _film(result, path, n, height, width, kind, cameras):
         raise ConfigError(f'kind must be one of {", ".join(VIDEO_KINDS)}, not {kind!r}{did_you_mean(kind, VIDEO_KINDS)}')
     each = orbit(n) if cameras is None else cameras
     if kind == 'rgb': frames = (result.views(camera, height, width)[0] for camera in each)
-    else: frames = (maps[VIDEO_KINDS.index(kind)] for maps in result.maps(each, height, width))
+    else: frames = (maps[VIDEO_KINDS.index(kind)] for maps in result.passes(each, height, width))
     return write_video(frames, path)
 
 
@@ -104,11 +104,11 @@ def _paint(result, mesh, size, fine, seconds):
     "A mesh with a texture, or unchanged with a warning"
     flat = unwrap(mesh, seconds, size)
     if flat is None:
-        warnings.warn(f'{len(mesh.faces):,} triangles could not be unwrapped within {seconds:g} s, so colours stay at the vertices; '
-            'faces= makes fewer, seconds= gives more time', stacklevel=5)
+        notice(f'{len(mesh.faces):,} triangles could not be unwrapped within {seconds:g} s, so colours stay at the vertices; '
+            'faces= makes fewer, seconds= gives more time')
         return mesh
     # a NeRF has its colours beneath the surface, see `extract_mesh`: one step of its usual grid
-    beneath, bound = 0. if result.of_mesh else result.config.nerf.bound/64, result.field.bound
+    beneath, bound = 0. if result.is_mesh else result.config.nerf.bound/64, result.field.bound
     def color(points, normals): return result.field.albedo((points - beneath*normals).to(result.device).clamp(-bound, bound))
     with _drawing(result): return bake(flat, color, size, fine and normals_of(fine))
 
@@ -120,7 +120,8 @@ def _write_model(result, path, resolution, threshold, faces, texture, normals, m
     if texture is not None: check_texture_size(texture)
     if faces is not None: check_faces(faces)
     if texture and path.suffix.lower() in ('.ply', '.stl'):
-        warnings.warn(f'{path.suffix} files have no texture: a .ply gets colours at its vertices, a .stl none; .glb and .obj have one', stacklevel=3)
+        kept = 'its colours go to the vertices' if path.suffix.lower() == '.ply' else 'it gets no colours at all'
+        notice(f'texture: a {path.suffix.lower()} file holds no texture, so {kept}; .glb and .obj hold one')
         texture = None
     check_seconds(seconds)
     fine = result.mesh(resolution, threshold, min_share=min_share)
@@ -156,7 +157,7 @@ class Result:
 
     field = property(lambda self: self.renderer.field)
     device = property(lambda self: next(self.renderer.parameters()).device)
-    of_mesh = property(lambda self: isinstance(self.renderer, MeshRenderer), doc='Whether this is a mesh stage')
+    is_mesh = property(lambda self: isinstance(self.renderer, MeshRenderer), doc='Whether this is a mesh stage')
     def __repr__(self): return f'Result({self.config.prompt!r}, folder={str(self.folder)!r})'
 
     @torch.no_grad()
@@ -165,7 +166,7 @@ class Result:
         return _views(self, cameras, height, width, shading, background)
 
     @torch.no_grad()
-    def maps(self, cameras, height, width=None, background=RESULT_BACKGROUND) -> Iterator[tuple[torch.Tensor, ...]]:
+    def passes(self, cameras, height, width=None, background=RESULT_BACKGROUND) -> Iterator[tuple[torch.Tensor, ...]]:
         "For each camera its picture, depth (white where the cube begins, black where it ends) and normals, [3, height, width] in 0..1"
         yield from _maps(self, cameras, height, width, background)
 
@@ -194,10 +195,10 @@ class Result:
         `min_share`: loose pieces with less than this share of the largest one's volume go; 1: one piece stays, 0: all do."""
         return _surface(self, resolution, threshold, min_share)
 
-    def surfaces(self, resolution=64) -> Surfaces:
-        "`Surfaces` of a NeRF: `.mesh(threshold)` is quick enough for a slider, `.auto` and `.range` say where to look. Raises `ConfigError`"
-        if self.of_mesh: raise ConfigError('surfaces: a mesh stage has one surface, which mesh() gives; thresholds are for a NeRF')
-        with _drawing(self): return Surfaces(self.field, resolution=resolution, grid=self.renderer.grid)
+    def isosurfaces(self, resolution=64) -> Isosurfaces:
+        "`Isosurfaces` of a NeRF: `.mesh(threshold)` is quick enough for a slider, `.auto` and `.range` say where to look. Raises `ConfigError`"
+        if self.is_mesh: raise ConfigError('isosurfaces: a mesh stage has one surface, which mesh() gives; thresholds are for a NeRF')
+        with _drawing(self): return Isosurfaces(self.field, resolution=resolution, grid=self.renderer.grid)
 
     def export(self, path, resolution=128, threshold='auto', *, faces=None, texture=None, normals=False, min_share=1., seconds=60) -> Path:
         """Write the mesh as .glb, .obj, .ply or .stl, by the ending of `path`. Raises `ConfigError`, `EmptyMeshError`.
@@ -228,6 +229,10 @@ class Result:
         buffer = io.BytesIO()
         self.preview(128).save(buffer, 'PNG')
         return {'text/plain': repr(self), 'image/png': buffer.getvalue()}
+
+# %% ../nbs/17a_result.ipynb #9d8de187
+# earlier names, for notebooks that have them
+for _earlier, _name in dict(of_mesh='is_mesh', surfaces='isosurfaces', maps='passes').items(): setattr(Result, _earlier, getattr(Result, _name))
 
 # %% ../nbs/17a_result.ipynb #66ff9087
 def load(folder: str | Path,                       # of a result, or of one of its checkpoints

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['sample_density', 'visible_range', 'smooth_density', 'auto_threshold', 'pieces_of', 'drop_pieces', 'check_resolution',
-           'check_share', 'check_threshold', 'Surfaces', 'extract_mesh', 'check_faces', 'by_quadrics', 'by_short_edges',
-           'decimate']
+           'check_share', 'check_threshold', 'Isosurfaces', 'extract_mesh', 'check_faces', 'by_quadrics',
+           'by_short_edges', 'decimate']
 
 # %% ../nbs/13_surfaces.ipynb #44246c6e
 import math
@@ -127,7 +127,7 @@ def check_threshold(threshold):
         raise ConfigError(f'threshold is "auto" or a positive density, at most 1e30, not {threshold!r}')
 
 # %% ../nbs/13_surfaces.ipynb #c370fa43
-class Surfaces:
+class Isosurfaces:
     """A field's density, asked once; `mesh(threshold)` cuts it anywhere in a fraction of a second, as a slider needs.
 
     `field`, `resolution`, `bound`, `grid`, `radius`, `smooth` and `chunk` are those of `extract_mesh`.
@@ -180,7 +180,7 @@ def extract_mesh(field,                # `density(x [N,3]) -> [N]` and `albedo(x
                  chunk=65536           # points a call
                 ):                      # `trimesh.Trimesh`
     "Closed mesh in world coordinates (+y up, front +z), vertex colours = albedo. Raises `EmptyMeshError`, `ConfigError`."
-    surfaces = Surfaces(field, resolution=resolution, bound=bound, grid=grid, radius=radius, smooth=smooth, chunk=chunk)
+    surfaces = Isosurfaces(field, resolution=resolution, bound=bound, grid=grid, radius=radius, smooth=smooth, chunk=chunk)
     return surfaces.mesh(threshold, min_share)
 
 # %% ../nbs/13_surfaces.ipynb #e20b5454

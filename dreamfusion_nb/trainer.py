@@ -270,7 +270,7 @@ def _glance(trainer, size):
 def _validate(trainer):
     "Picture, depth and normals from all around; on a CPU small ones, for the time they take"
     val, limit = trainer.config.data.val, 96 if trainer.device.type == 'cpu' else 4096
-    maps = Result(trainer.config, trainer.renderer).maps(orbit_of(val, trainer.device), min(val.height, limit), min(val.width, limit))
+    maps = Result(trainer.config, trainer.renderer).passes(orbit_of(val, trainer.device), min(val.height, limit), min(val.width, limit))
     picture = sheet_of(maps)
     with writing(trainer.folder):
         (trainer.folder/'validation').mkdir(exist_ok=True)

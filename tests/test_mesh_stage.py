@@ -145,7 +145,9 @@ def test_the_material_of_an_obj_leaves_its_picture_alone(cloud, tmp_path):
 
 def test_formats_without_a_texture(cloud, tmp_path):
     for name in ('few.ply', 'few.stl'):
-        with pytest.warns(UserWarning, match='have no texture'): cloud.export(tmp_path/name, faces=200, texture=64)
+        with pytest.warns(UserWarning, match=f'a {name[-4:]} file holds no texture') as told:
+            cloud.export(tmp_path/name, faces=200, texture=64)
+        assert [w.filename for w in told] == ['dreamfusion_nb']    # no line of our source is quoted
         assert trimesh.load(tmp_path/name).is_watertight
     assert trimesh.load(tmp_path/'few.ply').visual.kind == 'vertex'
 
@@ -252,7 +254,7 @@ def test_dashboards_of_a_mesh_stage(cloud, refined, model):
 
 def test_surfaces_for_a_slider(cloud, refined):
     "The same surface as the mesh at the chosen threshold, smaller ones above it, nothing at the end of the range"
-    surfaces = cloud.surfaces(40)
+    surfaces = cloud.isosurfaces(40)
     low, high = surfaces.range
     assert low < surfaces.auto < high
     same, auto = surfaces.mesh(), cloud.mesh(40)
@@ -261,7 +263,7 @@ def test_surfaces_for_a_slider(cloud, refined):
     volumes = [surfaces.mesh(t).volume for t in np.geomspace(low, high, 6)[1:-1]]
     assert volumes == sorted(volumes, reverse=True) and volumes[0] > volumes[-1]
     with pytest.raises(EmptyMeshError, match='no density above'): surfaces.mesh(10*high)
-    with pytest.raises(ConfigError, match='mesh stage has one surface'): refined.surfaces()
+    with pytest.raises(ConfigError, match='mesh stage has one surface'): refined.isosurfaces()
 
 
 def test_run_modes(refined, tmp_path):

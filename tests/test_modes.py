@@ -76,7 +76,7 @@ def test_modes_do_not_make_another_run(finished, model):
 
 def test_depth_does_not_depend_on_the_view(finished):
     "A ball in the middle is equally grey from everywhere, and nothing is black"
-    seen = [depth for _, depth, _ in finished.maps(orbit(4), 24)]
+    seen = [depth for _, depth, _ in finished.passes(orbit(4), 24)]
     assert all(0 <= d.min() and d.max() <= 1 for d in seen)
     assert all(d[:, 0, 0].max() == 0 for d in seen)
 
