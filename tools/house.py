@@ -144,7 +144,8 @@ class Module:
         """(line, module) of each import of another module of the package; what a facade looks up when it is asked is
         left out"""
         def walk(node):
-            if isinstance(node, ast.FunctionDef) and node.name == '__getattr__' and node in self.tree.body: return
+            if isinstance(node, ast.FunctionDef) and node.name in ('__getattr__', 'main') and node in self.tree.body:
+                return
             if isinstance(node, ast.If) and 'TYPE_CHECKING' in ast.unparse(node.test): return
             if isinstance(node, ast.ImportFrom) and (node.level
                                                      or (node.module or '').split('.')[0] == 'dreamfusion_nb'):
