@@ -424,9 +424,9 @@ function render({ model, el }) {
     canvas.height = Math.round(height*scale)
     scene.draw(look())    // a new size empties a canvas, so not in the next frame but now
   }
+  const title = () => `3D view of ${model.get('alt') || 'a mesh'}`
   const describe = () => {
-    const says = `${model.get('alt')}. ${HELP}`
-    canvas?.setAttribute('aria-label', says)
+    canvas?.setAttribute('aria-label', `${title()}. ${HELP}`)
     canvas?.setAttribute('title', HELP)
   }
   const load = () => { scene?.load(model.get('mesh_data'), redraw); redraw() }
@@ -449,7 +449,7 @@ function render({ model, el }) {
   }
   const sleep = words => {
     if (!scene) return
-    const rest = make(words ? 'div' : 'img', words ? { textContent: words } : { alt: model.get('alt') }), tired = scene
+    const rest = make(words ? 'div' : 'img', words ? { textContent: words } : { alt: title() }), tired = scene
     if (!words) { scene.draw(look()); rest.src = canvas.toDataURL() }
     rest.addEventListener('pointerdown', wake)
     scene = null
