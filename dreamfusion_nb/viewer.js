@@ -172,7 +172,10 @@ class Scene {
     const near = Math.max(look.radius - 1.01*reach, look.radius/100)
     const view = viewMatrix(radians(look.azimuth), radians(look.elevation), look.radius, look.target)
     gl.uniformMatrix4fv(at('view'), false, view)
-    gl.uniformMatrix4fv(at('projection'), false, projectionMatrix(radians(look.fovy), width/height, near, far))
+    // in a place that is narrower than asked, the sides stay in sight
+    const squeeze = gl.canvas.squeeze = Math.min(1, width/height/look.shape)
+    const fovy = 2*Math.atan(Math.tan(radians(look.fovy)/2)/squeeze)
+    gl.uniformMatrix4fv(at('projection'), false, projectionMatrix(fovy, width/height, near, far))
     // on a circle around the target; at 0 it is where the camera is
     const light = radians(look.light)
     gl.uniform3f(at('lamp'), look.radius*Math.sin(light), 0, look.radius*(Math.cos(light) - 1))
@@ -347,7 +350,8 @@ function listenToPointers(canvas, view, wait) {
     held.set(event.pointerId, [event.clientX, event.clientY])
     const after = middle(), [dx, dy] = [after.x - before.x, after.y - before.y]
     const moves = held.size > 1 || event.shiftKey || event.buttons & 6
-    if (moves) view.pan(dx/canvas.clientHeight, -dy/canvas.clientHeight)
+    const share = 1/canvas.clientHeight/(canvas.squeeze ?? 1)
+    if (moves) view.pan(dx*share, -dy*share)
     else view.turn(-dx/2, dy/2)
     if (before.spread && after.spread) view.zoom(before.spread/after.spread)
   })
@@ -400,7 +404,10 @@ function render({ model, el }) {
   const note = make('div', { className: 'dfnb-viewer-hint', role: 'status' })
   const listening = []
   const listen = (name, f) => { model.on(`change:${name}`, f); listening.push([name, f]) }
-  const look = () => Object.fromEntries(LOOK.map(name => [name, model.get(name)]))
+  const look = () => {
+    const shape = model.get('width')/model.get('height')
+    return { shape, ...Object.fromEntries(LOOK.map(name => [name, model.get(name)])) }
+  }
   const view = camera(model)
   let scene = null, canvas = null, asked = false, waiting = false, noteTimer = null
   const redraw = () => {

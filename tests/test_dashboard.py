@@ -615,6 +615,9 @@ def test_a_viewer_shows_what_trimesh_loads(trainer, tmp_path):
     mesh = trimesh.creation.box()
     mesh.export(tmp_path/'box.glb')
     assert Viewer(trimesh.load(tmp_path/'box.glb')).mesh_data['faces']
-    for wrong in (3, 'box.glb'):
-        with pytest.raises(ConfigError, match='Trimesh'): Viewer(wrong)
+    assert Viewer(tmp_path/'box.glb').mesh_data == Viewer(trimesh.load(tmp_path/'box.glb')).mesh_data
+    with pytest.raises(ConfigError, match='Trimesh'): Viewer(3)
+    with pytest.raises(ConfigError, match="did you mean 'box.glb'"): Viewer(tmp_path/'bxo.glb')
+    (tmp_path/'broken.glb').write_text('not a mesh')
+    with pytest.raises(ConfigError, match='cannot be read'): Viewer(tmp_path/'broken.glb')
     with pytest.raises(traitlets.TraitError, match='did you mean'): Viewer(mesh, azimut=3)
