@@ -137,9 +137,9 @@ class Paint(tuple):
     "The main colour of a toy: what carries it takes the toy's finish too"
 
 # %% ../nbs/10_toys.ipynb #01859afb
-def rotation(x=0., y=0., z=0.  # degrees, applied about x first, then y, then z
-            ):                 # NumPy array [3, 3]
-    "Rotation matrix, own frame -> world"
+def rotation(x: float = 0., y: float = 0., z: float = 0.  # degrees, applied about x first, then y, then z
+            ) -> np.ndarray:                              # [3, 3]
+    "Rotation matrix, own frame -> world."
     (cx, cy, cz), (sx, sy, sz) = np.cos(np.radians([x, y, z])), np.sin(np.radians([x, y, z]))
     rx = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
     ry = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
@@ -197,13 +197,13 @@ class Parts:
         self.add(TORUS, at, (ring, tube), color, turn, ring + tube)
 
 # %% ../nbs/10_toys.ipynb #61197ad6
-KINDS = {}  # name -> (function that draws it, its own main colour)
+KINDS: dict[str, tuple[Callable, tuple]] = {}  # name -> (function that draws it, its own main colour)
 
 
-def toy(color  # main colour where no colour is named, three numbers 0…1
-       ):      # decorator of a function `draw(p, main)`
-    "Registers a toy in `KINDS` under the name of the function that draws it"
-    def register(draw):
+def toy(color: tuple    # main colour where no colour is named, three numbers 0…1
+       ) -> Callable:   # decorator of a function `draw(p, main)`
+    "Register a toy in `KINDS` under the name of the function that draws it."
+    def register(draw: Callable) -> Callable:
         name = draw.__name__.strip('_')
         article = 'an' if name[0] in 'aeiou' else 'a'
         draw.__doc__ = f"Adds the parts of {article} {name} to `p`, a `Parts`, in the main colour `main` (three numbers 0…1)"
@@ -212,10 +212,10 @@ def toy(color  # main colour where no colour is named, three numbers 0…1
     return register
 
 
-def shade_of(color,  # three numbers 0…1; a `Paint` stays one
-             factor  # above 1: lighter
-            ):       # as `color`
-    "A colour made lighter or darker; no channel exceeds 1"
+def shade_of(color: tuple,  # three numbers 0…1; a `Paint` stays one
+             factor: float  # above 1: lighter
+            ) -> tuple:     # as `color`
+    "A colour made lighter or darker; no channel exceeds 1."
     return type(color)(min(c*factor, 1.) for c in color)
 
 
@@ -261,7 +261,7 @@ def _on_torch_threads(function: Callable) -> Callable:
     def call(*args):
         n = torch.get_num_threads()
         before = numba.get_num_threads()
-        numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))
+        numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
         try: return kernel(*args)
         finally:
             numba.set_num_threads(before)
@@ -286,8 +286,8 @@ def _color(rows, points):
 
 # %% ../nbs/10_toys.ipynb #cbe0bcb1
 @lru_cache(maxsize=None)
-def _frame(kind):
-    "Centre and scale that put the canonical toy into a ball of radius 0.5 around the origin"
+def _frame(kind: str) -> tuple[np.ndarray, float]:
+    "Centre and scale that put the canonical toy into a ball of radius 0.5 around the origin."
     parts = Parts()
     KINDS[kind][0](parts, (1., 1., 1.))
     g = np.linspace(-1.6, 1.6, 97)
@@ -297,12 +297,12 @@ def _frame(kind):
     return centre, .5/np.linalg.norm(pts - centre, axis=1).max()
 
 
-def build(kind,         # a name in `kinds()`
-          color=None,   # a name in `colors()`; None: the toy's own
-          rng=None,     # numpy Generator of a random variation; None: the canonical toy
-          finish=None   # one of `FINISHES`; None: matte
-         ):             # its P primitives [P, 22], as `N_COLUMNS` lists them
-    "One toy as rows of numbers, centred and scaled into a ball of radius 0.5"
+def build(kind: str,                                # a name in `KINDS`
+          color: str | None = None,                 # a name in `COLORS`; None: the toy's own
+          rng: np.random.Generator | None = None,   # of a random variation; None: the canonical toy
+          finish: str | None = None                 # one of `FINISHES`; None: matte
+         ) -> np.ndarray:                           # its P primitives [P, 22], as `N_COLUMNS` lists them
+    "One toy as rows of numbers, centred and scaled into a ball of radius 0.5."
     draw, own = KINDS[kind]
     parts = Parts(rng, finish or 'matte')
     draw(parts, Paint(COLORS[color] if color else own))
