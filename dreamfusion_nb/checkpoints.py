@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'discard', 'write_checkpoint', 'read_checkpoint']
 
-# %% ../nbs/17_checkpoints.ipynb #75659330
+# %% ../nbs/17_checkpoints.ipynb #7c3cdb10
 import json
 import os
 import shutil
@@ -18,9 +18,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .errors import notice
-from .config import ConfigError, load_config
+from .config import load_config
 from .dmtet import MeshRenderer
+from .errors import ConfigError, notice
 from .export import expanded, write_whole
 from .parts import make_optimizer
 
@@ -151,11 +151,16 @@ def check_state(path: Path,                      # of the checkpoint
     if step != int(path.name[5:]) or step > config.iters: raise ValueError(f'it says step {step} of {config.iters}')
     check_finite(model)
 
-# %% ../nbs/17_checkpoints.ipynb #5ce5e8c7
+# %% ../nbs/17_checkpoints.ipynb #27f665f6
 def _flatten(state):
     "Optimiser state -> (tensors by name, plain numbers by name)"
     flat = {f'{i}.{k}': v for i, s in state.items() for k, v in s.items()}
     return {k: v for k, v in flat.items() if torch.is_tensor(v)}, {k: v for k, v in flat.items() if not torch.is_tensor(v)}
+
+
+def _is_plain(value):
+    "Whether JSON gives a value back as it was"
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _unflatten(flat):
@@ -169,7 +174,8 @@ def _unflatten(flat):
 def training_state(renderer: torch.nn.Module,
                    optimizer: torch.optim.Optimizer,
                    generator: torch.Generator,
-                   step: int
+                   step: int,
+                   own: bool = False  # whether the optimiser is not one of ours
                   ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
     "Return (tensors, state) of a run, as `write_checkpoint` takes them"
     state = optimizer.state_dict()
@@ -178,7 +184,11 @@ def training_state(renderer: torch.nn.Module,
     # Adan counts its steps in the group, Adam beside the moments
     counts = [dict(step=int(group['step']), setup=True) for group in state['param_groups'] if 'step' in group]
     # not every parameter has had a gradient: albedo in the latent phase or in white light, a gloss or a sky that no step has used yet
-    return tensors, dict(step=step, numbers=numbers, counts=counts, learnt=sorted(state['state']))
+    kept = dict(step=step, numbers=numbers, counts=counts, learnt=sorted(state['state']))
+    if not own: return tensors, kept
+    # nothing is known of the optimiser: all plain numbers of its groups may have changed
+    groups = [{k: v for k, v in group.items() if _is_plain(v)} for group in state['param_groups']]
+    return tensors, kept | dict(counts=[], groups=groups)
 
 # %% ../nbs/17_checkpoints.ipynb #41eb712f
 def check_moments(optim,                                # group `optim` of the configuration
@@ -201,12 +211,13 @@ def check_moments(optim,                                # group `optim` of the c
             if not torch.is_tensor(v) or v.shape != shape or v.dtype != like.dtype or not v.isfinite().all():
                 raise ValueError(f'{k} of parameter {i} has a wrong shape or value')
 
-# %% ../nbs/17_checkpoints.ipynb #ac5fdc76
+# %% ../nbs/17_checkpoints.ipynb #085d30b4
 def load_training_state(path: Path,                        # of the checkpoint
                         config,                            # `Config`
                         renderer: torch.nn.Module,
                         optimizer: torch.optim.Optimizer,
-                        generator: torch.Generator
+                        generator: torch.Generator,
+                        own: bool = False                  # whether the optimiser is not one of ours
                        ) -> int:
     "Bring a run back to the moment when the checkpoint at `path` was written; returns the step. Raises `ConfigError`"
     tensors, state = read_checkpoint(path)
@@ -216,11 +227,13 @@ def load_training_state(path: Path,                        # of the checkpoint
         generator.set_state(tensors['optimizer'].pop('generator'))
         moments = _unflatten(tensors['optimizer'] | state['numbers'])
         groups = optimizer.state_dict()['param_groups']
-        own = [p for group in optimizer.param_groups for p in group['params']]
+        params = [p for group in optimizer.param_groups for p in group['params']]
         learnt = state.get('learnt', list(moments))    # checkpoints of earlier versions do not say
-        check_moments(config.optim, {i: own[i] for i in learnt}, moments)
+        if own: check_finite({f'{i}.{k}': v for i, held in moments.items() for k, v in held.items() if torch.is_tensor(v)})
+        else: check_moments(config.optim, {i: params[i] for i in learnt}, moments)
         for group, count in zip(groups, state['counts']):
             group.update(step=torch.tensor(count['step'], dtype=torch.int32), setup=count['setup'])
+        for group, plain in zip(groups, state.get('groups', [])): group.update(plain)
         optimizer.load_state_dict(dict(param_groups=groups, state=moments))
         return state['step']
     except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -244,7 +257,7 @@ def state_dict_mismatch(model: dict[str, torch.Tensor], checkpoint: dict[str, to
         if any(name in wrong for name in names): wrong = {name: f'goes with the rest of the {part}' for name in names} | wrong
     return wrong
 
-# %% ../nbs/17_checkpoints.ipynb #efa50e1f
+# %% ../nbs/17_checkpoints.ipynb #3f683898
 def warm_start(renderer: torch.nn.Module, path: str | Path) -> list[str]:
     "Take the weights of another result, as far as they fit. Returns lines that say what was taken, what not, and why. Raises `ConfigError`"
     _, found = find_result(path)
@@ -253,8 +266,10 @@ def warm_start(renderer: torch.nn.Module, path: str | Path) -> list[str]:
     taken = [name for name in own if name not in wrong]
     try: check_finite({name: held[name] for name in taken})
     except ConfigError as error: raise ConfigError(f'checkpoint {found[-1]} is damaged: {error}') from None
-    if not any(name.startswith('field.') and own[name].ndim > 1 for name in taken):    # a bias alone is no field
-        name, reason = next((n, r) for n, r in wrong.items() if n.startswith('field.'))
+    ours = [name for name in own if name.startswith('field.')] or list(own)    # a renderer may have no field
+    large = [name for name in ours if own[name].ndim > 1] or ours
+    if not any(name in taken for name in large):    # a bias alone is no field
+        name, reason = next(((n, r) for n, r in wrong.items() if n in ours), ('field', 'there is nothing to learn in it'))
         raise ConfigError(f'resume_from_checkpoint: nothing of the field in {found[-1]} fits this configuration ({name}: {reason})')
     renderer.load_state_dict({name: held[name] for name in taken}, strict=False)
     lines = [f'began with {found[-1]}: took {", ".join(taken)}', *(f'did not take {name}: {why}' for name, why in sorted(wrong.items()))]
@@ -264,7 +279,7 @@ def warm_start(renderer: torch.nn.Module, path: str | Path) -> list[str]:
     if odd: notice(f'resume_from_checkpoint: {len(taken)} tensors taken from {found[-1]}, not taken: {", ".join(odd)}')
     return lines
 
-# %% ../nbs/17_checkpoints.ipynb #54be4b1b
+# %% ../nbs/17_checkpoints.ipynb #dedaea37
 BACKUP_MARKER = '.waits'
 
 
@@ -272,7 +287,9 @@ def is_finished(folder: Path) -> bool:
     "Return whether a folder holds a complete result: its files, and a checkpoint of the last step"
     try: config = load_config(folder/'config.yaml')
     except ConfigError: return False
-    whole = all((folder/name).exists() for name in ('preview.png', 'model.glb', *['turntable.mp4']*config.export_video))
+    names = ['preview.png', *['turntable.mp4']*config.export_video]
+    if not config.parts.renderer: names.append('model.glb')    # a renderer of one's own may have no mesh
+    whole = all((folder/name).exists() for name in names)
     return whole and any(int(p.name[5:]) >= config.iters for p in list_checkpoints(folder))
 
 

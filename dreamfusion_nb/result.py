@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Result', 'load', 'init_mesh']
 
-# %% ../nbs/17a_result.ipynb #946645ca
+# %% ../nbs/17a_result.ipynb #674055c5
+import copy
 import io
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,13 +18,15 @@ from PIL import Image
 
 from .cameras import Cameras, orbit
 from .checkpoints import (VIDEO_KINDS, check_finite, check_state, find_result, one_line, read_checkpoint, read_history)
-from .config import PRESETS, Config, ConfigError, did_you_mean, load_config, mesh_preset
+from .config import Config, load_config, mesh_preset
 from .dmtet import MeshRenderer
-from .errors import notice
+from .errors import ConfigError, did_you_mean, notice
 from .export import (MESH_FORMATS, Isosurfaces, bake, check_faces, check_path, check_resolution, check_seconds, check_share,
     check_texture_size, check_threshold, decimate, drop_pieces, normals_of, six_view, unwrap, write_mesh, write_video, write_whole)
-from .parts import make_renderer, pick_device
-from .raymarch import depth_map, normal_map
+from .field import albedo_at
+from .parts import PAGE, OwnParts, assemble, check_same_parts, is_factory, pick_device, short_name, split_parts
+from .presets import PRESETS
+from .raymarch import OccupancyGrid, depth_map, normal_map
 from .schedules import limit_levels
 from .show import image_grid, to_pil
 from .threads import limit_for
@@ -54,7 +57,7 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     "Write a picture whole or not at all. Raises `ConfigError`"
     write_whole({path: picture.save})
 
-# %% ../nbs/17a_result.ipynb #ed23893d
+# %% ../nbs/17a_result.ipynb #2e1f2cc9
 @contextmanager
 def _drawing(result):
     "The renderer of a result, switched to evaluation, on one thread where the pictures are small"
@@ -76,7 +79,25 @@ def _maps(result, cameras, height, width, background):
             out = renderer(camera, height, width or height, background=background, return_normal=True)
         distance = camera.radius.item()
         depth = depth_map(out, distance - reach, distance + reach)[0].expand(3, -1, -1)
-        yield out.image[0].clamp(0, 1), depth, normal_map(out)[0]
+        # a renderer of one's own may have no normals: then that picture stays black
+        normal = torch.zeros_like(out.image[0]) if out.normal is None else normal_map(out)[0]
+        yield out.image[0].clamp(0, 1), depth, normal
+
+
+def missing_surface(renderer: torch.nn.Module) -> str:
+    "Return why a renderer has no surface to cut or to export, or ''"
+    if hasattr(renderer, 'mesh') or hasattr(getattr(renderer, 'field', None), 'density'): return ''
+    return (f'renderer {short_name(renderer)} has no mesh(resolution, threshold) and no field with density(x), so there is no surface '
+        f'to export; pictures and videos work; {PAGE}')
+
+
+def _surfaces(result, resolution):
+    "The surfaces of a field of density, all at once"
+    if why := missing_surface(result.renderer): raise ConfigError(why)
+    grid = getattr(result.renderer, 'grid', None)
+    with _drawing(result):
+        return Isosurfaces(result.field, resolution=resolution, bound=getattr(result.field, 'bound', result.config.nerf.bound),
+            grid=grid if isinstance(grid, OccupancyGrid) else None)
 
 
 def _surface(result, resolution, threshold, min_share):
@@ -87,9 +108,12 @@ def _surface(result, resolution, threshold, min_share):
     check_finite(result.renderer.state_dict())
     with _drawing(result):
         if result.is_mesh: return drop_pieces(result.renderer.mesh(), min_share)
-        return Isosurfaces(result.field, resolution=resolution, grid=result.renderer.grid).mesh(threshold, min_share)
+        if not hasattr(result.renderer, 'mesh'): return _surfaces(result, resolution).mesh(threshold, min_share)
+        mesh = result.renderer.mesh(resolution, threshold)
+    if isinstance(mesh, trimesh.Trimesh): return mesh
+    raise ConfigError(f'renderer: {short_name(result.renderer)}.mesh must be a trimesh.Trimesh, not {type(mesh).__name__}; {PAGE}')
 
-# %% ../nbs/17a_result.ipynb #1f81fb89
+# %% ../nbs/17a_result.ipynb #3481b5dc
 def _film(result, path, n, height, width, kind, cameras):
     "Write what cameras see, one after the other"
     if kind not in VIDEO_KINDS:
@@ -107,9 +131,12 @@ def _paint(result, mesh, size, fine, seconds):
         notice(f'{len(mesh.faces):,} triangles could not be unwrapped within {seconds:g} s, so colours stay at the vertices; '
             'faces= makes fewer, seconds= gives more time')
         return mesh
+    if result.field is None:
+        raise ConfigError(f'texture: renderer {short_name(result.renderer)} has no field whose colours could be painted; leave texture= out; {PAGE}')
     # a NeRF has its colours beneath the surface, see `extract_mesh`: one step of its usual grid
-    beneath, bound = 0. if result.is_mesh else result.config.nerf.bound/64, result.field.bound
-    def color(points, normals): return result.field.albedo((points - beneath*normals).to(result.device).clamp(-bound, bound))
+    bound = getattr(result.field, 'bound', result.config.nerf.bound)
+    beneath = 0. if result.is_mesh else result.config.nerf.bound/64
+    def color(points, normals): return albedo_at(result.field, (points - beneath*normals).to(result.device).clamp(-bound, bound))
     with _drawing(result): return bake(flat, color, size, fine and normals_of(fine))
 
 
@@ -124,12 +151,21 @@ def _write_model(result, path, resolution, threshold, faces, texture, normals, m
         notice(f'texture: a {path.suffix.lower()} file holds no texture, so {kept}; .glb and .obj hold one')
         texture = None
     check_seconds(seconds)
+    if why := missing_surface(result.renderer): raise ConfigError(f'export: {why}')
     fine = result.mesh(resolution, threshold, min_share=min_share)
     mesh = fine if faces is None else decimate(fine, faces)
     return write_mesh(mesh if texture is None else result.textured(mesh, texture, fine if normals else None, seconds), path)
 
-# %% ../nbs/17a_result.ipynb #4979be3d
-def _refine(result, preset, out, guidance, options):
+# %% ../nbs/17a_result.ipynb #716da9db
+def _carried(result):
+    "The parts that a mesh stage gets from its NeRF; it must not train those of the NeRF itself, so objects are copied"
+    given, found = result.parts.given(), {}
+    for kind in ('field', 'background'):
+        if kind in given: found[kind] = given[kind] if is_factory(given[kind]) else copy.deepcopy(getattr(result.renderer, kind))
+    return found | {k: v for k, v in given.items() if k == 'guidance'}
+
+
+def _refine(result, preset, out, options):
     "Train a mesh stage from a result"
     from dreamfusion_nb import train
     if 'prompt' in options: raise ConfigError('refine: the mesh gets the prompt of its NeRF; prompt cannot be changed here')
@@ -137,25 +173,33 @@ def _refine(result, preset, out, guidance, options):
     if preset in PRESETS and load_config(preset).renderer.name != 'nvdiffrast':
         raise ConfigError(f'refine: preset {preset!r} makes a NeRF; {mesh_preset(result.config)} makes a mesh of this one')
     if result.folder is None: raise ConfigError('refine: this result lies in no folder; train(..., out=...) or load(folder) gives one that does')
+    own, rest = split_parts(options)
+    if result.parts.renderer is not None and own.renderer is None:
+        raise ConfigError(f'refine: a renderer of your own ({short_name(result.renderer)}) has no mesh stage; refine begins with a NeRF')
+    parts = _carried(result) | own.given()
+    if 'guidance.name' in rest: parts.pop('guidance', None)
     name, held = result.config.guidance.name, result.config.flat()
-    if guidance is None and name.isidentifier() and name != 'toybox' and not Path(name).exists():
+    made_of_object = held['parts.guidance'] or name.isidentifier() and name != 'toybox' and not Path(name).exists()
+    if 'guidance' not in parts and 'guidance.name' not in rest and made_of_object:
         raise ConfigError(f'refine: the NeRF was made with a guidance object ({name}), which no folder can hold; pass it again with guidance=')
     # the same words and the same networks; everything else is the preset's
     kept = {k: v for k, v in held.items() if k.startswith('nerf.') or k.endswith('_prompt') or k in ('seed', 'guidance.name', 'view_prompts')}
     beside = result.folder.with_name(f'{result.folder.name}-refined')
-    return train(result.config.prompt, preset=preset or mesh_preset(result.config), guidance=guidance, out=out or beside,
-        **kept | dict(resume_from_checkpoint=str(result.folder)) | options)
+    return train(result.config.prompt, preset=preset or mesh_preset(result.config), out=out or beside,
+        **kept | dict(resume_from_checkpoint=str(result.folder)) | rest | parts)
 
 # %% ../nbs/17a_result.ipynb #e0c4352a
 class Result:
     "A finished field: renders, exports, shows itself. `train` and `load` make it"
-    def __init__(self, config: Config, renderer: torch.nn.Module, folder: str | Path | None = None, history: Iterable[dict] = ()):
+    def __init__(self, config: Config, renderer: torch.nn.Module, folder: str | Path | None = None, history: Iterable[dict] = (),
+                 parts: OwnParts | None = None):
         self.config = config
+        self.parts = parts or OwnParts()    # what it was made with that is not ours
         self.renderer = renderer
         self.history = list(history)
         self.folder = Path(folder) if folder else None
 
-    field = property(lambda self: self.renderer.field)
+    field = property(lambda self: getattr(self.renderer, 'field', None), doc='None if the renderer has none')
     device = property(lambda self: next(self.renderer.parameters()).device)
     is_mesh = property(lambda self: isinstance(self.renderer, MeshRenderer), doc='Whether this is a mesh stage')
     def __repr__(self): return f'Result({self.config.prompt!r}, folder={str(self.folder)!r})'
@@ -198,7 +242,7 @@ class Result:
     def isosurfaces(self, resolution=64) -> Isosurfaces:
         "`Isosurfaces` of a NeRF: `.mesh(threshold)` is quick enough for a slider, `.auto` and `.range` say where to look. Raises `ConfigError`"
         if self.is_mesh: raise ConfigError('isosurfaces: a mesh stage has one surface, which mesh() gives; thresholds are for a NeRF')
-        with _drawing(self): return Isosurfaces(self.field, resolution=resolution, grid=self.renderer.grid)
+        return _surfaces(self, resolution)
 
     def export(self, path, resolution=128, threshold='auto', *, faces=None, texture=None, normals=False, min_share=1., seconds=60) -> Path:
         """Write the mesh as .glb, .obj, .ply or .stl, by the ending of `path`. Raises `ConfigError`, `EmptyMeshError`.
@@ -213,11 +257,12 @@ class Result:
         "A mesh of this result with a texture instead of vertex colours, and the normals of `fine`; unchanged, with a warning, if that fails"
         return _paint(self, mesh, size, fine, seconds)
 
-    def refine(self, *, preset=None, out=None, guidance=None, **options) -> 'Result':
+    def refine(self, *, preset=None, out=None, **options) -> 'Result':
         """Go on as a mesh (DMTet): `train` with a preset of the mesh stage, started from this result. Raises `ConfigError`.
 
-        `options` are those of `train`; `out` is by default the folder beside this one that ends in -refined."""
-        return _refine(self, preset, out, guidance, options)
+        `options` are those of `train`; `out` is by default the folder beside this one that ends in -refined. Guidance, field and background
+        of one's own are taken along."""
+        return _refine(self, preset, out, options)
 
     def show(self, resolution=96, **options):
         "The mesh in a `Viewer`, which takes `options`"
@@ -230,35 +275,42 @@ class Result:
         self.preview(128).save(buffer, 'PNG')
         return {'text/plain': repr(self), 'image/png': buffer.getvalue()}
 
-# %% ../nbs/17a_result.ipynb #9d8de187
+# %% ../nbs/17a_result.ipynb #2fa484f5
 # earlier names, for notebooks that have them
 for _earlier, _name in dict(of_mesh='is_mesh', surfaces='isosurfaces', maps='passes').items(): setattr(Result, _earlier, getattr(Result, _name))
 
 # %% ../nbs/17a_result.ipynb #66ff9087
 def load(folder: str | Path,                       # of a result, or of one of its checkpoints
-         device: str | torch.device | None = None  # None: a GPU if there is one
+         device: str | torch.device | None = None, # None: a GPU if there is one
+         *,
+         field: Any = None, background: Any = None, renderer: Any = None,    # your own, if it was made with some
+         guidance: Any = None, losses: Any = None, optimizer: Any = None     # these only a `refine` needs
         ) -> Result:
-    "Read back what `train` left behind. Raises `ConfigError` for a folder that holds no result, or a damaged one"
+    "Read back what `train` left behind. Raises `ConfigError` for a folder that holds no result, a damaged one, or one that needs other parts"
+    parts = OwnParts(guidance, field, background, renderer, losses, optimizer)
     folder, found = find_result(folder)
     config = load_config(folder/'config.yaml')
+    check_same_parts(config, parts, folder, ('field', 'background', 'renderer'))
     device = pick_device(device)
-    renderer = make_renderer(config, torch.Generator())
+    made = assemble(config, parts, torch.Generator())
     tensors, state = read_checkpoint(found[-1])
-    limit_levels(renderer, config, max(state['step'] - 1, 0))
+    limit_levels(made, config, max(state['step'] - 1, 0))
     try:
         check_state(found[-1], tensors['model'], state, config)
-        renderer.load_state_dict(tensors['model'])
+        made.load_state_dict(tensors['model'])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(f'checkpoint {found[-1]} is damaged or does not belong to its config.yaml: {one_line(error)}') from None
-    return Result(config, renderer.to(device), folder, read_history(folder, state['step']))
+    return Result(config, made.to(device), folder, read_history(folder, state['step']), parts)
 
 
-def init_mesh(renderer: torch.nn.Module, path: str | None, device: torch.device) -> list[str]:
+def init_mesh(renderer: torch.nn.Module, path: str | None, device: torch.device, parts: OwnParts) -> list[str]:
     "Give a mesh stage its first shape: that of the result at `path`, or a ball. Returns a line that says which. Raises `ConfigError`"
     if renderer.initialised: return []
     if not path:
         renderer.init_from_sphere(.5*renderer.bound)
         return ['began with a ball']
-    try: renderer.init_from_mesh(load(path, device).mesh())
+    needed = load_config(find_result(path)[0]/'config.yaml').parts
+    own = {kind: part for kind, part in parts.copies().given().items() if kind in ('field', 'background') and getattr(needed, kind)}
+    try: renderer.init_from_mesh(load(path, device, **own).mesh())
     except ValueError as error: raise ConfigError(f'resume_from_checkpoint: {path} has no shape to begin with: {error}') from None
     return [f'began with the surface of {path}']

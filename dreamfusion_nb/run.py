@@ -5,34 +5,30 @@
 # %% auto #0
 __all__ = ['start_run', 'train']
 
-# %% ../nbs/19a_run.ipynb #366971a3
+# %% ../nbs/19a_run.ipynb #618a9baa
 import os
 import re
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
 import torch
 from tqdm import tqdm
 
-from . import toybox
 from .checkpoints import VIDEO_KINDS, backup_folder, is_backup, is_finished, list_checkpoints, log, writing
-from .config import Config, ConfigError, did_you_mean, load_config
+from .config import Config, load_config
 from .dmtet import EmptyMeshError
+from .errors import ConfigError, did_you_mean, notice
 from .export import MESH_FORMATS, check_path, decimate, expanded, write_mesh, write_video
-from .parts import make_guidance, pick_device
+from .parts import OwnParts, check_same_parts, parse_prompt, pick_device, record_parts, split_parts
 from .progress import LiveCell, ProgressBar, in_notebook
-from .result import Result, load, orbit_of, save_picture, sheet_of
+from .result import Result, load, missing_surface, orbit_of, save_picture, sheet_of
 from .show import to_pil
 from .threads import check_threads, limit_threads
 from .trainer import Trainer, open_folder
 
 # %% ../nbs/19a_run.ipynb #a9dc57f1
-GUIDANCE_PROTOCOL = ('encode_text', 'encode_image', 'predict_noise', 'alphas_cumprod', 'image_size', 'latent_shape')
-
-
-def check_call(prompt, preset, config, guidance, resume, overwrite, callbacks, phases=None) -> None:
+def check_call(prompt, preset, config, resume, overwrite, callbacks, phases=None) -> None:
     "Raise `ConfigError` for arguments of `train` (`preset`, `resume`, `phases`, …) that are wrong in themselves"
     if not isinstance(prompt, str): raise ConfigError(f'prompt must be a text that is not empty, not {prompt!r}')
     if config is not None and preset != 'toybox':
@@ -43,10 +39,6 @@ def check_call(prompt, preset, config, guidance, resume, overwrite, callbacks, p
         raise ConfigError(f"phases must be 'keep' or 'rescale', not {phases!r}{did_you_mean(phases, ['keep', 'rescale'])}")
     if phases and resume is not True:
         raise ConfigError(f'phases {phases!r} is for a run that is made longer: it needs resume=True (--resume) and more iters')
-    if not (guidance is None or isinstance(guidance, (str, Path))):
-        missing = [name for name in GUIDANCE_PROTOCOL if not hasattr(guidance, name)]
-        if missing:
-            raise ConfigError(f'guidance must be a name, a folder or an object with the guidance protocol; {guidance!r} lacks {", ".join(missing)}')
     for callback in callbacks:
         if not callable(callback): raise ConfigError(f'callbacks must be functions callback(trainer, record), not {callback!r}')
 
@@ -59,19 +51,6 @@ def slug(prompt: str) -> str:
 def result_folder(out: str | Path | None, prompt: str) -> Path:
     "Return where a result goes: folder `out`, or if that is None one below outputs"
     return expanded(out) if out else Path('outputs')/slug(prompt)
-
-
-def unknown_words(config: Config, prompt: str | None = None) -> str:
-    "Return, in a line, what the toybox prior does not know of a prompt (None: the configuration's) and what it uses; '' if it knows all"
-    if config.guidance.name != 'toybox': return ''
-    caption = toybox.parse(config.prompt if prompt is None else prompt)
-    words = ', '.join(map(repr, caption.unknown))
-    return f'the toybox prior does not know {words}: going on with {caption.prompt!r}' if words else ''
-
-
-def check_prompt(config: Config) -> None:
-    "Warn of words that the toybox prior does not know; raise `ConfigError` if it knows none"
-    if unknown := unknown_words(config): warnings.warn(unknown, stacklevel=3)
 
 # %% ../nbs/19a_run.ipynb #6999c6cf
 def is_longer(config: Config, held: Config) -> bool:
@@ -94,7 +73,7 @@ def extend_run(config: Config, folder: Path, phases: str | None) -> Config:
     return config.replace(dict(phase_iters=(held.phase_iters or held.iters) if phases == 'keep' else None))
 
 # %% ../nbs/19a_run.ipynb #568c82c8
-def claim_folder(folder: Path, config: Config, resume: str | bool = 'auto', overwrite: bool = False) -> bool:
+def claim_folder(folder: Path, config: Config, resume: str | bool = 'auto', overwrite: bool = False, parts: OwnParts | None = None) -> bool:
     "Return whether the run in `folder` is resumed (True) or begins (False); `resume` as of `train`. Raises `ConfigError` if something is in the way"
     try: parent = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     except OSError as error: raise ConfigError(f'out: {str(folder)[:80]}… cannot be written: {error.strerror}') from None
@@ -108,28 +87,30 @@ def claim_folder(folder: Path, config: Config, resume: str | bool = 'auto', over
     held = load_config(folder/'config.yaml')
     if resume is True and is_longer(config, held): return bool(list_checkpoints(folder))
     if is_finished(folder): raise ConfigError(f'out: {folder} already holds a finished result: load it with load({str(folder)!r}), {ways}')
+    check_same_parts(held, parts or OwnParts(), folder)
     if held != config: raise ConfigError(f'out: {folder} holds an unfinished run of another configuration: {ways}')
     if resume is False: raise ConfigError(f'out: {folder} holds an unfinished run and resume is False: {ways}')
     return bool(list_checkpoints(folder))
 
-# %% ../nbs/19a_run.ipynb #6dee5e2c
+# %% ../nbs/19a_run.ipynb #7b4068af
 def start_run(config: Config,
               folder: Path | None = None,                # of the result; None: nothing is written
+              parts: OwnParts | None = None,             # those of one's own, see `split_parts`
               *,
-              guidance=None,                             # an object with the guidance protocol; None: the one that `config` names
               device: str | torch.device | None = None,  # None: a GPU if there is one
               resume: str | bool = 'auto',               # as of `train`
               phases: str | None = None,
               overwrite: bool = False
              ) -> Trainer:
     "Return the trainer of a new run or of the one in `folder`, with the folder made ready. Raises `ConfigError` before anything is written"
-    device = pick_device(device)
-    if folder is None: return Trainer(config, guidance, device)
+    parts = parts or OwnParts()
+    config, device = record_parts(config, parts), pick_device(device)
+    if folder is None: return Trainer(config, device=device, **parts.given())
     if resume is True: config = extend_run(config, folder, phases)
-    resumed = claim_folder(folder, config, resume, overwrite)
+    resumed = claim_folder(folder, config, resume, overwrite, parts)
     if resume is True and not resumed: raise ConfigError(f'resume: {folder} holds no unfinished run')
-    if guidance is None: guidance = make_guidance(config, device)
-    trainer = Trainer.resume(folder, guidance, device) if resumed else Trainer(config, guidance, device, folder)
+    if resumed: trainer = Trainer.resume(folder, device=device, **parts.given())
+    else: trainer = Trainer(config, device=device, folder=folder, **parts.given())
     trainer.config = config
     open_folder(trainer, 'resumed' if resumed else 'started', overwrite)
     return trainer
@@ -140,31 +121,35 @@ def write_outputs(result: Result) -> Result:
     folder = result.folder
     assert folder is not None
     test, val, old = result.config.data.test, result.config.data.val, backup_folder(folder)
-    try: mesh = result.mesh()
+    without = missing_surface(result.renderer)
+    try: mesh = None if without else result.mesh()
     except EmptyMeshError as error:
         where = f'; the earlier result is in {old}' if is_backup(old) else ''
         raise ConfigError(f'{result.config.prompt!r} came out empty: {error}{where}') from None
-    written = ['preview.png', *['turntable.mp4']*result.config.export_video, 'model.glb']
+    written = ['preview.png', *['turntable.mp4']*result.config.export_video, *['model.glb']*(mesh is not None)]
     with writing(folder):
         save_picture(result.preview(val.height, val.width), folder/'preview.png')
         if result.config.export_video:
             result.video(folder/'turntable.mp4', height=test.height, width=test.width, cameras=orbit_of(test))
         # a NeRF's surface comes in many more triangles than it has detail, and a fine mesh in more than can be cut open in a minute
-        few = decimate(mesh, 50_000)
-        write_mesh(result.textured(few) if result.of_mesh else few, folder/'model.glb')
+        if mesh is not None:
+            few = decimate(mesh, 50_000)
+            write_mesh(result.textured(few) if result.is_mesh else few, folder/'model.glb')
+        else: log(folder, f'no model.glb: {without}')
         log(folder, f'wrote {", ".join(written)}')
         if is_backup(old): shutil.rmtree(old)
     return result
 
 # %% ../nbs/19a_run.ipynb #476d0441
-def run_mode(config: Config, folder: Path, device: torch.device | None = None, overwrite: bool = False) -> Result:
+def run_mode(config: Config, folder: Path, device: torch.device | None = None, overwrite: bool = False, parts: OwnParts | None = None) -> Result:
     """Do what `mode` says, with the result in `folder` (or `resume_from_checkpoint`): 'validate', 'test' or 'export-mesh'.
 
     Returns the `Result`. Raises `ConfigError`."""
     source = config.resume_from_checkpoint
     # a mesh stage keeps the name of the NeRF that it began with: that is not what is meant
     if list_checkpoints(folder) and load_config(folder/'config.yaml').resume_from_checkpoint == source: source = None
-    result, val, test = load(source or folder, device), config.data.val, config.data.test
+    result = load(source or folder, device, **(parts or OwnParts()).given())
+    val, test = config.data.val, config.data.test
     mesh_file = check_path(config.mesh_fname, MESH_FORMATS, 'mesh') if config.mesh_fname else folder/'model.glb'
     names = {'validate': ['validation.png'], 'test': [f'test-{kind}.mp4' for kind in VIDEO_KINDS], 'export-mesh': []}[config.mode]
     targets = [folder/name for name in names] or [mesh_file]
@@ -173,10 +158,10 @@ def run_mode(config: Config, folder: Path, device: torch.device | None = None, o
             raise ConfigError(f'mode {config.mode}: {path} exists; choose another folder with out= (--out), or overwrite=True (--overwrite)')
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if config.mode == 'validate': save_picture(sheet_of(result.maps(orbit_of(val), val.height, val.width)), targets[0])
+        if config.mode == 'validate': save_picture(sheet_of(result.passes(orbit_of(val), val.height, val.width)), targets[0])
         elif config.mode == 'export-mesh': result.export(mesh_file, config.mesh_resolution)
         else:
-            seen = tqdm(result.maps(orbit_of(test), test.height, test.width), total=test.size, unit='view', desc='test')
+            seen = tqdm(result.passes(orbit_of(test), test.height, test.width), total=test.size, unit='view', desc='test')
             # as bytes: a hundred views of 800 pixels are 0.6 GB so, and four times as much in floating point
             frames = zip(*([to_pil(picture) for picture in maps] for maps in seen))
             for path, each in zip(targets, frames): write_video(each, path)
@@ -188,12 +173,17 @@ def train(prompt: str,                               # what to make
           *,
           preset: str = 'toybox',                    # 'toybox', 'quality', 'dreamfusion'; for a mesh stage 'toybox-dmtet', 'dreamfusion-dmtet'
           config: Any = None,                        # file, folder, mapping, YAML text or `Config` instead of a preset
-          guidance: Any = None,                      # 'toybox', a Stable Diffusion folder or hub name, or an object with the guidance protocol
+          guidance: Any = None,                      # 'toybox', a Stable Diffusion folder or Hub name, or see `GuidanceProtocol`
+          field: Any = None,                         # your own, see `FieldProtocol`: an object or a callable (config, generator)
+          background: Any = None,                    # likewise, see `BackgroundProtocol`
+          renderer: Any = None,                      # likewise, see `RendererProtocol`
+          losses: Any = None,                        # more losses: name -> function(out, field, generator), or (weight, function)
+          optimizer: Any = None,                     # function or class: (parameters) -> torch.optim.Optimizer
           iters: int | None = None,                  # steps; None: those of the configuration
           seed: int | None = None,                   # of every random draw; None: that of the configuration
           device: str | torch.device | None = None,  # None: a GPU if there is one
           out: str | Path | None = None,             # result folder; None: outputs/<prompt>
-          resume: str | bool = 'auto',               # 'auto': an unfinished run of the same configuration goes on; False: never; True: it must, and `iters` may be more
+          resume: str | bool = 'auto',               # 'auto': an unfinished run of the same configuration goes on; False: never; True: it must
           phases: str | None = None,                 # of a run that is made longer: 'keep' its schedules where they were or 'rescale' them
           overwrite: bool = False,                   # replace what is in the folder
           callbacks: Sequence[Callable] = (),        # called as callback(trainer, record) after each step
@@ -202,23 +192,21 @@ def train(prompt: str,                               # what to make
           **overrides                                # any key of the configuration, dotted (through **{'nerf.bound': 1}) or plain
          ) -> Result:
     "Make a 3D object from a sentence. Raises `ConfigError`, one line, for bad input; a run that is interrupted can be resumed by the same call"
-    check_call(prompt, preset, config, guidance, resume, overwrite, callbacks, phases)
+    check_call(prompt, preset, config, resume, overwrite, callbacks, phases)
     check_threads(threads)
-    by_name = isinstance(guidance, (str, Path))
-    named = dict(prompt=prompt, iters=iters, seed=seed, **{'guidance.name': str(guidance) if by_name else None})
-    settings = load_config(preset if config is None else config, overrides, {k: v for k, v in named.items() if v is not None})
-    if guidance is not None and not by_name: settings = settings.replace({'guidance.name': type(guidance).__name__})
+    parts, keys = split_parts(dict(guidance=guidance, field=field, background=background, renderer=renderer, losses=losses, optimizer=optimizer))
+    named = {k: v for k, v in dict(prompt=prompt, iters=iters, seed=seed).items() if v is not None}
+    settings = load_config(preset if config is None else config, overrides, keys, named)
     folder = result_folder(out, settings.prompt)
-    if settings.mode != 'fit': return run_mode(settings, folder, pick_device(device), overwrite)
-    check_prompt(settings)
-    trainer = start_run(settings, folder, guidance=None if by_name else guidance, device=device, resume=resume, phases=phases,
-        overwrite=overwrite)
+    if settings.mode != 'fit': return run_mode(settings, folder, pick_device(device), overwrite, parts)
+    trainer = start_run(settings, folder, parts, device=device, resume=resume, phases=phases, overwrite=overwrite)
+    if warning := parse_prompt(trainer.guidance, settings.prompt)[1]: notice(warning)
     displays = [LiveCell() if in_notebook() else ProgressBar()] if progress else []
     result = None
     try:
         with limit_threads(threads):
             trainer.fit(callbacks=[*callbacks, *displays])
-            result = write_outputs(Result(trainer.config, trainer.renderer, folder, trainer.history))
+            result = write_outputs(Result(trainer.config, trainer.renderer, folder, trainer.history, trainer.parts))
         return result
     finally:
         for display in displays: display.close(done=result is not None)

@@ -6,21 +6,23 @@
 __all__ = ['LIT_MODES', 'STEERED_AMBIENT', 'limit_levels', 'ShadingChoice', 'progress_at', 'shading_schedule', 't_range_at',
            'guidance_scale_at', 'annealed_timestep', 'size_at', 'Steering', 'check_steering']
 
-# %% ../nbs/16_schedules.ipynb #e0ceff5f
+# %% ../nbs/16_schedules.ipynb #5434fc5d
 import math
 from dataclasses import dataclass
 
 import torch
 
 from .cameras import VIEWS, orbit
-from .config import Config, ConfigError, did_you_mean, value_at
+from .config import Config
+from .errors import ConfigError, did_you_mean
 from .hashgrid import HashGrid
 from .shading import MODES
+from .values import value_at
 
 # %% ../nbs/16_schedules.ipynb #c8098f0e
 def limit_levels(renderer: torch.nn.Module, config: Config, step: int) -> None:
     "Switch on the levels of the hash grid that `nerf.encoder_max_level` allows at a step"
-    encoding = renderer.field.encoding
+    encoding = getattr(getattr(renderer, 'field', None), 'encoding', None)    # a field of one's own may have none
     if isinstance(encoding, HashGrid): encoding.max_level = value_at(config.nerf.encoder_max_level, step)
 
 

@@ -21,9 +21,10 @@ from .driver import STEP_PICTURES, between_steps, driver_of, jpeg_bytes
 from .export import expanded
 from .panels import Dashboard, buttons, check_whole, close_stale, curves_plot, draw_run, error_html, guarded
 from .panels import html_table, montage, open_trainer_for, text_card, tile, wrapping
+from .parts import parse_prompt, split_parts
 from .shading import MODES
 from .result import Result
-from .run import start_run, unknown_words
+from .run import start_run
 from .schedules import STEERED_AMBIENT, guidance_scale_at, t_range_at
 from .trainer import Trainer
 
@@ -39,14 +40,15 @@ def as_trainer(what, overrides, out=None, overwrite=False):
     if isinstance(what, Result): raise ConfigError('a result is finished and makes no steps; FieldDashboard and MeshDashboard show what is in it')
     if not isinstance(what, str): raise ConfigError(f'a dashboard needs a prompt or a Trainer, not {what!r}')
     if overwrite and not out: raise ConfigError('overwrite: there is a folder to be replaced only with out=')
-    config = load_config('toybox', overrides, dict(prompt=what))
-    if not out: return Trainer(config)
+    parts, keys = split_parts(overrides)    # guidance, field, … of one's own, as of `train`
+    config = load_config('toybox', keys, dict(prompt=what))
+    if not out: return start_run(config, parts=parts)
     out = expanded(out)
     there = None if overwrite else open_trainer_for(out)
     if there and there.config == config: return there
     close_stale()    # an old dashboard of this cell saves before its folder is read
     if open_trainer_for(out): raise ConfigError(f'out: an open dashboard works in {out}; close() it first, or choose another folder')
-    return start_run(config, out, overwrite=overwrite)
+    return start_run(config, out, parts, overwrite=overwrite)
 
 # %% ../nbs/20c_step_dashboard.ipynb #c98d6cf9
 class RangeSlider(widgets.FloatRangeSlider):
@@ -175,7 +177,7 @@ def status_html(driver, looking):
     "The line above a dashboard: prompt, step, what is steered, notes. `looking`: the frame that is looked back at, or None."
     t = driver.trainer
     held, words = ', '.join(t.steering.active()), t.steering.prompt or t.config.prompt
-    notes = [looking and f'looking back at step {looking.step + 1}', unknown_words(t.config, words),
+    notes = [looking and f'looking back at step {looking.step + 1}', parse_prompt(t.guidance, words)[1],
         driver.unwritten and 'its result is not written yet; Run writes it']
     notes = ''.join(f'<br><span class="dfnb-note">{html.escape(note)}</span>' for note in notes if note)
     state = ' · running' if driver.running else ' · done' if driver.done else ''

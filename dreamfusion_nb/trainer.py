@@ -19,21 +19,26 @@ import torch
 import trimesh
 from PIL import Image
 
-from . import losses as loss_functions, toybox
+from . import losses as loss_functions
 from .cameras import Cameras, orbit, progressive_ranges, sample_cameras, view_weights
 from .checkpoints import (back_up_result, check_finite, keep_newest, list_checkpoints, load_training_state, log, read_history,
     remove_partial_files, training_state, warm_start, write_checkpoint, write_text, writing)
-from .config import Config, ConfigError, check_latents, did_you_mean, load_config, value_at
+from .config import Config, check_latents, load_config
 from .dmtet import MeshRenderer
+from .errors import ConfigError, did_you_mean
+from .field import normal_at
 from .guidance import SDSOutput, ViewPrompts, sds
-from .parts import make_guidance, make_optimizer, make_renderer, pick_device
-from .raymarch import RenderOutput, VolumeRenderer
+from .parts import (OwnParts, assemble, check_same_parts, make_guidance, make_optimizer, make_part, own_optimizer, parse_prompt,
+    pick_device, record_parts, rehearse, short_name, weighted_losses)
+from .pipelines import LatentDiffusion
+from .raymarch import Renderer, RenderOutput
 from .result import RESULT_BACKGROUND, Result, evaluating, init_mesh, orbit_of, save_picture, sheet_of
 from .schedules import (ShadingChoice, Steering, annealed_timestep, check_steering, guidance_scale_at, limit_levels,
     progress_at, shading_schedule, size_at, t_range_at)
 from .shading import sample_light
 from .show import to_pil
 from .threads import limit_for
+from .values import value_at
 
 # %% ../nbs/18_trainer.ipynb #160e0228
 @dataclass
@@ -71,17 +76,22 @@ class StepRecord:
 # %% ../nbs/18_trainer.ipynb #a255743c
 def encode_prompts(config: Config, guidance) -> ViewPrompts:
     "Return the prompts of all views that `config` asks for, encoded"
-    prompt = toybox.parse(config.prompt).prompt if config.guidance.name == 'toybox' else config.prompt
+    prompt, _ = parse_prompt(guidance, config.prompt)
     # where there is no negative prompt, it is the empty text, and asking once is enough
     apart = config.guidance.kind == 'nfsd' and config.negative_prompt != ''
     return ViewPrompts(prompt, negative_prompt=config.negative_prompt, separate_negative=apart, front=config.front_prompt, side=config.side_prompt,
         back=config.back_prompt, overhead=config.overhead_prompt).encode(guidance)
 
 
-def optimizer_of(optim, renderer: torch.nn.Module) -> torch.optim.Optimizer:
-    "Return the optimiser of all parameters; `encoder_lr_scale` gives those of the encoding a rate of their own"
+def optimizer_of(optim, renderer: torch.nn.Module, factory: Callable | None = None) -> torch.optim.Optimizer:
+    """Return the optimiser of all parameters: that of `factory`, or else the one that `optim` describes.
+
+    `encoder_lr_scale` gives the parameters of the encoding a rate of their own. Raises `ConfigError` if there is nothing to learn."""
     learning = [q for q in renderer.parameters() if q.requires_grad]
-    tables = [] if optim.encoder_lr_scale == 1 else [q for q in renderer.field.encoding.parameters() if q.requires_grad]
+    if not learning: raise ConfigError(f'optimizer: it gets no parameters, because nothing in {short_name(renderer)} requires a gradient')
+    if factory is not None: return own_optimizer(factory, learning)
+    encoding = getattr(getattr(renderer, 'field', None), 'encoding', None)
+    tables = [] if optim.encoder_lr_scale == 1 or encoding is None else [q for q in encoding.parameters() if q.requires_grad]
     return make_optimizer(optim, [q for q in learning if not any(q is table for table in tables)], tables)
 
 
@@ -105,8 +115,9 @@ def _render(trainer, cameras, choice, light):
     "The rendering of a step"
     c, step = trainer.config, trainer.step_count
     smooth = (c.loss.lambda_2d_normal_smooth, c.loss.lambda_3d_normal_smooth)
+    normals = bool(trainer.parts.losses) or any(value_at(w, step) for w in smooth)    # losses of one's own can rely on them
     return trainer.renderer(cameras, *size_at(step, c), shading=choice.shading, light=light, ambient=choice.ambient, perturb=True,
-        generator=trainer.generator, return_normal=any(value_at(w, step) for w in smooth))
+        generator=trainer.generator, return_normal=normals)
 
 
 def _distill(trainer, cameras, choice, out):
@@ -141,8 +152,9 @@ def _regularise(trainer, out):
         picture = loss_functions.normal_picture(out.weights, out.normals, out.ray_index, (len(out.image), *out.image.shape[2:]))
         found['2d_normal_smooth'] = w*loss_functions.normal_smooth_2d(picture)
     if w := weight('3d_normal_smooth'):
-        nearby = loss_functions.jitter(out.positions, generator=trainer.generator).clamp(-trainer.field.bound, trainer.field.bound)
-        found['3d_normal_smooth'] = w*loss_functions.normal_smooth_3d(out.normals, trainer.field.normal(nearby))
+        bound = getattr(trainer.field, 'bound', trainer.config.nerf.bound)
+        nearby = loss_functions.jitter(out.positions, generator=trainer.generator).clamp(-bound, bound)
+        found['3d_normal_smooth'] = w*loss_functions.normal_smooth_3d(out.normals, normal_at(trainer.field, nearby))
     return found
 
 # %% ../nbs/18_trainer.ipynb #f6d2539d
@@ -166,8 +178,7 @@ def _attempt(trainer):
     out = trainer.render(cameras, choice, light)
     opinion = trainer.distill(cameras, choice, out)
     losses = {'sds': value_at(c.loss.lambda_sds, trainer.step_count)*opinion.loss, **trainer.regularise(out)}
-    lr = trainer.learning_rate()
-    for group in trainer.optimizer.param_groups: group['lr'] = lr*group['lr_scale']
+    lr = trainer.set_learning_rate()
     trainer.optimizer.zero_grad()
     total = sum(losses.values())
     if total.requires_grad: total.backward()    # a locked shape in white light has nothing to learn
@@ -231,7 +242,8 @@ def _save(trainer):
     check_finite(trainer.renderer.state_dict())
     if later := [p for p in list_checkpoints(folder) if p.name > path.name]:
         raise ConfigError(f'{folder} holds {later[-1].name} of a run that is further, and would be spoilt; Trainer.resume goes on with it')
-    tensors, state = training_state(trainer.renderer, trainer.optimizer, trainer.generator, trainer.step_count)
+    tensors, state = training_state(trainer.renderer, trainer.optimizer, trainer.generator, trainer.step_count,
+        own=trainer.parts.optimizer is not None)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder/'config.yaml', config.to_yaml())
@@ -242,7 +254,8 @@ def _save(trainer):
 
 def _restore(trainer, path):
     "Go back to the moment when the checkpoint at `path` was written"
-    trainer.step_count = load_training_state(path, trainer.config, trainer.renderer, trainer.optimizer, trainer.generator)
+    trainer.step_count = load_training_state(path, trainer.config, trainer.renderer, trainer.optimizer, trainer.generator,
+        own=trainer.parts.optimizer is not None)
     trainer.history = read_history(trainer.folder, trainer.step_count)
     return trainer
 
@@ -289,34 +302,59 @@ def _steer(trainer, changes):
         trainer.prompts = encode_prompts(said, trainer.guidance)
     trainer.steering = replace(trainer.steering, **changes)
 
+# %% ../nbs/18_trainer.ipynb #1bb62340
+def _recorded(config, parts):
+    "The configuration with the names of the parts that were given. One of our own guidances is what the configuration names already"
+    named = isinstance(parts.guidance, LatentDiffusion) and not config.parts.guidance
+    return record_parts(config, replace(parts, guidance=None) if named else parts)
+
+
+def _begin(trainer, source):
+    "Take the weights of another result, and give a mesh its first shape; lines that say so"
+    report = warm_start(trainer.renderer, source) if source else []
+    if isinstance(trainer.renderer, MeshRenderer): report += init_mesh(trainer.renderer, source, trainer.device, trainer.parts)
+    return report
+
+
+def _changing_buffers(trainer):
+    "(buffer, its values) of all that `update` may change in this step"
+    changes = getattr(type(trainer.renderer), 'update', Renderer.update) is not Renderer.update
+    if not changes or trainer.step_count != trainer.last_extra: return []
+    return [(buffer, buffer.clone()) for buffer in trainer.renderer.buffers()]
+
 # %% ../nbs/18_trainer.ipynb #0cd48103
 class Trainer:
     "Text to a field: builds the parts of `config` and optimises them, one step at a time"
     def __init__(self,
                  config: Config,
-                 guidance=None,                             # an object with the guidance protocol; None: the one that `config` names
+                 guidance: Any = None,                      # see `GuidanceProtocol`; None: the one that `config` names
                  device: str | torch.device | None = None,  # None: a GPU if there is one
-                 folder: str | Path | None = None           # where `save` writes; None: nowhere
+                 folder: str | Path | None = None,          # where `save` writes; None: nowhere
+                 *,
+                 field: Any = None, background: Any = None, renderer: Any = None,    # your own, see `parts`; None: as `config` says
+                 losses: Any = None, optimizer: Any = None
                 ):
-        self.config, self.device, self.folder = config, pick_device(device), Path(folder) if folder else None
-        self.guidance = make_guidance(config, self.device) if guidance is None else guidance
-        check_latents(config, getattr(self.guidance, 'latent_shape', (3,))[0])
+        self.parts = OwnParts(guidance, field, background, renderer, losses, optimizer)
+        self.config, self.device, self.folder = _recorded(config, self.parts), pick_device(device), Path(folder) if folder else None
+        self.initial_parts = self.parts.copies()    # before they learn, for `reset`
         # drawn on the CPU, so that a run on another device sees the same cameras and noise
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.renderer = make_renderer(config, self.generator).to(self.device).train()
-        with self.limit_threads(): self.prompts = encode_prompts(config, self.guidance)
-        self.optimizer = optimizer_of(config.optim, self.renderer)
+        self.guidance = make_part('guidance', guidance, config, self.generator) or make_guidance(config, self.device)
+        check_latents(config, getattr(self.guidance, 'latent_shape', (3,))[0])
+        self.renderer: Any = assemble(config, self.parts, self.generator).to(self.device).train()
+        self.optimizer = optimizer_of(config.optim, self.renderer, optimizer)
+        with self.limit_threads():
+            rehearse(self.parts, self.guidance, self.renderer, self.device)
+            self.prompts = encode_prompts(config, self.guidance)
         self.step_count, self.steering = 0, Steering()
         self.history: list[dict[str, Any]] = []
-        source = config.resume_from_checkpoint
-        self.warm_start_report = warm_start(self.renderer, source) if source else []    # what it began with, in lines
-        if isinstance(self.renderer, MeshRenderer): self.warm_start_report += init_mesh(self.renderer, source, self.device)
+        self.warm_start_report = _begin(self, config.resume_from_checkpoint)    # what it began with, in lines
 
     def limit_threads(self):
         "A block within which small work on a CPU runs on one thread; the page on threads says why"
         return limit_for(self.config, self.device, getattr(self.guidance, 'image_size', 0))
 
-    field = property(lambda self: self.renderer.field)
+    field = property(lambda self: getattr(self.renderer, 'field', None), doc='None if the renderer has none')
     checkpoint = property(lambda self: self.folder and self.folder/'checkpoints'/f'step-{self.step_count:06d}', doc='Where `save` writes')
 
     @property
@@ -328,11 +366,15 @@ class Trainer:
         "At every `update_extra_interval`-th step: the finest level of the hash grid, then the occupancy grid"
         if self.step_count != self.last_extra: return
         limit_levels(self.renderer, self.config, self.step_count)
-        self.renderer.update(self.step_count, self.generator)
+        if hasattr(self.renderer, 'update'): self.renderer.update(self.step_count, self.generator)
 
-    def learning_rate(self) -> float:
+    def set_learning_rate(self) -> float:
+        "Give the optimiser the learning rate of this step, and return it. An optimiser of one's own keeps its own"
+        if self.parts.optimizer is not None: return float(self.optimizer.param_groups[0].get('lr', 0.))
         o, over = self.config.optim, progress_at(self.step_count, self.config) >= self.config.optim.lr_decay_start
-        return value_at(o.lr, self.step_count)*(o.lr_decay if over else 1.)
+        lr = value_at(o.lr, self.step_count)*(o.lr_decay if over else 1.)
+        for group in self.optimizer.param_groups: group['lr'] = lr*group['lr_scale']
+        return lr
 
     def cameras(self) -> Cameras: return draw_cameras(self.config.data.train, self.last_extra, self.generator, self.device)
 
@@ -348,19 +390,17 @@ class Trainer:
 
     def render(self, cameras, choice, light) -> RenderOutput: return _render(self, cameras, choice, light)
     def distill(self, cameras, choice, out) -> SDSOutput: return _distill(self, cameras, choice, out)
-    def regularise(self, out) -> dict[str, torch.Tensor]: return _regularise(self, out)
+    def regularise(self, out) -> dict[str, torch.Tensor]:
+        return _regularise(self, out) | weighted_losses(self.parts.losses, self.step_count, out, self.field, self.generator)
 
     def step(self) -> StepRecord:
         "Run one optimisation step. If it raises, restore the random state and the occupancy grid, so that the step can be tried again"
-        drawn = self.generator.get_state()
-        grid = {}
-        if isinstance(self.renderer, VolumeRenderer) and self.step_count == self.last_extra:
-            grid = {name: v.clone() for name, v in self.renderer.grid.state_dict().items()}
+        drawn, buffers = self.generator.get_state(), _changing_buffers(self)
         try:
             with self.limit_threads(): return _attempt(self)
         except BaseException:
             self.generator.set_state(drawn)
-            if grid: self.renderer.grid.load_state_dict(grid)
+            for buffer, held in buffers: buffer.copy_(held)
             raise
 
     def fit(self, n: int | None = None, callbacks: tuple[Callable, ...] | list[Callable] = ()) -> StepRecord | None:
@@ -379,7 +419,8 @@ class Trainer:
         """Forget what was learnt, and begin anew. Raises `ConfigError`, and then nothing is forgotten.
 
         So does the folder: its checkpoints go, a finished result waits beside it until there is a new one."""
-        fresh = Trainer(self.config, self.guidance, self.device, self.folder)
+        given = self.initial_parts.given()
+        fresh = Trainer(self.config, device=self.device, folder=self.folder, **dict(guidance=self.guidance) | given)
         if self.folder: open_folder(fresh, 'reset', True)
         vars(self).update(vars(fresh))
 
@@ -388,19 +429,20 @@ class Trainer:
         _save(self)
 
     @classmethod
-    def resume(cls, folder: str | Path, guidance=None, device: str | torch.device | None = None) -> 'Trainer':
-        "Return the trainer of a run, as it was at its newest checkpoint"
+    def resume(cls, folder: str | Path, guidance: Any = None, device: str | torch.device | None = None, **parts) -> 'Trainer':
+        "Return the trainer of a run, as it was at its newest checkpoint. `parts`: those of one's own that it was made with. Raises `ConfigError`"
         found = list_checkpoints(folder)
         if not found: raise ConfigError(f'{folder} holds no checkpoint')
         config = load_config(Path(folder)/'config.yaml')
+        check_same_parts(config, OwnParts(guidance, **parts), folder)
         # the weights that it began with may be gone by now
-        trainer = cls(config.replace(dict(resume_from_checkpoint=None)), guidance, device, folder)
+        trainer = cls(config.replace(dict(resume_from_checkpoint=None)), guidance, device, folder, **parts)
         trainer.config, trainer.warm_start_report = config, []
         return _restore(trainer, found[-1])
 
     def mesh(self, resolution: int = 48) -> trimesh.Trimesh:
         "The surface as it is now, with vertex colours; of a mesh stage its own, whatever the resolution. Raises `EmptyMeshError`"
-        return Result(self.config, self.renderer).mesh(resolution)
+        return Result(self.config, self.renderer, parts=self.parts).mesh(resolution)
 
     @torch.no_grad()
     def glance(self, size: int = 128) -> Image.Image:
@@ -411,8 +453,8 @@ class Trainer:
         "Write picture, depth and normals from all around, as they are now, into the folder's `validation`"
         _validate(self)
 
-# %% ../nbs/18_trainer.ipynb #c6c10948
-_LATER = {'train': 'run', 'load': 'result', 'result_folder': 'run', 'slug': 'run', 'claim_folder': 'run', 'unknown_words': 'run', 'finish': 'run',
+# %% ../nbs/18_trainer.ipynb #3f107679
+_LATER = {'train': 'run', 'load': 'result', 'result_folder': 'run', 'slug': 'run', 'claim_folder': 'run', 'finish': 'run',
     'is_finished': 'checkpoints', 'discard': 'checkpoints', 'PAPER': 'result', 'SHADE': 'schedules'}
 _NOW = {'finish': 'write_outputs', 'PAPER': 'RESULT_BACKGROUND', 'SHADE': 'STEERED_AMBIENT'}
 
