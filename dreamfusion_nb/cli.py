@@ -173,13 +173,10 @@ def _view(argv: list[str]) -> None:
     folder = Path(args.folder).expanduser()
     config = load_config(folder)
     _loading('the viewer')
-    import trimesh
-
     from dreamfusion_nb.result import load
-    from dreamfusion_nb.webpage import write_page
+    from dreamfusion_nb.viewer import write_page
     model = folder/'model.glb'
-    mesh = trimesh.load_scene(model).to_mesh() if model.exists() else load(folder).mesh()
-    path = write_page(mesh, folder/'view.html', config.prompt)
+    path = write_page(model if model.exists() else load(folder).mesh(), folder/'view.html', config.prompt)
     print(_size(path))
     if args.no_browser: return
     import webbrowser
