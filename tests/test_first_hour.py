@@ -11,7 +11,7 @@ import torch
 from conftest import CHEAP
 
 import dreamfusion_nb
-from dreamfusion_nb import ConfigError, load, train
+from dreamfusion_nb import ConfigError, train
 from dreamfusion_nb.threads import limit_threads
 
 ROOT = Path(dreamfusion_nb.__file__).parents[1]

@@ -25,6 +25,18 @@ def named_in(tree):
             | {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)})
 
 
+def definitions(tree):
+    "Name → node, of the functions, classes and values at the top of code"
+    found = {}
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): found[node.name] = node
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                names = (n for n in ast.walk(target) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
+                found |= {n.id: node for n in names}
+    return found
+
+
 def without_magics(source): return re.sub(r'^\s*[%!].*$', 'pass', source, flags=re.M)
 
 
@@ -42,6 +54,11 @@ class Cell:
 
     @cached_property
     def names(self): return named_in(self.tree)
+
+    @cached_property
+    def defined(self):
+        "What an export cell makes: functions, classes and values"
+        return set(definitions(self.tree)) if self.exported else set()
 
 
 @dataclass
@@ -91,16 +108,7 @@ class Module:
         return names
 
     @cached_property
-    def definitions(self):
-        "Name → node, of the functions, classes and values at the module's top"
-        found = {}
-        for node in self.tree.body:
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): found[node.name] = node
-            elif isinstance(node, (ast.Assign, ast.AnnAssign)):
-                for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                    found |= {n.id: node for n in ast.walk(target) if isinstance(n, ast.Name)
-                              and isinstance(n.ctx, ast.Store)}
-        return found
+    def definitions(self): return definitions(self.tree)
 
     def public_definitions(self):
         "The public functions and classes that are made here"
@@ -194,15 +202,7 @@ class House:
     def uses(self, cell, name, anyhow):
         "Whether a cell's code uses a name that it does not define; `anyhow`, whether the word is there"
         if anyhow: return bool(re.search(rf'\b{name}\b', cell.source))
-        return name in cell.names and not self.defines(cell, name)
-
-    @staticmethod
-    def defines(cell, name):
-        return cell.exported and any(isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name == name
-                                     or isinstance(n, (ast.Assign, ast.AnnAssign)) and name in {
-                                         t.id for t in ast.walk(n) if isinstance(t, ast.Name)
-                                         and isinstance(t.ctx, ast.Store)}
-                                     for n in cell.tree.body)
+        return name in cell.names and name not in cell.defined
 
     def assigned_methods(self):
         return [self.at(m, *place) for m in self.modules.values() for place in m.assigned_methods()]
