@@ -9,7 +9,6 @@ __all__ = []
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 import numba
 import numpy as np

@@ -123,7 +123,8 @@ def judge_batch(images: torch.Tensor,            # uint8 [N, 3, 64, 64]
     rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
     texts = [replace(captions[i], view=None) if rng.random() < .5 else captions[i] for i in pick]
     # the background has one colour, so that rolling a picture moves the toy; a mirrored toy keeps its name and its view
-    dy, dx, flip = *rng.integers(-4, 5, 2).tolist(), rng.random() < .5
+    dy, dx = rng.integers(-4, 5, 2).tolist()
+    flip = rng.random() < .5
     x = images[pick].roll((dy, dx), (2, 3))
     x = (x.flip(3) if flip else x)/255 + .04*torch.randn(batch, 3, 64, 64, generator=generator)
     return pick, x, texts, [t.phrase(rng) for t in texts]
@@ -142,7 +143,8 @@ def train_judge(work: str | Path,             # folder; its pictures and its run
     render_world(work/'judge', pictures, seed=1, everything=True)
     render_world(work/'judge-plain', plain, seed=2, everything=True, mode=toybox.TEXTURELESS)
     torch.manual_seed(1)
-    judge = Judge().to(memory_format=torch.channels_last)
+    judge = Judge()
+    judge.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     run = Run(work/'judge'/'run', dict(judge=judge), steps, lr)
     if run.step < steps:
         worlds = [read_world(work/'judge', pictures), read_world(work/'judge-plain', plain)]

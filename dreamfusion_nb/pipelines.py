@@ -74,7 +74,8 @@ def _cached(name: str) -> Path | None:
 
 def _reason(error: Exception) -> str:
     status = getattr(getattr(error, 'response', None), 'status_code', None)
-    return {401: 'not found or private', 403: 'no access', 404: 'not found'}.get(status) or 'the Hub cannot be reached'
+    known: dict[Any, str] = {401: 'not found or private', 403: 'no access', 404: 'not found'}
+    return known.get(status) or 'the Hub cannot be reached'
 
 
 def _download(name: str, half: bool) -> Path:
@@ -146,7 +147,7 @@ def _load_parts(folder: Path, device: torch.device, dtype: torch.dtype) -> dict[
     def load(part, *allowed):
         kind = json.loads((folder/part/'config.json').read_text()).get('_class_name', allowed[0])
         if kind not in allowed: raise ConfigError(f'{part} of {str(folder)!r} is a {kind}; known: {", ".join(allowed)}')
-        cls = CLIPTextModel if part == 'text_encoder' else getattr(diffusers, kind)
+        cls: Any = CLIPTextModel if part == 'text_encoder' else getattr(diffusers, kind)
         variant = 'fp16' if any(name.startswith(part) and '.fp16.' in name for name in chosen) else None
         model, report = cls.from_pretrained(folder/part, use_safetensors=True, variant=variant, local_files_only=True,
                                             output_loading_info=True)

@@ -8,6 +8,7 @@ __all__ = ['PRIOR_DIR', 'make_tokenizer', 'ToyboxPrior', 'toybox_prior']
 # %% ../nbs/11_prior.ipynb #0007bdde
 import argparse
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def make_tokenizer() -> Any:  # transformers' `CLIPTokenizer`
     "A CLIP tokenizer that makes one token of every word of the toybox; the same one every time."
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
-    alphabet, merges = sorted(ByteLevel.alphabet()), byte_pairs(toybox.vocabulary())
+    alphabet = sorted(ByteLevel.alphabet())
+    merges: Any = byte_pairs(toybox.vocabulary())
     # all bytes, alone and at the end of a word, so that no text is impossible
     tokens = alphabet + [a + '</w>' for a in alphabet] + [a + b for a, b in merges] + ['<|startoftext|>', '<|endoftext|>']
     vocab = {t: i for i, t in enumerate(dict.fromkeys(tokens))}
@@ -123,7 +125,6 @@ _MOVED = {name: page for page, names in dict(
 def __getattr__(name: str) -> Any:
     "Names that `prior_training` and `judge` hold now."
     if name not in _MOVED: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    from importlib import import_module
     return getattr(import_module(f'dreamfusion_nb.{_MOVED[name]}'), name)
 
 
@@ -142,14 +143,13 @@ def main(argv: list[str] | None = None  # words of the command line; None: `sys.
                         help='measure the shipped prior on seen and held-out captions instead of training one')
     options = vars(parser.parse_args(argv))
     # later pages, loaded only when the command runs
-    from dreamfusion_nb.judge import measure, shipped_judge, train_judge
-    from dreamfusion_nb.prior_training import train_prior
+    judging, training = (import_module(f'dreamfusion_nb.{page}') for page in ('judge', 'prior_training'))
     if options.pop('measure'):
-        grader = shipped_judge()
-        for held_out in (False, True): print('held out' if held_out else 'seen', measure(toybox_prior(), grader, 4, held_out))
+        judge = judging.shipped_judge()
+        for held_out in (False, True): print('held out' if held_out else 'seen', judging.measure(toybox_prior(), judge, 4, held_out))
         return
-    train_prior(**options)
-    train_judge(options['work'], out=options['out'])
+    training.train_prior(**options)
+    judging.train_judge(options['work'], out=options['out'])
 
 
 if __name__ == '__main__' and '__file__' in globals(): main()  # run as a program, not as a page

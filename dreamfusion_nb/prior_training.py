@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,12 +84,12 @@ def read_world(work: str | Path,  # folder of `render_world`
     return images[:pictures], read_captions(work, pictures)
 
 # %% ../nbs/11a_prior_training.ipynb #9d2e72bf
-def run_state(params: dict[str, torch.Tensor],   # the weights, by name
-              mean: dict[str, torch.Tensor],     # their running averages
+def run_state(params: Mapping[str, torch.Tensor],   # the weights, by name
+              mean: Mapping[str, torch.Tensor],     # their running averages
               optimizer: torch.optim.Optimizer   # AdamW of the weights
              ) -> dict[str, torch.Tensor]:
     "What the next step depends on: weights, averages, and the two moments of AdamW."
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for k, p in params.items():
         s = optimizer.state[p]
         tensors |= {f'param.{k}': p, f'mean.{k}': mean[k], f'exp_avg.{k}': s['exp_avg'], f'exp_avg_sq.{k}': s['exp_avg_sq']}
@@ -97,8 +97,8 @@ def run_state(params: dict[str, torch.Tensor],   # the weights, by name
 
 
 def read_state(path: Path,                        # safetensors of `run_state`
-               params: dict[str, torch.Tensor],   # written to
-               mean: dict[str, torch.Tensor],     # written to
+               params: Mapping[str, torch.Tensor],   # written to
+               mean: Mapping[str, torch.Tensor],     # written to
                optimizer: torch.optim.Optimizer,  # written to
                step: int                          # after which it was saved
               ) -> None:
@@ -320,7 +320,7 @@ def write_prior(work: str | Path,   # folder of the runs, whose curves are kept
     vae.register_to_config(scaling_factor=scale, _name_or_path='')  # no folder of this machine goes into the file
     from diffusers import StableDiffusionPipeline
     parts = dict(vae=vae.half(), text_encoder=text_encoder.half(), tokenizer=make_tokenizer(), unet=unet.half(), scheduler=new_scheduler())
-    pipe = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    pipe: Any = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     pipe.save_pretrained(out, max_shard_size='15MB')
     before = json.loads((Path(start)/'training.json').read_text()) if start else {}
     curves = {f'{n} before' if n.startswith('unet') else n: rows for n, rows in before.items()}
