@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['AS_CONFIGURED', 'LIGHT', 'as_trainer', 'RangeSlider', 'steering_controls', 'configured_values', 'SteeringPanel',
-           'FrameView', 'frame_still', 'status_html', 'StepDashboard']
+           'FrameView', 'StepDashboard']
 
 # %% ../nbs/20c_step_dashboard.ipynb #c0000003
 import html
 import io
+import itertools
+from pathlib import Path
 
 import ipywidgets as widgets
 import torch
@@ -17,16 +19,17 @@ from PIL import Image
 
 from .cameras import VIEWS
 from .config import ConfigError, load_config
-from .driver import STEP_PICTURES, between_steps, driver_of, jpeg_bytes
+from .driver import STEP_PICTURES, add_steps, between_steps, driver_of, jpeg_bytes
 from .export import expanded
-from .panels import Dashboard, buttons, check_whole, close_stale, curves_plot, draw_run, error_html, guarded
-from .panels import html_table, montage, open_trainer_for, text_card, tile, wrapping
+from .panels import Dashboard, Frontend, buttons, check_whole, close_stale, curves_plot, draw_run, error_html, guarded
+from .panels import html_table, montage, open_trainer_for, text_card, tile
 from .parts import parse_prompt, split_parts
 from .shading import MODES
 from .result import Result
-from .run import start_run
+from .run import slug, start_run
 from .schedules import STEERED_AMBIENT, guidance_scale_at, t_range_at
 from .trainer import Trainer
+from .viewer import Viewer
 
 # %% ../nbs/20c_step_dashboard.ipynb #59a2eee7
 def as_trainer(what, overrides, out=None, overwrite=False):
@@ -40,7 +43,7 @@ def as_trainer(what, overrides, out=None, overwrite=False):
     if isinstance(what, Result): raise ConfigError('a result is finished and makes no steps; FieldDashboard and MeshDashboard show what is in it')
     if not isinstance(what, str): raise ConfigError(f'a dashboard needs a prompt or a Trainer, not {what!r}')
     if overwrite and not out: raise ConfigError('overwrite: there is a folder to be replaced only with out=')
-    parts, keys = split_parts(overrides)    # guidance, field, … of one's own, as of `train`
+    parts, keys = split_parts(overrides)    # guidance, field, … of the user's own, as of `train`
     config = load_config('toybox', keys, dict(prompt=what))
     if not out: return start_run(config, parts=parts)
     out = expanded(out)
@@ -96,18 +99,20 @@ def configured_values(trainer):
 
 # %% ../nbs/20c_step_dashboard.ipynb #95a855e4
 class SteeringPanel(widgets.VBox):
-    "The controls of a driver's next step. `refused` says why the last change was not taken."
+    "The controls of a driver's next step. `refused` says why changes were not taken."
     def __init__(self,
                  driver,
                  touched=lambda: None    # called when the user moves a control
                 ):
         self.driver, self.trainer, self.touched = driver, driver.trainer, touched
-        self.refused, self.silent = '', False
-        self.controls = steering_controls(self.trainer.config.prompt, between_steps(self.refuse))
+        self.refusals, self.silent = {}, False    # name of a control: why its last value was not taken
+        self.controls = steering_controls(self.trainer.config.prompt, between_steps(lambda text: self.refuse('t_range', text)))
         for name, control in self.controls.items():
             control.observe(guarded(self, lambda change, name=name: self.steer(name, change['new'])), 'value')
         self.button = buttons(self, '130px', release=('As configured', 'give all controls back to the configuration', self.release))
         super().__init__([*self.controls.values(), *self.button.values()], layout=widgets.Layout(width='284px'))
+
+    refused = property(lambda self: '; '.join(self.refusals.values()))
 
     def complain(self, text): self.driver.complain(text)
 
@@ -119,21 +124,22 @@ class SteeringPanel(widgets.VBox):
             change = dict(light=tuple(value if other == name else self.controls[other].value for other in ('lamp', 'height')))
         elif name == 'prompt': change = dict(prompt=None if value.strip() == self.trainer.config.prompt else value)
         else: change = {name: None if value == AS_CONFIGURED else value}
-        self.driver.error = self.refused = ''
+        self.driver.error = ''
+        self.refusals.pop(name, None)
         try: self.trainer.steer(**change)
-        except ConfigError as error: self.refused = str(error)
+        except ConfigError as error: self.refusals[name] = str(error)
         self.driver.tell()
 
-    def refuse(self, text):
-        "Show why a change was not taken. It stays in view until another change is taken."
-        self.refused = text
+    def refuse(self, name, text):
+        "Show why a change of a control was not taken. It stays in view until a change of that control is taken."
+        self.refusals[name] = text
         self.driver.tell()
 
     def release(self):
         "Give everything back to the configuration."
         self.trainer.steer(**dict.fromkeys(vars(self.trainer.steering)))
-        self.driver.error = self.refused = ''
-        self.refresh()
+        self.driver.error = ''
+        self.refusals.clear()
         self.driver.tell()
 
     def refresh(self):
@@ -143,90 +149,199 @@ class SteeringPanel(widgets.VBox):
         self.silent = True
         scale = self.controls['guidance_scale']
         scale.max = max(scale.max, held.get('guidance_scale', configured['guidance_scale']))    # a configuration may say more than 100
-        for name, value in configured.items(): self.controls[name].value = held.get(name, value)
+        for name, value in configured.items():
+            # a refused prompt stays in its box, to be mended
+            if name != 'prompt' or name not in self.refusals: self.controls[name].value = held.get(name, value)
         self.silent = False
 
 # %% ../nbs/20c_step_dashboard.ipynb #40fbae7b
 class FrameView(widgets.VBox):
-    "Pictures and facts of one `Frame`, `size` pixels a picture."
+    "Pictures and facts of one `Frame`, at most four in a row, each at least `size` pixels wide."
     def __init__(self, size):
-        self.size = size
-        self.pictures, tiles = zip(*(tile(text, size) for text in STEP_PICTURES.values()))
-        self.facts = widgets.HTML(layout=widgets.Layout(width=f'{size + 4}px', overflow='hidden'))
-        super().__init__([wrapping(*tiles, self.facts)], layout=widgets.Layout(width=f'{4*(size + 10)}px'))
+        self.empty = jpeg_bytes(torch.full((3, 8, 8), .93), size)
+        self.pictures, tiles = zip(*(tile(text) for text in STEP_PICTURES.values()))
+        self.facts = widgets.HTML()
+        place = widgets.Box([self.facts])    # of a fixed height: a longer list of facts scrolls
+        place.add_class('dfnb-scroll')
+        columns = f'repeat(auto-fill, minmax(max({size}px, 23%), 1fr))'
+        grid = widgets.GridBox([*tiles, place], layout=widgets.Layout(grid_template_columns=columns, grid_gap='6px', width='100%'))
+        super().__init__([grid], layout=widgets.Layout(flex=f'1 1 {4*(size + 8)}px', min_width='0', max_width='880px'))
 
     def show(self, frame):    # a `Frame`, or None: grey pictures
-        if frame is None:
-            for picture in self.pictures: picture.value = jpeg_bytes(torch.full((3, 8, 8), .93), self.size)
-            self.facts.value = '<div class="dfnb-caption">press Step or Run</div>'
-            return
-        for picture, name in zip(self.pictures, STEP_PICTURES): picture.value = frame.pictures[name]
-        self.facts.value = html_table(frame.facts, 'dfnb-facts')
+        pictures = frame.pictures if frame else {}
+        for picture, name in zip(self.pictures, STEP_PICTURES): picture.value = pictures.get(name, self.empty)
+        self.facts.value = html_table(frame.facts, 'dfnb-facts') if frame else '<div class="dfnb-caption">press Step or Run</div>'
 
-
+# %% ../nbs/20c_step_dashboard.ipynb #40fbae7c
 def frame_still(frame, prompt):
     "A frame as a PIL image; None is a run that has not begun."
     if frame is None:
         return montage([(text, Image.new('RGB', (8, 8), 'lightgray')) for text in STEP_PICTURES.values()], f'{prompt}, not begun')
-    pictures = [(text, Image.open(io.BytesIO(frame.pictures[name]))) for name, text in STEP_PICTURES.items()]
+    pictures = [(text, Image.open(io.BytesIO(frame.pictures[name]))) for name, text in STEP_PICTURES.items() if name in frame.pictures]
     facts = [f'{name}: {fact}' for name, fact in frame.facts.items()]
     return montage([*pictures, ('', text_card(facts))], f'{prompt}, step {frame.step + 1}')
 
 
-def status_html(driver, looking):
-    "The line above a dashboard: prompt, step, what is steered, notes. `looking`: the frame that is looked back at, or None."
+def status_html(driver):
+    "The line above a dashboard: prompt, step, time left, what is steered."
     t = driver.trainer
     held, words = ', '.join(t.steering.active()), t.steering.prompt or t.config.prompt
-    notes = [looking and f'looking back at step {looking.step + 1}', parse_prompt(t.guidance, words)[1],
-        driver.unwritten and 'its result is not written yet; Run writes it']
-    notes = ''.join(f'<br><span class="dfnb-note">{html.escape(note)}</span>' for note in notes if note)
-    state = ' · running' if driver.running else ' · done' if driver.done else ''
-    steered = f' · steered: {held}' if held else ''
-    return f'<b>{html.escape(words)}</b> · <b class="dfnb-count">{t.step_count}</b> of {t.config.iters} steps{state}{steered}{notes}'
+    left = driver.pace.left(t.config.iters - t.step_count) if driver.running else ''
+    state = ['running' if driver.running else 'done' if driver.done else '', left, f'steered: {held}' if held else '']
+    count = f'<b class="dfnb-count">{t.step_count}</b> of {t.config.iters} steps'
+    return f'<div class="dfnb-line">{" · ".join([f"<b>{html.escape(words)}</b>", count, *filter(None, state)])}</div>'
+
+
+def notes(driver, looking, said):
+    "The line of notes. `looking`: the frame that is looked back at, or None; `said`: what the last button has to say."
+    t = driver.trainer
+    unknown = parse_prompt(t.guidance, t.steering.prompt or t.config.prompt)[1]
+    after = 'done: Show and Export are below Run, and .result has it in Python' if driver.done else ''
+    waits = 'its result is not written yet; Run writes it' if driver.unwritten else after
+    return ' · '.join(filter(None, [looking and f'looking back at step {looking.step + 1}', said, unknown, waits]))
+
+
+def free_path(path):
+    "`path`, or the first of path-2, path-3, … that does not exist."
+    names = (path.with_stem(f'{path.stem}-{n}') if n > 1 else path for n in itertools.count(1))
+    return next(p for p in names if not p.exists())
+
+# %% ../nbs/20c_step_dashboard.ipynb #5f6b7a98
+class HistorySlider(widgets.IntSlider):
+    "A slider over the frames of a driver. `looking` is the frame that the user looks back at, or None at the newest one."
+    def __init__(self, driver):
+        self.driver, self.looking, self.silent = driver, None, False
+        super().__init__(0, 0, 0, description='history', layout=widgets.Layout(width='400px'), readout=False)
+
+    frame = property(lambda self: self.driver.frames[self.value] if self.driver.frames else None, doc='The `Frame` in view, or None.')
+
+    def look_at(self, i):
+        "Look at frame `i`. While a run goes on, the slider stays where the user put it; at the newest frame it follows the run."
+        frames = self.driver.frames
+        self.looking = frames[i] if i < len(frames) - 1 else None
+
+    def refresh(self):
+        "Move to the frame in view. (The history is thinned out as it grows.)"
+        frames, last = self.driver.frames, max(len(self.driver.frames) - 1, 0)
+        if self.looking and self.looking not in frames:
+            self.looking = min(frames, key=lambda frame: abs(frame.step - self.looking.step), default=None)
+        self.silent = True
+        self.max = last
+        self.value = frames.index(self.looking) if self.looking else last
+        self.silent = False
+        self.description = f'step {self.frame.step + 1}' if frames else 'history'
+
+# %% ../nbs/20c_step_dashboard.ipynb #5f6b7a97
+class OutcomePanel(widgets.VBox):
+    "What a user does with a run: show the object, write it to a file, plan more steps. `said` is what the last button has to say."
+    def __init__(self,
+                 driver,
+                 touched    # called before a button acts
+                ):
+        self.driver, self.said = driver, ''
+        def button(act): return lambda: (touched(), self.act(act))
+        self.button = buttons(self, '94px', show=('Show', 'the object in a viewer below', button(self.show)),
+            export=('Export', 'write the object as a .glb file', button(self.export)),
+            more=('More steps', 'plan half as many steps again', button(self.more)))
+        super().__init__()
+
+    def complain(self, text): self.driver.complain(text)
+
+    def act(self, act):
+        self.driver.error = ''
+        self.said = act() or ''
+        self.driver.tell()
+
+    def show(self):
+        config = self.driver.trainer.config
+        viewer = Viewer(self.driver.result.mesh(96), alt=config.prompt)
+        for old in self.children: old.close()
+        self.children = [viewer]
+        return f'step {self.driver.trainer.step_count} is shown at the bottom'
+
+    def export(self):
+        trainer = self.driver.trainer
+        path = free_path((trainer.folder or Path())/f'{slug(trainer.config.prompt)}.glb')
+        self.driver.result.export(path)
+        return f'wrote {path.absolute()}, {path.stat().st_size/1e3:,.0f} kB'
+
+    def more(self):
+        trainer = self.driver.trainer
+        add_steps(trainer, max(trainer.config.iters//2, 1))
+        return f'{trainer.config.iters} steps are planned now; Run goes on'
+
+    def refresh(self):
+        resting = not self.driver.running
+        for name in ('show', 'export'): self.button[name].disabled = not (resting and self.driver.trainer.step_count)
+        self.button['more'].disabled = not (resting and self.driver.done)
+
+# %% ../nbs/20c_step_dashboard.ipynb #5f6b7a96
+def step_buttons(board):
+    "The buttons that drive a `StepDashboard`, by name."
+    return buttons(board,
+        step=('Step', 'one step', board.step), run=('Run', 'go on until Pause', board.toggle),
+        back=('Back', 'look at the step before', lambda: board.look_at(max(0, board.scrub.value - 1))),
+        newest=('Newest', 'look at the newest step', lambda: board.look_at(board.scrub.max)),
+        reset=('Reset', 'forget everything and begin anew', board.reset))
+
+
+def button_rows(button, scrub):
+    "Two rows: what makes steps and looks at them; what is done with the run."
+    row = dict(layout=widgets.Layout(flex_flow='row wrap'))
+    first = widgets.HBox([*(button[name] for name in ('step', 'run', 'back', 'newest')), scrub], **row)
+    return first, widgets.HBox([button[name] for name in ('show', 'export', 'more', 'reset')], **row)
 
 # %% ../nbs/20c_step_dashboard.ipynb #5f6b7a99
 class StepDashboard(Dashboard):
     """Step, run, pause, look back, reset; pictures, cameras and curves of every step that was shown; controls that steer the next one.
 
     `StepDashboard('a hamburger', iters=300)` or `StepDashboard(trainer)`. With `out=` a folder, the run is saved there, and the same call goes on;
-    `overwrite=True` replaces what is there. Raises `ConfigError`."""
-    def __init__(self, what, *, size=128, out=None, overwrite=False, **overrides):
+    `overwrite=True` replaces what is there. Without a folder nothing is written until *Export*, and `.result` is the object as it is now, a
+    `Result`: `dashboard.result.export('burger.glb')`. Raises `ConfigError`."""
+    def __init__(self,
+                 what,                # a prompt or `Trainer`
+                 *,
+                 size=128,            # least width of a picture, in pixels
+                 out=None,            # folder
+                 overwrite=False,
+                 **overrides          # of the toybox preset
+                ):
         check_whole('StepDashboard', size=size)
         self.trainer = as_trainer(what, overrides, out, overwrite)
-        self.driver = driver_of(self.trainer)
-        self.silent, self.looking, self.sure = False, None, False    # looking: the frame that is looked back at
-        self.status, self.error = widgets.HTML(), widgets.HTML()
+        self.driver, self.sure = driver_of(self.trainer), False
+        self.page, self.status, self.error = Frontend(), widgets.HTML(), widgets.HTML()
+        self.error.add_class('dfnb-error-place')
         self.view, self.panel = FrameView(size), SteeringPanel(self.driver, self.unsure)
+        self.outcome, self.scrub = OutcomePanel(self.driver, self.unsure), HistorySlider(self.driver)
         self.pictures, self.facts, self.controls = self.view.pictures, self.view.facts, self.panel.controls
         self.plot = curves_plot({'gradient and losses': 'log', 'mean opacity': 'linear'}, cameras=True)
-        self.scrub = widgets.IntSlider(0, 0, 0, description='history', layout=widgets.Layout(width='440px'), readout=False)
-        self.scrub.observe(guarded(self, lambda _: self.silent or self.look_at(self.scrub.value)), 'value')
-        self.button = buttons(self, step=('Step', 'one step', self.step), run=('Run', 'go on until Pause', self.toggle),
-            back=('Back', 'look at the step before', self.back), reset=('Reset', 'forget everything and begin anew', self.reset))
-        rows = dict(layout=widgets.Layout(flex_flow='row wrap'))
-        super().__init__([self.status, widgets.HBox([*self.button.values(), self.scrub], **rows), self.error,
-            widgets.HBox([self.view, self.panel], **rows), self.plot], 'dfnb-step-dashboard', [self.driver])
+        self.scrub.observe(guarded(self, lambda _: self.scrub.silent or self.look_at(self.scrub.value)), 'value')
+        self.button = self.outcome.button | step_buttons(self)
+        lines = [self.status, *button_rows(self.button, self.scrub), self.page, self.error]
+        sides = widgets.HBox([self.view, self.panel], layout=widgets.Layout(flex_flow='row wrap', grid_gap='12px'))
+        super().__init__([*lines, sides, self.plot, self.outcome], 'dfnb-step-dashboard', [self.driver])
         self.refresh()
 
-    frame = property(lambda self: self.driver.frames[self.scrub.value] if self.driver.frames else None, doc='The `Frame` in view, or None.')
+    frame = property(lambda self: self.scrub.frame, doc='The `Frame` in view, or None.')
+    result = property(lambda self: self.driver.result, doc='The object as it is now, as a `Result`.')
 
     def complain(self, text): self.driver.complain(text)
-    def unsure(self): self.sure = False    # any other action takes the question of Reset back
+    def unsure(self): self.sure, self.outcome.said = False, ''    # any other action takes the question of Reset back
 
     def step(self):
-        self.looking, self.sure = None, False
+        self.unsure()
+        self.scrub.looking = None
         self.driver.step()
 
     def toggle(self):
-        if not self.driver.running: self.looking, self.sure = None, False
+        self.unsure()
+        if not self.driver.running: self.scrub.looking = None
         self.driver.toggle()
 
-    def back(self): self.look_at(max(0, self.scrub.value - 1))    # the run itself does not go back
-
     def look_at(self, i):
-        "Show frame `i` of the history. While a run goes on, the slider stays where the user put it; at the newest frame it follows the run."
-        frames = self.driver.frames
-        self.looking, self.sure = frames[i] if i < len(frames) - 1 else None, False
+        "Show frame `i` of the history. The run itself does not go back."
+        self.unsure()
+        self.scrub.look_at(i)
         self.refresh()
 
     def reset(self):
@@ -234,31 +349,24 @@ class StepDashboard(Dashboard):
         if self.trainer.step_count and not self.sure:
             self.sure = True
             return self.refresh()
-        self.looking, self.sure, self.panel.refused = None, False, ''
+        self.unsure()
+        self.scrub.looking = None
+        self.panel.refusals.clear()
         self.driver.reset()
-
-    def move_scrub(self):
-        "Move the slider of the history to the frame in view."
-        frames, last = self.driver.frames, max(len(self.driver.frames) - 1, 0)
-        # the history is thinned out as it grows
-        if self.looking and self.looking not in frames: self.looking = min(frames, key=lambda f: abs(f.step - self.looking.step), default=None)
-        self.silent = True
-        self.scrub.max = last
-        self.scrub.value = frames.index(self.looking) if self.looking else last
-        self.silent = False
-        self.scrub.description = f'step {self.frame.step + 1}' if frames else 'history'
 
     def refresh(self):
         "Called by the driver after every step that is shown, and when anything else has changed."
-        driver = self.driver
-        self.move_scrub()
-        self.panel.refresh()
-        draw_run(self.plot, self.trainer.history, [f.eye for f in driver.frames[:self.scrub.value + 1]])
+        driver, scrub, panel = self.driver, self.scrub, self.panel
+        for part in (scrub, panel, self.outcome): part.refresh()
+        draw_run(self.plot, self.trainer.history, [f.eye for f in driver.frames[:scrub.value + 1]])
         self.view.show(self.frame)
-        self.status.value = status_html(driver, self.looking)    # after the pictures, so that a page with the number has them
-        self.error.value = error_html('; '.join(text for text in (self.panel.refused, driver.error) if text))
+        self.status.value = status_html(driver)    # after the pictures, so that a page with the number has them
+        self.page.note = notes(driver, scrub.looking, self.outcome.said)
+        self.page.about = f'{self.trainer.config.prompt}, {f"step {self.frame.step + 1}" if self.frame else "not begun"}'
+        self.error.value = error_html('; '.join(filter(None, [panel.refused, driver.error])))
         # last, so that a page that shows "Run" shows the step at which the run stopped
         self.button['reset'].description = 'Really?' if self.sure else 'Reset'
+        self.button['back'].disabled, self.button['newest'].disabled = not scrub.value, not scrub.looking
         self.button['run'].description = 'Pause' if driver.running else 'Run'
         self.button['step'].disabled = driver.running or driver.done
         self.button['run'].disabled = driver.done and not driver.unwritten

@@ -237,6 +237,107 @@ def test_field_dashboard_in_jupyterlab(page):
     wait_until(page, lambda: picture(page) != shown)
 
 
+def places(page):
+    "Where the parts of a step dashboard are, from its upper edge"
+    return page.evaluate("""() => {
+        const root = document.querySelector('.dfnb-step-dashboard'), top = root.getBoundingClientRect().top
+        const parts = [...root.querySelectorAll('button, .widget-slider, .dfnb-tile, .dfnb-scroll, .js-plotly-plot')]
+        return parts.map(e => { const r = e.getBoundingClientRect(); return [Math.round(r.left), Math.round(r.top - top), Math.round(r.width), Math.round(r.height)] })
+    }""")
+
+
+@pytest.mark.parametrize('page', ['step'], indirect=True)
+def test_keys_stay_in_the_dashboard(page):
+    "Where they would delete the cell, insert one, or leave the control. And everything has a name"
+    cells = page.locator('.jp-CodeCell').count()
+    view = page.locator('.widget-dropdown:has-text("view") select').first
+    view.focus()
+    for key in ('d', 'd', 'b', 'ArrowDown', 'a'): page.keyboard.press(key)
+    page.wait_for_timeout(500)
+    assert page.locator('.jp-CodeCell').count() == cells and page.locator('.dfnb-step-dashboard').count() == 1
+    assert view.evaluate('e => e === document.activeElement')
+    # End goes to the newest step, however many there have been since the slider was made
+    for n in range(1, 5):
+        button(page, 'Step').click()
+        wait_for_count(page, n)
+    button(page, 'Back').click()
+    button(page, 'Back').click()
+    slider = page.locator('.widget-slider:has-text("step 2") .noUi-handle').first
+    slider.wait_for(timeout=20_000)
+    slider.press('End')
+    page.locator('.widget-slider:has-text("step 4")').first.wait_for(timeout=20_000)
+    wait_until(page, lambda: 'looking back' not in page.locator('.dfnb-step-dashboard').first.inner_text())
+    unnamed = """() => [...document.querySelectorAll('.dfnb-step-dashboard :is(.noUi-handle, img, .js-plotly-plot)')]
+        .filter(e => !(e.alt || e.getAttribute('aria-label'))).length"""
+    wait_until(page, lambda: page.evaluate(unnamed) == 0)
+    assert 'step 4' in page.locator('.dfnb-step-dashboard img').first.get_attribute('alt')
+
+
+@pytest.mark.parametrize('page', ['step'], indirect=True)
+def test_a_busy_kernel_is_said(page, books):
+    "A press waits for the cell that runs, and a line says so"
+    run_in_a_new_cell(page, "import time, pathlib\nwhile not pathlib.Path('go-on').exists(): time.sleep(.05)")
+    page.wait_for_selector('[data-status="busy"]', timeout=20_000)
+    button(page, 'Step').click()
+    page.locator('.dfnb-waiting', has_text='kernel is busy').first.wait_for(timeout=20_000)
+    assert count(page) == 0
+    (books/'go-on').touch()
+    wait_for_count(page, 1)
+    wait_until(page, lambda: not page.locator('.dfnb-waiting').count())
+
+
+@pytest.mark.parametrize('page', ['step'], indirect=True)
+def test_nothing_moves(page):
+    "Not when the first facts come, nor when somebody looks back or a prompt is refused. Wider pages get wider pictures, and no plot is cut"
+    page.set_viewport_size(dict(width=1440, height=1000))
+    button(page, 'Step').click()
+    wait_for_count(page, 1)
+    wait_until(page, lambda: places(page) == (page.wait_for_timeout(400), places(page))[1])
+    before = places(page)
+    button(page, 'Step').click()
+    wait_for_count(page, 2)
+    button(page, 'Back').click()
+    page.locator('.dfnb-dashboard', has_text='looking back').first.wait_for(timeout=20_000)
+    words = page.locator('.widget-text:has-text("prompt") input').first
+    words.fill('a sonata')
+    words.press('Enter')
+    page.locator('.dfnb-error', has_text='names no toy').first.wait_for(timeout=20_000)
+    assert words.input_value() == 'a sonata' and places(page) == before
+    widths = []
+    for width in (1024, 1440, 1920):
+        page.set_viewport_size(dict(width=width, height=1000))
+        sizes = """() => { const root = document.querySelector('.dfnb-step-dashboard'), right = root.getBoundingClientRect().right
+            return [root.querySelector('.main-svg').getBoundingClientRect().right <= right + 1, root.querySelector('.dfnb-tile img').clientWidth,
+                root.querySelector('.main-svg').clientWidth, root.scrollWidth <= root.clientWidth + 1] }"""
+        wait_until(page, lambda: page.evaluate(sizes)[0] and page.evaluate(sizes)[3])
+        widths.append(page.evaluate(sizes)[1:3])
+    assert widths[0][1] < widths[1][1] < widths[2][1] and widths[2][0] > widths[1][0]
+    # on a dark page, curves and errors have colours of their own
+    colors = """dark => { document.body.dataset.jpThemeLight = String(!dark)
+        return ['.scatterlayer .js-line', '.dfnb-error'].map(s => getComputedStyle(document.querySelector('.dfnb-step-dashboard ' + s)))
+            .map((style, i) => i ? style.color : style.stroke) }"""
+    light, dark = (page.evaluate(colors, value) for value in (False, True))
+    assert light[0] == 'rgb(51, 117, 195)' and dark == ['rgb(65, 141, 115)', 'rgb(255, 154, 144)']
+    assert not page.locator('.modebar-container').first.is_visible()
+
+
+@pytest.mark.parametrize('page', ['step'], indirect=True)
+def test_a_saved_dashboard_is_a_picture(opened, lab, page, books):
+    "Opened later, in a kernel that has never heard of it"
+    button(page, 'Step').click()
+    wait_for_count(page, 1)
+    page.locator('.jp-CodeCell .jp-InputPrompt').first.click()
+    page.keyboard.press('Control+s')
+    wait_until(page, lambda: 'dfnb-still' in (books/'step.ipynb').read_text())
+    shutil.copy(books/'step.ipynb', books/'later.ipynb')
+    later = pages.open_lab(opened, lab, 'later.ipynb')
+    later.locator('.dfnb-still img').first.wait_for(timeout=60_000)
+    wait_until(later, lambda: later.locator('.dfnb-still img').first.is_visible())
+    later.wait_for_timeout(2000)
+    assert not later.locator('text=model not found').first.is_visible()
+    later.close()
+
+
 def test_voila(opened, books):
     "Without cells: step, and two runs side by side with one camera"
     with pages.served('voila', books) as address:

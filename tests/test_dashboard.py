@@ -172,12 +172,12 @@ def test_who_looks_back_is_left_there(trainer, monkeypatch):
     for _ in range(6): board.button['step'].click()
     board.scrub.value = 3
     shown = board.pictures[0].value
-    assert 'looking back at step 4' in board.status.value
+    assert 'looking back at step 4' in board.page.note
     board.driver.step()    # from another dashboard, say; every second one of the older half goes
     assert len(board.driver.frames) < 7 and board.pictures[0].value == shown and 'step 4' in board.scrub.description
     assert '<b class="dfnb-count">7</b>' in board.status.value
     board.button['step'].click()    # one's own step goes on from the newest
-    assert 'looking back' not in board.status.value and board.scrub.value == board.scrub.max and 'step 8' in board.scrub.description
+    assert 'looking back' not in board.page.note and board.scrub.value == board.scrub.max and 'step 8' in board.scrub.description
 
 
 def test_history_is_bounded(trainer):
@@ -339,13 +339,13 @@ def test_a_result_that_could_not_be_written_is_tried_again(model, tmp_path, monk
     monkeypatch.setattr(driver, 'write_outputs', lambda result: 1/0)
     for _ in range(2): board.button['step'].click()
     assert 'ZeroDivisionError' in board.error.value and board.button['step'].disabled and not board.button['run'].disabled
-    assert 'not written' in board.status.value
+    assert 'not written' in board.page.note
     board.button['run'].click()
     assert 'ZeroDivisionError' in board.error.value and not board.button['run'].disabled
     monkeypatch.setattr(driver, 'write_outputs', finish)
     shutil.rmtree(folder/'checkpoints')    # as if the last save had not come through, either
     board.button['run'].click()
-    assert not board.error.value and driver.is_finished(folder) and board.button['run'].disabled and 'not written' not in board.status.value
+    assert not board.error.value and driver.is_finished(folder) and board.button['run'].disabled and 'not written' not in board.page.note
     (folder/'model.glb').unlink()
     later = StepDashboard(Trainer.resume(folder, model))
     assert not later.button['run'].disabled
@@ -353,7 +353,7 @@ def test_a_result_that_could_not_be_written_is_tried_again(model, tmp_path, monk
     assert (folder/'model.glb').exists() and later.button['run'].disabled
     whole = StepDashboard(Trainer(config(iters=1), model, folder=tmp_path/'whole'))
     whole.button['step'].click()
-    assert whole.button['run'].disabled and 'not written' not in whole.status.value
+    assert whole.button['run'].disabled and 'not written' not in whole.page.note
 
 
 def test_a_comparison_tries_again_to_write_results(model, tmp_path, monkeypatch):
@@ -463,7 +463,6 @@ def test_a_dashboard_that_was_left_holds_no_trainer(make, model):
     driver_of(trainer).step()
     board.refresh()    # a run that ends just then may still ask for it
     board.follow()
-    assert panels.STYLE.comm is not None    # that of all others
     del trainer, board
     gc.collect()
     assert gone() is None
@@ -592,7 +591,7 @@ def test_close_stops_a_run(model):
 def test_what_was_refused_is_said_until_it_is_mended(trainer):
     board = StepDashboard(trainer)
     board.controls['prompt'].value = 'zorgle'
-    assert 'names no toy' in board.error.value and board.controls['prompt'].value == trainer.config.prompt
+    assert 'names no toy' in board.error.value and board.controls['prompt'].value == 'zorgle' and trainer.steering.prompt is None
     for _ in range(2): board.button['step'].click()
     assert 'names no toy' in board.error.value
     board.controls['prompt'].value = 'a duck'
