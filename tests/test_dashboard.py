@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+import threading
 import time
 import weakref
 
@@ -588,7 +589,8 @@ def test_close_stops_a_run(model):
     for make in (lambda runs: StepDashboard(runs[0]), CompareDashboard): asyncio.run(story(make))
 
 
-def test_what_was_refused_is_said_until_it_is_mended(trainer):
+def test_what_was_refused_is_said_until_it_is_mended():
+    trainer = Trainer(config())    # with the toybox prior, which knows its words
     board = StepDashboard(trainer)
     board.controls['prompt'].value = 'zorgle'
     assert 'names no toy' in board.error.value and board.controls['prompt'].value == 'zorgle' and trainer.steering.prompt is None
@@ -601,6 +603,73 @@ def test_what_was_refused_is_said_until_it_is_mended(trainer):
     assert 'smaller end' in board.error.value and board.controls['t_range'].value == before
     board.controls['t_range'].value = (.2, .9)
     assert not board.error.value and trainer.steering.t_range == (.2, .9)
+
+
+def test_done_leads_on(model, tmp_path, monkeypatch):
+    "Without a folder: show, write, plan more steps, and the result in Python"
+    monkeypatch.chdir(tmp_path)
+    board = StepDashboard(Trainer(config(iters=3), model))
+    assert board.button['show'].disabled and board.button['export'].disabled and board.button['more'].disabled
+    for _ in range(3): board.button['step'].click()
+    assert 'Export' in board.page.note and not any(board.button[name].disabled for name in ('show', 'export', 'more'))
+    board.button['show'].click()
+    assert len(board.outcome.children) == 1 and not board.error.value
+    for name in ('a-hamburger.glb', 'a-hamburger-2.glb'):
+        board.button['export'].click()
+        assert name in board.page.note and (tmp_path/name).stat().st_size > 1000
+    assert board.result.history == board.trainer.history and board.result.mesh(24).is_watertight
+    board.button['more'].click()
+    assert board.trainer.config.iters == 4 and not board.button['run'].disabled and 'done' not in board.status.value
+    board.driver.run()
+    assert board.trainer.step_count == 4 and 'done' in board.status.value
+
+
+def test_more_steps_of_a_folder_are_those_of_a_longer_run(model, tmp_path):
+    "The folder says so too, so that the run goes on after a restart"
+    board = StepDashboard(Trainer(config(iters=4), model, folder=tmp_path/'run'))
+    board.driver.run()
+    board.button['more'].click()
+    assert load_config(tmp_path/'run/config.yaml').iters == 6 and not board.driver.unwritten
+    board.driver.step()
+    board.driver.pause()
+    later = Trainer.resume(tmp_path/'run', model)
+    assert later.step_count == 5 and later.config == board.trainer.config
+    board.driver.run()
+    assert board.trainer.step_count == 6 and driver.is_finished(tmp_path/'run')
+
+
+def test_the_newest_step_is_one_press_away(trainer):
+    board = StepDashboard(trainer)
+    for _ in range(4): board.button['step'].click()
+    assert board.button['newest'].disabled
+    for _ in range(2): board.button['back'].click()
+    assert 'looking back at step 2' in board.page.note and 'step 2' in board.page.about
+    board.button['newest'].click()
+    assert board.page.note == '' and board.scrub.description == 'step 4' and board.button['newest'].disabled
+
+
+def test_time_left_is_said_while_a_run_goes_on(trainer):
+    board = StepDashboard(trainer)
+    for _ in range(10): board.driver.pace.add(60.)
+    board.refresh()
+    assert 'left' not in board.status.value
+    board.driver.running = True
+    board.refresh()
+    assert '12 min left' in board.status.value
+
+
+def test_a_press_is_heard_where_the_dashboard_lives(trainer):
+    "On a thread of its own the page gets no answer while a cell runs, so it knows that its press waits"
+    async def story():
+        board, heard = StepDashboard(trainer), []
+        board.page.send = heard.append
+        page = threading.Thread(target=board.page._msg_callbacks, args=(board.page, dict(press='1'), []))
+        page.start()
+        page.join()
+        assert not heard
+        await asyncio.sleep(.01)
+        assert heard == [dict(heard='1')]
+    asyncio.run(story())
 
 
 @pytest.mark.parametrize('make, what', [
