@@ -271,9 +271,14 @@ def lacking(kind: str, part: Any) -> None:
         missing.append(NEEDS[kind]['forward'])    # nn.Module has one that only raises
     if missing: raise ConfigError(f'{kind}: {short_name(part)} lacks {", ".join(missing)}; {PAGE}')
 
-# %% ../nbs/15_parts.ipynb #868c8e20
+# %% ../nbs/15_parts.ipynb #2f33d482
 RESERVED = ('sds', 'opacity_loss', 'entropy', 'orientation', '2d_normal_smooth', '3d_normal_smooth', 'mesh_normal', 'mesh_laplacian',
             'step', 'shading', 't', 'azimuth', 'polar', 'loss', 'opacity', 'grad_norm', 'lr', 'steered')    # names in a line of history
+
+
+def _shown(value):
+    "What was given, in few words on one line"
+    return ' '.join(repr(value).split())[:80]
 
 
 def _weight_and_function(name, given):
@@ -283,7 +288,7 @@ def _weight_and_function(name, given):
     schedule = isinstance(weight, (tuple, list)) and len(weight) == 4 and all(map(number, weight))
     if not callable(function) or isinstance(function, type) or not (number(weight) or schedule):
         raise ConfigError(f'losses: {name!r} is a function (out, field, generator) -> scalar, or (weight, function) with a number or a '
-            f'schedule [start_step, start, end, end_step] as weight, not {given!r}; {PAGE}')
+            f'schedule [start_step, start, end, end_step] as weight, not {_shown(given)}; {PAGE}')
     return weight, function
 
 
@@ -293,7 +298,7 @@ def own_losses(given: Any) -> dict[str, tuple[Any, Callable]]:
     pairs = given.items() if isinstance(given, Mapping) else given
     try: pairs = [(name, value) for name, value in pairs]
     except (TypeError, ValueError):
-        raise ConfigError(f'losses is a mapping from names to functions, like {{"tv": tv}}, not {given!r}; {PAGE}') from None
+        raise ConfigError(f'losses is a mapping from names to functions, like {{"tv": tv}}, not {_shown(given)}; {PAGE}') from None
     found: dict[str, tuple[Any, Callable]] = {}
     for name, value in pairs:
         if not isinstance(name, str) or not name.strip(): raise ConfigError(f'losses: a name is a text that is not empty, not {name!r}')
@@ -302,7 +307,7 @@ def own_losses(given: Any) -> dict[str, tuple[Any, Callable]]:
         found[name] = _weight_and_function(name, value)
     return found
 
-# %% ../nbs/15_parts.ipynb #bd520fa7
+# %% ../nbs/15_parts.ipynb #6ef84869
 @dataclass
 class OwnParts:
     "The parts that a run was given as objects; None: the one that the configuration describes. Raises `ConfigError`"
@@ -322,7 +327,7 @@ class OwnParts:
             if callable(part) and not isinstance(part, nn.Module) and not all(hasattr(part, name) for name in NEEDS[kind]): continue
             lacking(kind, part)
         if self.optimizer is not None and not callable(self.optimizer) or isinstance(self.optimizer, (nn.Module, torch.optim.Optimizer)):
-            raise ConfigError(f'optimizer is a function (parameters) -> torch.optim.Optimizer, or a class, not {self.optimizer!r}; {PAGE}')
+            raise ConfigError(f'optimizer is a function (parameters) -> torch.optim.Optimizer, or a class, not {_shown(self.optimizer)}; {PAGE}')
 
     def given(self) -> dict[str, Any]:
         "Return the parts that are given, by name"
@@ -344,7 +349,7 @@ class OwnParts:
 def both_ways(kind: str, value: Any) -> str:
     "Return a line that says how to give a part, and how to set the keys of the group with its name"
     key = dict(guidance='guidance.name', field='nerf.bound', background='background.type', renderer='renderer.max_steps')[kind]
-    return (f'{kind}={value!r} is no part: an object of your own or a callable (config, generator) goes here, '
+    return (f'{kind}: {_shown(value)} is no part: an object of your own or a callable (config, generator) goes here, '
         f'and keys of the configuration through **{{{key!r}: ...}}; {PAGE}')
 
 # %% ../nbs/15_parts.ipynb #d878cebf
