@@ -94,7 +94,8 @@ def test_toys(words, capsys):
     assert set(toybox.kinds()) | set(toybox.colors()) <= set(re.findall(r'\w+', said)) and '"a striped red mug"' in said
 
 
-@pytest.mark.parametrize('words, meant', [('--steps 9', '--iters'), ('--n-iters 9', '--iters'), ('--learning-rate 1', 'optim.lr=…'),
+@pytest.mark.parametrize('words, meant', [('--steps 9', '--iters'), ('--n-iters 9', '--iters'),
+                                          ('--learning-rate 1', 'optim.lr=…'),
                                           ('--output x', '--out'), ('--sede 1', '--seed')])
 def test_other_words_for_options(words, meant, capsys):
     assert cli.main(['a mug', *words.split()]) == 2
@@ -104,7 +105,8 @@ def test_other_words_for_options(words, meant, capsys):
 
 def test_folder_that_cannot_be_written_is_found_before_torch_is_loaded(tmp_path):
     (tmp_path/'file').touch()
-    program = 'import sys; from dreamfusion_nb.cli import main; code = main(); print("torch" in sys.modules); sys.exit(code)'
+    program = ('import sys; from dreamfusion_nb.cli import main; code = main(); print("torch" in sys.modules); '
+               'sys.exit(code)')
     for folder in ('/proc/mug', str(tmp_path/'file'), str(tmp_path/'file/mug')):
         done = subprocess.run([sys.executable, '-c', program, 'a mug', '--out', folder], capture_output=True, text=True)
         assert done.returncode == 2 and done.stdout == 'False\n' and done.stderr.count('\n') == 1, done.stderr
@@ -120,7 +122,8 @@ class Stop:
 sys.meta_path.insert(0, Stop())
 from dreamfusion_nb.cli import main
 main()"""
-    for words, sign in ((['a mug', '--iters', '7'], "loading PyTorch and the diffusion model 'toybox', then 7 steps"), (['toys'], 'the toybox')):
+    for words, sign in ((['a mug', '--iters', '7'], "loading PyTorch and the diffusion model 'toybox', then 7 steps"),
+                        (['toys'], 'the toybox')):
         done = subprocess.run([sys.executable, '-c', program, *words], capture_output=True, text=True)
         lines = done.stderr.splitlines()
         assert done.returncode == 7 and sign in lines[0] and 'torch asked for' in lines[1]
@@ -140,10 +143,13 @@ def test_view(result, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize('words, says', [
-    ('view', 'FOLDER'), ('view {tmp}', 'holds no config.yaml'), ('view {tmp}/none', 'there is no'), ('view {folder} --no-brwoser', '--no-browser'),
+    ('view', 'FOLDER'), ('view {tmp}', 'holds no config.yaml'), ('view {tmp}/none', 'there is no'),
+    ('view {folder} --no-brwoser', '--no-browser'),
     ('export', 'FOLDER'), ('export {tmp} x.glb', 'holds no config.yaml'), ('export {folder} {tmp}/x.gltf', '.glb'),
-    ('export {folder} {tmp}/x.glb face=9', "did you mean 'faces'"), ('export {folder} {tmp}/x.glb resolution=many', 'resolution'),
-    ('export {folder} {tmp}/x.glb {tmp}/y.glb', 'one file'), ('export {folder} {folder}/model.glb', '--overwrite'), ('toys all', 'no more words')])
+    ('export {folder} {tmp}/x.glb face=9', "did you mean 'faces'"),
+    ('export {folder} {tmp}/x.glb resolution=many', 'resolution'),
+    ('export {folder} {tmp}/x.glb {tmp}/y.glb', 'one file'), ('export {folder} {folder}/model.glb', '--overwrite'),
+    ('toys all', 'no more words')])
 def test_slips_of_the_other_commands(words, says, result, tmp_path, capsys):
     before = sorted(result.rglob('*'))
     assert cli.main(shlex.split(words.format(tmp=tmp_path, folder=result))) == 2
