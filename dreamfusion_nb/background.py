@@ -6,6 +6,8 @@
 __all__ = ['StaticBackground', 'RandomBackground', 'LearnedBackground', 'MixedBackground']
 
 # %% ../nbs/04_background.ipynb #bb07bc5a
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -13,8 +15,11 @@ from torch import nn
 from .field import MLP
 from .hashgrid import FrequencyEncoding, HashGrid
 
+# %% ../nbs/04_background.ipynb #7073e5dd
+Color = torch.Tensor | tuple[float, float, float]   # red, green, blue in 0..1
+
 # %% ../nbs/04_background.ipynb #9f4f5b23
-def _color(name, value):
+def _color(name: str, value: Color) -> torch.Tensor:
     "A colour as a float tensor [3], checked"
     color = torch.as_tensor(value, dtype=torch.float32)
     if color.shape != (3,) or not ((color >= 0) & (color <= 1)).all():
@@ -24,20 +29,24 @@ def _color(name, value):
 # %% ../nbs/04_background.ipynb #da17e869
 class StaticBackground(nn.Module):
     "The same colour everywhere and always. ValueError unless it is three numbers within 0..1."
+    color: torch.Tensor
+
     def __init__(self,
-                 color=(0., 0., 1.),  # red, green, blue in 0..1; NeMo's default is blue
+                 color: Color = (0., 0., 1.),  # red, green, blue in 0..1; NeMo's default is blue
                 ):
         super().__init__()
         # a setting, not a result of training: not in the state dict, so a checkpoint cannot overrule the configuration
         self.register_buffer("color", _color("color", color), persistent=False)
 
-    def forward(self, directions, n_images=1, generator=None):
-        "Colours [N, 3] for ray directions [N, 3]; `n_images` and `generator` are there because every background takes them."
+    def forward(self, directions: torch.Tensor, n_images: int = 1,
+                generator: torch.Generator | None = None) -> torch.Tensor:
+        "Colours [N, 3] for ray directions [N, 3]; `n_images` and `generator` are not used"
         return self.color.to(directions).expand_as(directions)
 
 # %% ../nbs/04_background.ipynb #185f9cff
-def _sometimes_one_color(base, ratio, n_images, generator):
-    "The colours `base` [N, 3] of `n_images` equally large images, some images replaced by one random colour with probability `ratio`"
+def _sometimes_one_color(base: torch.Tensor, ratio: float, n_images: int,
+                         generator: torch.Generator | None) -> torch.Tensor:
+    "The colours `base` [N, 3] of equally large images; with probability `ratio`, an image gets one random colour"
     if len(base) % n_images: raise ValueError(f"n_images: {len(base)} rays are not {n_images} images of one size")
     draws = torch.rand(n_images, 4, generator=generator, device=generator.device if generator else None).to(base)
     draws = draws.repeat_interleave(len(base)//n_images, dim=0)
@@ -50,16 +59,21 @@ def _ratio(value):
 
 # %% ../nbs/04_background.ipynb #06a4ea13
 class RandomBackground(nn.Module):
-    "While training, one random colour per image with probability `random_ratio`, else the base colour; in `eval()` the base colour (NeMo)."
+    """While training, one random colour per image with probability `random_ratio`, else the base colour (NeMo).
+
+    In `eval()` the base colour. Raises `ValueError` for a colour or a ratio out of range"""
+    base_color: torch.Tensor
+
     def __init__(self,
-                 base_color=(1., 1., 1.),  # red, green, blue in 0..1
-                 random_ratio=.5,          # share of images with a random colour
+                 base_color: Color = (1., 1., 1.),  # red, green, blue in 0..1
+                 random_ratio: float = .5,          # share of images with a random colour
                 ):
         super().__init__()
         self.random_ratio = _ratio(random_ratio)
         self.register_buffer("base_color", _color("base_color", base_color), persistent=False)
 
-    def forward(self, directions, n_images=1, generator=None):
+    def forward(self, directions: torch.Tensor, n_images: int = 1,
+                generator: torch.Generator | None = None) -> torch.Tensor:
         """Colours [N, 3] for ray directions [N, 3] of `n_images` equally large images, image by image.
 
         ValueError if the rays cannot be shared out equally."""
@@ -69,13 +83,15 @@ class RandomBackground(nn.Module):
 # %% ../nbs/04_background.ipynb #8970e7bb
 class LearnedBackground(nn.Module):
     "A sky on an infinitely large sphere: sigmoid(MLP(encoding(direction))), the same in training and in `eval()`."
+    encoding: Any
+
     def __init__(self,
-                 encoding=None,      # module with `n_output_dims`, [N, 3] -> [N, n_output_dims]; None: `FrequencyEncoding(6)`
+                 encoding: nn.Module | None = None,         # [N, 3] -> [N, n_output_dims]; None: `FrequencyEncoding(6)`
                  *,
-                 hidden_dims=32,     # width of the network
-                 n_hidden_layers=1,  # its depth; NeMo has 1 behind the frequencies and 2 behind the hash grid
-                 bias=True,          # whether its layers add constants
-                 generator=None,     # torch.Generator of the network's initial values
+                 hidden_dims: int = 32,                     # width of the network
+                 n_hidden_layers: int = 1,                  # its depth; NeMo: 1 after frequencies, 2 after a hash grid
+                 bias: bool = True,                         # whether its layers add constants
+                 generator: torch.Generator | None = None,  # torch.Generator of the network's initial values
                 ):
         super().__init__()
         self.encoding = FrequencyEncoding(6) if encoding is None else encoding
@@ -86,23 +102,27 @@ class LearnedBackground(nn.Module):
         if isinstance(self.encoding, HashGrid): d = (d + 1)/2   # it has cells from 0 to 1, waves are everywhere
         return self.net(self.encoding(d)).sigmoid()
 
-    def forward(self, directions, n_images=1, generator=None):
-        "Colours [N, 3] for ray directions [N, 3] of any length, 65536 at a time: a large picture shall not need much memory."
+    def forward(self, directions: torch.Tensor, n_images: int = 1,
+                generator: torch.Generator | None = None) -> torch.Tensor:
+        "Colours [N, 3] for ray directions [N, 3] of any length; 65536 at a time, to save memory"
         return torch.cat([self._color(d) for d in directions.split(65536)])
 
 # %% ../nbs/04_background.ipynb #3b1a1769
 class MixedBackground(nn.Module):
-    """While training, one random colour per image with probability `random_ratio`, else `learned`; in `eval()` `learned`.
+    """While training, one random colour per image with probability `random_ratio`, else `learned`.
+
+    In `eval()` always `learned`.
 
     The coin is stable-dreamfusion's. ValueError for a `random_ratio` outside 0..1."""
     def __init__(self,
-                 learned,          # a `LearnedBackground`, or any background
-                 random_ratio=.5,  # share of images with a random colour
+                 learned: nn.Module,        # a `LearnedBackground`, or any background
+                 random_ratio: float = .5,  # share of images with a random colour
                 ):
         super().__init__()
         self.learned, self.random_ratio = learned, _ratio(random_ratio)
 
-    def forward(self, directions, n_images=1, generator=None):
+    def forward(self, directions: torch.Tensor, n_images: int = 1,
+                generator: torch.Generator | None = None) -> torch.Tensor:
         """Colours [N, 3] for ray directions [N, 3] of `n_images` equally large images, image by image.
 
         ValueError if the rays cannot be shared out equally."""

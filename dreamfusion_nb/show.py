@@ -7,18 +7,26 @@ __all__ = ['to_pil', 'image_grid', 'show_images']
 
 # %% ../nbs/00a_show.ipynb #c5144f31
 import math
+from collections.abc import Iterable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from PIL import Image
 
+# %% ../nbs/00a_show.ipynb #af9e68b8
+Images = Iterable[torch.Tensor | np.ndarray | Image.Image] | torch.Tensor   # pictures: [B,3,H,W], or one by one
+
 # %% ../nbs/00a_show.ipynb #f60a79e0
-def to_pil(image  # tensor or array [3,H,W], [1,H,W] or [H,W], with values meant for 0…1 or bytes; an array of bytes [H,W,3]; or a PIL image
-          ):      # RGB or grey ("L") PIL image
-    "A tensor as a PIL picture: clamped to 0…1 and rounded, NaN black; bytes as they are. Raises `ValueError` for any other shape."
+def to_pil(image: torch.Tensor | np.ndarray | Image.Image  # [3,H,W], [1,H,W] or [H,W], values meant for 0…1 or bytes;
+                                                           # an array of bytes [H,W,3]; or a PIL image
+          ) -> Image.Image:                                # RGB or grey ("L") PIL image
+    """A tensor as a PIL picture: clamped to 0…1 and rounded, NaN black; bytes as they are.
+
+    Raises `ValueError` for any other shape."""
     if isinstance(image, Image.Image): return image
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,): return Image.fromarray(image)
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,):
+        return Image.fromarray(image)
     image = torch.as_tensor(image).detach().cpu()
     if image.dtype == torch.uint8: image = image/255
     if image.ndim == 3 and image.shape[0] == 1: image = image[0]
@@ -28,10 +36,10 @@ def to_pil(image  # tensor or array [3,H,W], [1,H,W] or [H,W], with values meant
     return Image.fromarray(values.numpy() if image.ndim == 2 else values.permute(1, 2, 0).contiguous().numpy())
 
 # %% ../nbs/00a_show.ipynb #7a736226
-def image_grid(images,  # [B,3,H,W] or [B,H,W] tensor, or a list of tensors and PIL images, all of one size
-               cols,    # pictures in a row
-               pad=2    # white pixels between them
-              ):        # RGB PIL image
+def image_grid(images: Images,   # [B,3,H,W] or [B,H,W] tensor, or a list of tensors and PIL images, all of one size
+               cols: int,        # pictures in a row
+               pad: int = 2      # white pixels between them
+              ) -> Image.Image:  # RGB PIL image
     "Contact sheet: the pictures in reading order, rows of `cols`. Raises `ValueError` for none, or for different sizes"
     pictures = [to_pil(image).convert('RGB') for image in images]
     sizes = {picture.size for picture in pictures}
@@ -44,13 +52,13 @@ def image_grid(images,  # [B,3,H,W] or [B,H,W] tensor, or a list of tensors and 
     return sheet
 
 # %% ../nbs/00a_show.ipynb #bab4bc60
-def show_images(images,       # as for `image_grid`; sizes may differ
-                titles=None,  # one a picture
-                cols=None,    # pictures in a row; None: all in one row, up to 8
-                scale=1.,     # 1: about 1.6 inches a picture
-                rows=None,    # a label for each row, to its left
-                fontsize=9    # of titles and labels
-               ):
+def show_images(images: Images,                       # as for `image_grid`; sizes may differ
+                titles: Iterable[str] | None = None,  # one a picture
+                cols: int | None = None,              # pictures in a row; None: all in one row, up to 8
+                scale: float = 1.,                    # 1: about 1.6 inches a picture
+                rows: Sequence[str] | None = None,    # a label for each row, to its left
+                fontsize: float = 9                   # of titles and labels
+               ) -> None:
     "Draws pictures in a row or grid, with titles and labels of the rows. Raises `ValueError` where there is none"
     pictures = [to_pil(image) for image in images]
     if not pictures: raise ValueError('there is no picture to show')
