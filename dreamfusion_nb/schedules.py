@@ -16,7 +16,7 @@ from .cameras import VIEWS, orbit
 from .config import Config
 from .errors import ConfigError, did_you_mean
 from .hashgrid import HashGrid
-from .shading import MODES
+from .shading import SHADINGS
 from .values import value_at
 
 # %% ../nbs/16_schedules.ipynb #c8098f0e
@@ -135,7 +135,7 @@ def check_steering(config: Config, name: str, value) -> None:
         return isinstance(values, (tuple, list)) and len(values) == n and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
     # the configuration knows what its own keys may be
     if name in ('prompt', 'guidance_scale', 't_range'): config.replace({'guidance.t_range' if name == 't_range' else name: value})
-    choices = dict(view=VIEWS, shading=MODES).get(name)
+    choices = dict(view=VIEWS, shading=SHADINGS).get(name)
     if choices and value not in choices:
         raise ConfigError(f'steer: {name} must be one of {", ".join(choices)}, not {value!r}{did_you_mean(value, choices)}')
     if name == 'shading' and value == 'phong' and not config.material.phong_ratio:

@@ -20,6 +20,9 @@ from .errors import did_you_mean
 SHADINGS = ("albedo", "textureless", "lambertian", "phong", "normal")
 
 # %% ../nbs/05_shading.ipynb #1501fbad
+MODES = SHADINGS    # the older name
+
+# %% ../nbs/05_shading.ipynb #8bf2994b
 Given = TypeVar("Given")
 
 def _given(mode: str, name: str, value: Given | None) -> Given:
@@ -54,12 +57,12 @@ def shade(albedo: torch.Tensor | None,                    # paint [N, 3] in 0..1
     albedo = _given(mode, "an albedo", albedo)
     if mode == "lambertian": return albedo*lit
     view = _given(mode, "a view direction", view)
-    specular = _given(mode, "specular", specular)
-    shininess = _given(mode, "shininess", shininess)
+    gloss: Any = _given(mode, "specular", specular)
+    exponent: Any = _given(mode, "shininess", shininess)
     half = F.normalize(light + view, dim=-1)
     # no highlight where no light falls
-    spot = (normal*half).sum(-1, keepdim=True).clamp(min=0)**shininess*(cosine > 0)
-    return (albedo*lit + (1 - ambient)*specular*spot).clamp(max=1)
+    spot = (normal*half).sum(-1, keepdim=True).clamp(min=0)**exponent*(cosine > 0)
+    return (albedo*lit + (1 - ambient)*gloss*spot).clamp(max=1)
 
 # %% ../nbs/05_shading.ipynb #1a2153d6
 MAX_SHININESS = 128.

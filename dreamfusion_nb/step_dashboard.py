@@ -24,7 +24,7 @@ from .export import expanded
 from .panels import Dashboard, Frontend, buttons, check_whole, close_stale, curves_plot, draw_run, error_html, guarded
 from .panels import html_table, montage, open_trainer_for, text_card, tile
 from .parts import parse_prompt, split_parts
-from .shading import MODES
+from .shading import SHADINGS
 from .result import Result
 from .run import slug, start_run
 from .schedules import STEERED_AMBIENT, guidance_scale_at, t_range_at
@@ -84,7 +84,7 @@ def steering_controls(prompt, refuse):
         prompt=widgets.Text(prompt, description='prompt', continuous_update=False, **wide),
         view=widgets.Dropdown(options=[AS_CONFIGURED, *VIEWS], description='view', tooltip='the view that the prompt names', **wide),
         guidance_scale=slider(0, 0, 100, .5, 'guidance', 'classifier-free guidance scale'), t_range=t_range,
-        shading=widgets.Dropdown(options=[AS_CONFIGURED, *(m for m in MODES if m != 'phong')], description='shading', **wide),
+        shading=widgets.Dropdown(options=[AS_CONFIGURED, *(m for m in SHADINGS if m != 'phong')], description='shading', **wide),
         ambient=slider(LIGHT['ambient'], 0, 1, .05, 'ambient', 'share of the light that comes from everywhere; drawn at each step until you move it'),
         lamp=slider(LIGHT['lamp'], -180, 180, 5, 'lamp', 'azimuth of the lamp; near the camera until you move it'),
         height=slider(LIGHT['height'], -80, 80, 5, 'lamp height', 'elevation of the lamp; near the camera until you move it'))

@@ -153,7 +153,7 @@ def _regularise(trainer, out):
         found['2d_normal_smooth'] = w*loss_functions.normal_smooth_2d(picture)
     if w := weight('3d_normal_smooth'):
         bound = getattr(trainer.field, 'bound', trainer.config.nerf.bound)
-        nearby = loss_functions.jitter(out.positions, generator=trainer.generator).clamp(-bound, bound)
+        nearby = loss_functions.jitter_points(out.positions, generator=trainer.generator).clamp(-bound, bound)
         found['3d_normal_smooth'] = w*loss_functions.normal_smooth_3d(out.normals, normal_at(trainer.field, nearby))
     return found
 

@@ -17,7 +17,7 @@ from dreamfusion_nb.background import (
 from dreamfusion_nb.cameras import orbit, rays
 from dreamfusion_nb.field import Field
 from dreamfusion_nb.hashgrid import HashGrid
-from dreamfusion_nb.shading import MODES, Material, shade
+from dreamfusion_nb.shading import SHADINGS, Material, shade
 
 TETRAHEDRON = torch.tensor([[1., 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]), torch.tensor([[0, 1, 2], [0, 2, 3],
     [0, 3, 1], [1, 3, 2]])
@@ -95,7 +95,7 @@ def test_learned_background_has_the_documented_size():
 def test_b3_every_mode_works_on_the_last_axis():
     n, l, v = directions(3, 2, 4, 5)
     a = torch.rand(2, 4, 5, 3, generator=generator())
-    for mode in MODES:
+    for mode in SHADINGS:
         image = shade(a, n, l, .3, mode, v, .5, 20.)
         points = shade(a.view(-1, 3), n.view(-1, 3), l.view(-1, 3), .3, mode, v.view(-1, 3), .5, 20.)
         torch.testing.assert_close(image.view(-1, 3), points, rtol=0, atol=0)
@@ -152,8 +152,8 @@ def test_b4_the_laplacian_is_there():
 def test_b10_smoothness_in_space_reaches_the_field():
     field = Field(small_grid(), hidden_dims=8, n_hidden_layers=1, generator=generator())
     x = .3*directions(64)
-    near = losses.jitter(x, 1e-2, generator())
-    assert .5e-2 < (near - x).std() < 2e-2 and near.equal(losses.jitter(x, 1e-2, generator()))
+    near = losses.jitter_points(x, 1e-2, generator())
+    assert .5e-2 < (near - x).std() < 2e-2 and near.equal(losses.jitter_points(x, 1e-2, generator()))
     losses.normal_smooth_3d(field.normal(x), field.normal(near)).backward()
     assert field.encoding.params.grad.norm() > 0
 
