@@ -9,12 +9,15 @@ __all__ = ['LiveCell', 'ProgressBar']
 import base64
 import html
 import io
+import math
 import sys
 import time
+from collections.abc import Callable
 
 from PIL import Image
 from tqdm import tqdm
 
+from .estimate import Estimate, duration, expected_cost
 from .trainer import StepRecord, Trainer
 
 # %% ../nbs/19_progress.ipynb #1daea2cf
@@ -49,45 +52,104 @@ def _img(image: Image.Image, fmt='JPEG'):
     image.save(buffer, fmt)
     return f'<img src="data:image/{fmt.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
+# %% ../nbs/19_progress.ipynb #5b20e1a2
+class Pace:
+    "How long the steps that are left will take, from those that were counted"
+    def __init__(self, clock: Callable[[], float] = time.monotonic):  # seconds
+        self.clock, self.counted = clock, 0
+
+    def count(self, step: int) -> None:
+        "A step has ended; `step`: how many steps the run has behind it"
+        if not self.counted: self.began, self.first = self.clock(), step
+        self.counted, self.step, self.now = self.counted + 1, step, self.clock()
+
+    def left(self, iters: int) -> float | None:
+        "Seconds until step `iters`; None while that is unknown"
+        done = self.step - self.first if self.counted else 0
+        return (self.now - self.began)/done*(iters - self.step) if done else None
+
+# %% ../nbs/19_progress.ipynb #5b20e1a5
+STILL_SECONDS = 20.    # between two updates of the still
+
+
+def open_output(text: str) -> Callable[[str, bool], None]:
+    "Open the output of a live cell: returns a function that puts HTML there, `put(html, last)`"
+    from IPython.display import HTML, display
+    from dreamfusion_nb.viewer import LIVE, STILL_STYLE, splits_outputs
+    handle = display(HTML(text), display_id=True)
+    if not splits_outputs(): return lambda body, last: handle.update(HTML(body))
+    import ipywidgets
+    widget = ipywidgets.HTML(text)
+    display({LIVE: dict(model_id=widget.model_id, version_major=2, version_minor=0), 'text/plain': ''}, raw=True)
+    written = [-math.inf]
+
+    def put(body: str, last: bool) -> None:
+        widget.value = body
+        if not last and time.monotonic() - written[0] < STILL_SECONDS: return
+        written[0] = time.monotonic()
+        handle.update(HTML(f'<style>{STILL_STYLE}</style><div class="dfnb-still">{body}</div>'))
+    return put
+
 # %% ../nbs/19_progress.ipynb #d3939ae0
 class LiveCell:
     "Callback: shows the newest picture, the losses and the time left in a notebook's output cell"
     def __init__(self, every: float = 2.):  # seconds between two updates
-        from IPython.display import HTML, display
-        self.show, self.every, self.shown = HTML, every, 0.
+        self.every, self.shown = every, -math.inf
+        self.pace = Pace()
         self.trainer: Trainer | None = None
-        self.handle = display(HTML('preparing …'), display_id=True)
+        self.status = 'preparing'
+        self.advice: list[str] = []    # lines about a run that takes long
+        self.estimate = Estimate(self.advice.append)
+        self.put = open_output('preparing …')
 
     def __call__(self, trainer: Trainer, record: StepRecord) -> None:
-        now, iters = time.time(), trainer.config.iters
-        # the first step compiles, and says nothing about the others
-        if self.trainer is None: self.trainer, self.began, self.first = trainer, now, trainer.step_count
-        last = trainer.step_count >= iters
-        if now - self.shown < self.every and not last: return
-        self.shown, done = now, trainer.step_count - self.first
-        left = f'{(now - self.began)/done*(iters - trainer.step_count):.0f} s left' if done else 'started'
-        self.update('writing the files' if last else left)
+        if self.trainer is None and (cost := expected_cost(trainer.config, trainer.device)): self.advice.append(cost)
+        self.trainer = trainer
+        self.pace.count(trainer.step_count)
+        self.estimate(trainer)
+        left = self.pace.left(trainer.config.iters)
+        text = 'the first step is done' if left is None else f'{duration(left)} left'
+        # a picture for us takes nearly as long as a step
+        if time.monotonic() - self.shown >= self.every or trainer.step_count == trainer.config.iters: self.tell(text)
 
-    def update(self, status: str) -> None:
+    def tell(self, text: str) -> None:
+        "Say what the run is doing, beside a new picture"
+        self.status, self.shown = text, time.monotonic()
+        self.put(self.page(), text == 'done')
+
+    def page(self) -> str:
+        "Return what is shown, as HTML"
         t = self.trainer
-        if t is None: return
-        line = f'<b>{html.escape(t.config.prompt)}</b>, front and side · {t.step_count} of {t.config.iters} steps · {status}'
-        looks = f'<div style="display:flex;gap:20px;align-items:center">{_img(t.glance())}<div>{curves(t.history)}</div></div>'
-        self.handle.update(self.show(line + looks))
+        if t is None: return f'{html.escape(self.status)} …'
+        steps = f'{t.step_count} of {t.config.iters} steps · {html.escape(self.status)}'
+        head = f'<b>{html.escape(t.config.prompt)}</b>, front and side · {steps}'
+        advice = ''.join(f'<div>{html.escape(line)}</div>' for line in self.advice)
+        return f'{head}{advice}<div style="display:flex;gap:20px;align-items:center">{_img(t.glance())}<div>{curves(t.history)}</div></div>'
 
-    def close(self, done: bool = True) -> None: self.update('done' if done else 'stopped')
+    def close(self) -> None:
+        "The run has ended. One that never began leaves nothing"
+        if self.trainer is None: self.put('', True)
+        elif self.status != 'done':
+            self.status = 'stopped'
+            self.put(self.page(), True)
 
 # %% ../nbs/19_progress.ipynb #4125e2d8
 class ProgressBar:
-    "Callback: tqdm, with the time left"
-    def __init__(self): self.bar: tqdm | None = None
+    "Callback: a bar in a shell, with the time left"
+    def __init__(self):
+        self.bar: tqdm | None = None
+        if sys.stderr.isatty(): print('preparing …', end='\r', file=sys.stderr, flush=True)
 
     def __call__(self, trainer: Trainer, record: StepRecord) -> None:
         c = trainer.config
         if self.bar is None: self.bar = tqdm(total=c.iters, initial=record.step, unit='step', desc=c.prompt[:40], dynamic_ncols=True)
         self.bar.update()
-        if record.step % 10 == 0: self.bar.set_postfix(grad=f'{record.grad_norm:.2f}', refresh=False)
-        if trainer.step_count >= trainer.config.iters: self.close()
+        if record.step % 10 == 0: self.bar.set_postfix_str(f'gradient {record.grad_norm:.2f}', refresh=False)
+        if trainer.step_count >= c.iters: self.bar.refresh()
 
-    def close(self, done: bool = True) -> None:
+    def tell(self, text: str) -> None:
+        "Say what the run is doing, at the end of the bar"
+        if self.bar is not None: self.bar.set_postfix_str('' if text == 'done' else text)
+
+    def close(self) -> None:
         if self.bar is not None: self.bar.close()

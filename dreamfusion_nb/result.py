@@ -8,6 +8,8 @@ __all__ = ['Result', 'load', 'init_mesh']
 # %% ../nbs/17a_result.ipynb #674055c5
 import copy
 import io
+import math
+import reprlib
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterable, Iterator
@@ -16,11 +18,12 @@ import torch
 import trimesh
 from PIL import Image
 
-from .cameras import Cameras, orbit
+from .cameras import Cameras, fit_radius, orbit
 from .checkpoints import (VIDEO_KINDS, check_finite, check_state, find_result, one_line, read_checkpoint, read_history)
 from .config import Config, load_config, mesh_preset
 from .dmtet import MeshRenderer
-from .errors import ConfigError, did_you_mean, notice
+from .docstrings import with_parameters
+from .errors import ConfigError, did_you_mean, is_whole, notice
 from .export import (MESH_FORMATS, Isosurfaces, bake, check_faces, check_path, check_resolution, check_seconds, check_share,
     check_texture_size, check_threshold, decimate, drop_pieces, normals_of, six_view, unwrap, write_mesh, write_video, write_whole)
 from .field import albedo_at
@@ -28,6 +31,7 @@ from .parts import PAGE, OwnParts, assemble, check_same_parts, is_factory, pick_
 from .presets import PRESETS
 from .raymarch import OccupancyGrid, depth_map, normal_map
 from .schedules import limit_levels
+from .shading import MODES
 from .show import image_grid, to_pil
 from .threads import limit_for
 
@@ -57,6 +61,76 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     "Write a picture whole or not at all. Raises `ConfigError`"
     write_whole({path: picture.save})
 
+# %% ../nbs/17a_result.ipynb #63f1a0c1
+def check_pictures(result: 'Result', height: Any, width: Any, shading: Any = 'albedo') -> None:
+    "Raise `ConfigError` for a size or a shading that pictures cannot have"
+    for size in (height, width):
+        if not is_whole(size, 1, 16384):
+            raise ConfigError(f'size must be a whole number of pixels from 1 to 16384, not {reprlib.repr(size)}')
+    if shading not in MODES:
+        allowed = ', '.join(MODES)
+        raise ConfigError(f'shading must be one of {allowed}, not {reprlib.repr(shading)}{did_you_mean(shading, MODES)}')
+    if shading == 'phong' and getattr(result.renderer, 'material', None) is None:
+        raise ConfigError("shading 'phong' needs a material, and this run had none (material.phong_ratio); 'lambertian' needs none")
+
+
+def check_view(azimuth: Any, elevation: Any, radius: Any, fovy: Any) -> None:
+    "Raise `ConfigError` for a camera that cannot be"
+    limits = dict(azimuth=(azimuth, -math.inf, math.inf), elevation=(elevation, -90, 90), fovy=(fovy, 1, 170))
+    if radius is not None: limits['radius'] = (radius, .01, 1e6)
+    for name, (value, least, most) in limits.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or not least <= value <= most:
+            unit = 'a distance' if name == 'radius' else 'degrees'
+            between = '' if math.isinf(most) else f' from {least:g} to {most:g}'
+            raise ConfigError(f'{name} must be {unit}{between}, not {reprlib.repr(value)}')
+
+
+def check_count(n: Any) -> None:
+    "Raise `ConfigError` unless `n` is a number of views"
+    if not is_whole(n, 1, 100_000): raise ConfigError(f'n must be a whole number of views, 1 or more, not {reprlib.repr(n)}')
+
+# %% ../nbs/17a_result.ipynb #63f1a0c3
+USUAL_RADIUS = 3.2    # distance for an object of the usual size; only a larger one moves the camera back
+FRAME_MARGIN = .08    # share of the picture that stays free around it: the surface is coarse, and a field has a soft edge
+
+
+def visible_points(result: 'Result', resolution: int = 48) -> torch.Tensor:
+    "Return points [N, 3] that pictures of a result must show: the vertices of all pieces of its surface; [0, 3] if it has none"
+    try: return torch.as_tensor(result.mesh(resolution, min_share=0.).vertices).float()
+    except (ValueError, AttributeError): return torch.zeros(0, 3)    # empty, or a renderer that makes no mesh
+
+
+def fitting_radius(points: torch.Tensor,  # [N, 3]
+                   fovy: float = 20.,     # vertical field of view, degrees
+                   aspect: float = 1.     # width of the picture over its height
+                  ) -> float:
+    "Return the distance from which all points are inside the picture, from all around; at least the usual one"
+    if not len(points): return USUAL_RADIUS
+    around = [orbit(24, elevation=elevation, radius=1., fovy=fovy) for elevation in (-60, -30, 0, 15, 30, 60, 85)]
+    return max(USUAL_RADIUS, *(fit_radius(points, cameras, aspect=aspect, margin=FRAME_MARGIN) for cameras in around))
+
+
+def _one_view(result, azimuth, elevation, radius, fovy, size, shading):
+    "One picture of a result"
+    check_view(azimuth, elevation, radius, fovy)
+    check_pictures(result, size, size, shading)
+    camera = orbit(1, elevation=elevation, radius=radius or result.framing(fovy), fovy=fovy, azimuth_start=azimuth)
+    return to_pil(result.views(camera, size, shading=shading)[0])
+
+
+def _turn(result, n, size, shading):
+    "Pictures of a result once around"
+    check_count(n)
+    check_pictures(result, size, size, shading)
+    return [to_pil(view) for view in result.views(orbit(n, radius=result.framing()), size, shading=shading)]
+
+
+def _six(result, height, width):
+    "Six views in one picture"
+    check_pictures(result, height, width or height)
+    return six_view(lambda cameras: result.views(cameras, height, width), radius=result.framing(aspect=(width or height)/height))
+
 # %% ../nbs/17a_result.ipynb #2e1f2cc9
 @contextmanager
 def _drawing(result):
@@ -66,6 +140,7 @@ def _drawing(result):
 
 def _views(result, cameras, height, width, shading, background):
     "Pictures [B, 3, height, width], one after the other for bounded memory"
+    check_pictures(result, height, width or height, shading)
     options: dict[str, Any] = dict(shading=shading, ambient=.4, background=background)
     with _drawing(result) as renderer:
         return torch.cat([renderer(c, height, width or height, **options).image for c in cameras.to(result.device)]).clamp(0, 1)
@@ -118,7 +193,9 @@ def _film(result, path, n, height, width, kind, cameras):
     "Write what cameras see, one after the other"
     if kind not in VIDEO_KINDS:
         raise ConfigError(f'kind must be one of {", ".join(VIDEO_KINDS)}, not {kind!r}{did_you_mean(kind, VIDEO_KINDS)}')
-    each = orbit(n) if cameras is None else cameras
+    check_pictures(result, height, width or height)
+    if cameras is None: check_count(n)
+    each = orbit(n, radius=result.framing(aspect=(width or height)/height)) if cameras is None else cameras
     if kind == 'rgb': frames = (result.views(camera, height, width)[0] for camera in each)
     else: frames = (maps[VIDEO_KINDS.index(kind)] for maps in result.passes(each, height, width))
     return write_video(frames, path)
@@ -167,7 +244,7 @@ def _carried(result):
 
 def _refine(result, preset, out, options):
     "Train a mesh stage from a result"
-    from dreamfusion_nb import train
+    from dreamfusion_nb.run import SuggestedFolder, train
     if 'prompt' in options: raise ConfigError('refine: the mesh gets the prompt of its NeRF; prompt cannot be changed here')
     if 'config' in options: raise ConfigError('refine: the configuration is the preset and the NeRF\'s; name single keys, or use train(config=...)')
     if preset in PRESETS and load_config(preset).renderer.name != 'nvdiffrast':
@@ -184,12 +261,55 @@ def _refine(result, preset, out, options):
         raise ConfigError(f'refine: the NeRF was made with a guidance object ({name}), which no folder can hold; pass it again with guidance=')
     # the same words and the same networks; everything else is the preset's
     kept = {k: v for k, v in held.items() if k.startswith('nerf.') or k.endswith('_prompt') or k in ('seed', 'guidance.name', 'view_prompts')}
-    beside = result.folder.with_name(f'{result.folder.name}-refined')
+    beside = SuggestedFolder(result.folder.with_name(f'{result.folder.name}-refined'))
     return train(result.config.prompt, preset=preset or mesh_preset(result.config), out=out or beside,
         **kept | dict(resume_from_checkpoint=str(result.folder)) | rest | parts)
 
+# %% ../nbs/17a_result.ipynb #63f1a0c5
+class Pictures:
+    "The part of a `Result` that makes pictures"
+    config: Config
+    renderer: torch.nn.Module
+    device: torch.device
+    _points: torch.Tensor | None = None    # of `visible_points`
+
+    def framing(self, fovy: float = 20., aspect: float = 1.) -> float:
+        "The distance from which a camera shows all of the object, from every side"
+        if self._points is None: self._points = visible_points(self)    # once, so that all pictures have the same
+        return fitting_radius(self._points, fovy, aspect)
+
+    @torch.no_grad()
+    def views(self, cameras, height, width=None, shading='albedo', background=RESULT_BACKGROUND) -> torch.Tensor:
+        "Pictures [B, 3, height, width] of any cameras; lit modes have their lamp at the camera"
+        return _views(self, cameras, height, width, shading, background)
+
+    @torch.no_grad()
+    def passes(self, cameras, height, width=None, background=RESULT_BACKGROUND) -> Iterator[tuple[torch.Tensor, ...]]:
+        "For each camera its picture, depth (white where the cube begins, black where it ends) and normals, [3, height, width] in 0..1"
+        yield from _maps(self, cameras, height, width, background)
+
+    def render(self, azimuth=0., elevation=15., radius=None, fovy=20., size=256, shading='albedo') -> Image.Image:
+        """One view; angles in degrees, `size` in pixels; `radius`: distance of the camera, None: all is in the picture. Raises `ConfigError`.
+
+        `shading`: 'albedo', 'lambertian', 'textureless', 'phong' (of a run that had it) or 'normal'."""
+        return _one_view(self, azimuth, elevation, radius, fovy, size, shading)
+
+    def turntable(self, n=60, size=256, shading='albedo') -> list[Image.Image]:
+        "`n` views once around from the front, `size` pixels square; shading as of `render`. Raises `ConfigError`"
+        return _turn(self, n, size, shading)
+
+    def preview(self, height=256, width=None) -> Image.Image:
+        "Six views in one picture, `height` by `width` pixels each (None: square). Raises `ConfigError`"
+        return _six(self, height, width)
+
+    def video(self, path, n=60, height=256, width=None, *, kind='rgb', cameras=None) -> Path:
+        """Write a turntable of `n` views as .mp4, or what `cameras` see, one after the other. Raises `ConfigError`.
+
+        `kind`: 'rgb', 'depth' (white where the cube begins, black where it ends) or 'normal' (world axes as colours)."""
+        return _film(self, path, n, height, width, kind, cameras)
+
 # %% ../nbs/17a_result.ipynb #e0c4352a
-class Result:
+class Result(Pictures):
     "A finished field: renders, exports, shows itself. `train` and `load` make it"
     def __init__(self, config: Config, renderer: torch.nn.Module, folder: str | Path | None = None, history: Iterable[dict] = (),
                  parts: OwnParts | None = None):
@@ -203,34 +323,6 @@ class Result:
     device = property(lambda self: next(self.renderer.parameters()).device)
     is_mesh = property(lambda self: isinstance(self.renderer, MeshRenderer), doc='Whether this is a mesh stage')
     def __repr__(self): return f'Result({self.config.prompt!r}, folder={str(self.folder)!r})'
-
-    @torch.no_grad()
-    def views(self, cameras, height, width=None, shading='albedo', background=RESULT_BACKGROUND) -> torch.Tensor:
-        "Pictures [B, 3, height, width] of any cameras; lit modes have their lamp at the camera"
-        return _views(self, cameras, height, width, shading, background)
-
-    @torch.no_grad()
-    def passes(self, cameras, height, width=None, background=RESULT_BACKGROUND) -> Iterator[tuple[torch.Tensor, ...]]:
-        "For each camera its picture, depth (white where the cube begins, black where it ends) and normals, [3, height, width] in 0..1"
-        yield from _maps(self, cameras, height, width, background)
-
-    def render(self, azimuth=0., elevation=15., radius=3.2, fovy=20., size=256, shading='albedo') -> Image.Image:
-        "One view; angles in degrees, shading 'albedo', 'lambertian', 'textureless', 'phong' (of a run that had it) or 'normal'"
-        return to_pil(self.views(orbit(1, elevation=elevation, radius=radius, fovy=fovy, azimuth_start=azimuth), size, shading=shading)[0])
-
-    def turntable(self, n=60, size=256, shading='albedo') -> list[Image.Image]:
-        "`n` views once around from the front, `size` pixels square; shading as of `render`"
-        return [to_pil(v) for v in self.views(orbit(n), size, shading=shading)]
-
-    def preview(self, height=256, width=None) -> Image.Image:
-        "Six views in one picture, `height` by `width` pixels each"
-        return six_view(lambda cameras: self.views(cameras, height, width))
-
-    def video(self, path, n=60, height=256, width=None, *, kind='rgb', cameras=None) -> Path:
-        """Write a turntable of `n` views as .mp4, or what `cameras` see, one after the other. Raises `ConfigError`.
-
-        `kind`: 'rgb', 'depth' (white where the cube begins, black where it ends) or 'normal' (world axes as colours)."""
-        return _film(self, path, n, height, width, kind, cameras)
 
     def mesh(self, resolution=128, threshold='auto', *, min_share=1.) -> trimesh.Trimesh:
         """The surface, closed, with vertex colours. Raises `EmptyMeshError` if there is none, `ConfigError`.
@@ -280,11 +372,16 @@ class Result:
 for _earlier, _name in dict(of_mesh='is_mesh', surfaces='isosurfaces', maps='passes').items(): setattr(Result, _earlier, getattr(Result, _name))
 
 # %% ../nbs/17a_result.ipynb #66ff9087
+@with_parameters
 def load(folder: str | Path,                       # of a result, or of one of its checkpoints
-         device: str | torch.device | None = None, # None: a GPU if there is one
+         device: str | torch.device | None = None, # where to compute; None: a GPU if there is one
          *,
-         field: Any = None, background: Any = None, renderer: Any = None,    # your own, if it was made with some
-         guidance: Any = None, losses: Any = None, optimizer: Any = None     # these only a `refine` needs
+         field: Any = None,                        # your own, if it was made with one
+         background: Any = None,                   # likewise
+         renderer: Any = None,                     # likewise
+         guidance: Any = None,                     # this and the following only a `refine` needs
+         losses: Any = None,                       # likewise
+         optimizer: Any = None                     # likewise
         ) -> Result:
     "Read back what `train` left behind. Raises `ConfigError` for a folder that holds no result, a damaged one, or one that needs other parts"
     parts = OwnParts(guidance, field, background, renderer, losses, optimizer)

@@ -8,17 +8,22 @@ __all__ = ['start_run', 'train']
 # %% ../nbs/19a_run.ipynb #618a9baa
 import os
 import re
+import reprlib
 import shutil
+import weakref
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import torch
 from tqdm import tqdm
 
+from .cameras import Cameras, orbit
 from .checkpoints import VIDEO_KINDS, backup_folder, is_backup, is_finished, list_checkpoints, log, writing
-from .config import Config, load_config
+from .config import Config, load_config, preset as named_preset
 from .dmtet import EmptyMeshError
-from .errors import ConfigError, did_you_mean, notice
+from .docstrings import with_parameters
+from .errors import ConfigError, Interrupted, did_you_mean, notice
 from .export import MESH_FORMATS, check_path, decimate, expanded, write_mesh, write_video
 from .parts import OwnParts, check_same_parts, parse_prompt, pick_device, record_parts, split_parts
 from .progress import LiveCell, ProgressBar, in_notebook
@@ -28,6 +33,14 @@ from .threads import check_threads, limit_threads
 from .trainer import Trainer, open_folder
 
 # %% ../nbs/19a_run.ipynb #a9dc57f1
+def as_callbacks(callbacks: Any) -> list[Callable]:
+    "Return callbacks as a list; one function alone will do. Raises `ConfigError`"
+    if callable(callbacks): return [callbacks]
+    wanted = f'callbacks must be functions callback(trainer, record), one or a list, not {reprlib.repr(callbacks)}'
+    if not isinstance(callbacks, (list, tuple, set)) or not all(map(callable, callbacks)): raise ConfigError(wanted)
+    return list(callbacks)
+
+
 def check_call(prompt, preset, config, resume, overwrite, callbacks, phases=None) -> None:
     "Raise `ConfigError` for arguments of `train` (`preset`, `resume`, `phases`, …) that are wrong in themselves"
     if not isinstance(prompt, str): raise ConfigError(f'prompt must be a text that is not empty, not {prompt!r}')
@@ -39,8 +52,7 @@ def check_call(prompt, preset, config, resume, overwrite, callbacks, phases=None
         raise ConfigError(f"phases must be 'keep' or 'rescale', not {phases!r}{did_you_mean(phases, ['keep', 'rescale'])}")
     if phases and resume is not True:
         raise ConfigError(f'phases {phases!r} is for a run that is made longer: it needs resume=True (--resume) and more iters')
-    for callback in callbacks:
-        if not callable(callback): raise ConfigError(f'callbacks must be functions callback(trainer, record), not {callback!r}')
+    as_callbacks(callbacks)
 
 # %% ../nbs/19a_run.ipynb #2aae1c65
 def slug(prompt: str) -> str:
@@ -64,7 +76,9 @@ def extend_run(config: Config, folder: Path, phases: str | None) -> Config:
     Raises `ConfigError` if `phases` does not say which."""
     held = load_config(folder/'config.yaml') if (folder/'config.yaml').exists() else config
     if not is_longer(config, held):
+        same = config == held.replace(dict(phase_iters=config.phase_iters)) and (held.phase_iters or phases != 'keep')
         if not phases: return config
+        if same: return held    # it has been made longer before, by the same call
         raise ConfigError(f'phases {phases!r} is for a run that is made longer: the one in {folder} has {held.iters} steps, '
             f'and {config.iters} are asked for')
     if phases is None:
@@ -73,6 +87,14 @@ def extend_run(config: Config, folder: Path, phases: str | None) -> Config:
     return config.replace(dict(phase_iters=(held.phase_iters or held.iters) if phases == 'keep' else None))
 
 # %% ../nbs/19a_run.ipynb #568c82c8
+def difference(config: Config, held: Config) -> str:
+    "Return, in brackets, how the configuration in a folder differs from the one that is asked for; '' if it does not"
+    here, there = config.flat(), held.flat()
+    keys = [key for key in here if here[key] != there.get(key) and not key.startswith('parts.')]
+    if not keys: return ''
+    return f' ({keys[0]} is {there.get(keys[0])} there, {here[keys[0]]} here' + f'; {len(keys) - 1} more'*(len(keys) > 1) + ')'
+
+
 def claim_folder(folder: Path, config: Config, resume: str | bool = 'auto', overwrite: bool = False, parts: OwnParts | None = None) -> bool:
     "Return whether the run in `folder` is resumed (True) or begins (False); `resume` as of `train`. Raises `ConfigError` if something is in the way"
     try: parent = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
@@ -86,11 +108,130 @@ def claim_folder(folder: Path, config: Config, resume: str | bool = 'auto', over
     if 'config.yaml' not in here: raise ConfigError(f'out: {folder} holds something that is no result of ours ({here[0]}, …): {ways}')
     held = load_config(folder/'config.yaml')
     if resume is True and is_longer(config, held): return bool(list_checkpoints(folder))
-    if is_finished(folder): raise ConfigError(f'out: {folder} already holds a finished result: load it with load({str(folder)!r}), {ways}')
+    if is_finished(folder):
+        raise ConfigError(f'out: {folder} already holds a finished result{difference(config, held)}: load it with load({str(folder)!r}), {ways}')
     check_same_parts(held, parts or OwnParts(), folder)
-    if held != config: raise ConfigError(f'out: {folder} holds an unfinished run of another configuration: {ways}')
+    if held != config: raise ConfigError(f'out: {folder} holds an unfinished run of another configuration{difference(config, held)}: {ways}')
     if resume is False: raise ConfigError(f'out: {folder} holds an unfinished run and resume is False: {ways}')
     return bool(list_checkpoints(folder))
+
+# %% ../nbs/19a_run.ipynb #7a31c0d2
+class SuggestedFolder(str):
+    "A result folder that nobody asked for by name. If it is taken, a numbered one beside it will do"
+
+
+def numbered(first: Path) -> list[Path]:
+    "Return the folders `first`, `first-2`, `first-3`, … that exist"
+    if not first.parent.is_dir(): return []
+    found = {}
+    for path in first.parent.iterdir():
+        match = re.fullmatch(re.escape(first.name) + r'(?:-([2-9]|[1-9]\d+))?', path.name)
+        if match: found[int(match[1] or 1)] = path
+    return [found[n] for n in sorted(found)]
+
+
+def free_folder(first: Path) -> Path:
+    "Return the first of `first`, `first-2`, … that does not exist, or is empty and nobody's"
+    n = 1
+    while True:
+        path = first if n == 1 else first.with_name(f'{first.name}-{n}')
+        if not path.exists() or path.is_dir() and not any(path.iterdir()) and not is_held(path): return path
+        n += 1
+
+# %% ../nbs/19a_run.ipynb #7a31c0d3
+_made_with: dict[Path, dict[str, Any]] = {}    # result folder -> what its run was given in this process: code, or weak references
+
+
+def _mark(part: Any) -> Any:
+    "What tells a part from another one of the same name: the code of a function, the identity of anything else"
+    if hasattr(part, '__code__'): return part.__code__
+    try: return weakref.ref(part)
+    except TypeError: return None
+
+
+def _marks(parts: OwnParts) -> dict[str, Any]:
+    "The marks of all parts, one for each loss"
+    given = {kind: part for kind, part in parts.given().items() if kind != 'losses'}
+    losses = {f'losses.{name}': function for name, (_, function) in parts.given().get('losses', {}).items()}
+    return {name: _mark(part) for name, part in (given | losses).items()}
+
+
+def remember_parts(folder: Path, parts: OwnParts) -> None:
+    "Note which objects a run in this process was given: a configuration holds no more than their names"
+    _made_with[folder.resolve()] = _marks(parts)
+
+
+def other_parts(folder: Path, config: Config, parts: OwnParts) -> bool:
+    "Return whether this process knows that the result in a folder was made with other objects than these"
+    held, now = _made_with.get(folder.resolve()), _marks(parts)
+    if held is None: return False
+    # a mesh stage gets copies of its NeRF's parts
+    copied = ('field', 'background') if config.resume_from_checkpoint else ()
+    def differs(name):
+        was, here = held.get(name), now.get(name)
+        gone = isinstance(was, weakref.ref) and was() is None
+        return name not in copied and was is not None and not gone and was != here
+    return any(map(differs, held | now))
+
+# %% ../nbs/19a_run.ipynb #7a31c0de
+def is_outdated(folder: Path, config: Config) -> bool:
+    "Return whether the result that a run began with was written again after the run in `folder` (a mesh stage, and its NeRF)"
+    if config.resume_from_checkpoint is None: return False
+    began, made = list_checkpoints(expanded(config.resume_from_checkpoint)), list_checkpoints(folder)
+    return bool(began and made) and began[-1].stat().st_mtime > made[-1].stat().st_mtime
+
+# %% ../nbs/19a_run.ipynb #7a31c0d4
+def holds_run(folder: Path, config: Config, resume: str | bool, parts: OwnParts) -> bool:
+    "Return whether a folder holds the run of a configuration, so that it is read back or goes on; `resume` as of `train`"
+    try:
+        held = load_config(folder/'config.yaml')
+        check_same_parts(held, parts, folder)
+    except ConfigError: return False
+    if not (config == held or resume is True and is_longer(config, held)) or is_outdated(folder, config): return False
+    return not other_parts(folder, config, parts) if is_finished(folder) else resume is not False
+
+
+def choose_folder(first: Path, config: Config, resume: str | bool = 'auto', parts: OwnParts | None = None) -> Path:
+    "Return the folder of a run: of `first`, `first-2`, … the one that holds it already (finished before unfinished), or else a free one"
+    same = [path for path in numbered(first) if holds_run(path, config, resume, parts or OwnParts())]
+    finished = [path for path in same if is_finished(path)]
+    if same: return (finished or same)[0]
+    return first if resume is True else free_folder(first)    # who must resume is told what is in the first one
+
+# %% ../nbs/19a_run.ipynb #7a31c0d7
+class FolderTaken(ConfigError):
+    "Another program works in the folder"
+
+
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    "Keep other programs from working in a folder. Raises `FolderTaken`"
+    try: import fcntl
+    except ImportError:    # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FolderTaken(f'out: another run is at work in {folder}: wait for it, or choose another folder with out= (--out)') from None
+        except OSError: pass    # a file system without locks
+        yield
+    finally: os.close(handle)
+
+
+def is_held(folder: Path) -> bool:
+    "Return whether another program works in a folder"
+    try:
+        with hold_folder(folder): return False
+    except FolderTaken: return True
+
+
+def check_still(folder: Path, config: Config, resume: str | bool, overwrite: bool, resumed: bool, parts: OwnParts) -> None:
+    "Raise `FolderTaken` if a folder is no longer as it was when it was claimed: another program has been quicker"
+    try: now = claim_folder(folder, config, resume, overwrite, parts)
+    except ConfigError as error: raise FolderTaken(str(error)) from None
+    if now != resumed: raise FolderTaken(f'out: another run has begun in {folder}')
 
 # %% ../nbs/19a_run.ipynb #7b4068af
 def start_run(config: Config,
@@ -100,7 +241,8 @@ def start_run(config: Config,
               device: str | torch.device | None = None,  # None: a GPU if there is one
               resume: str | bool = 'auto',               # as of `train`
               phases: str | None = None,
-              overwrite: bool = False
+              overwrite: bool = False,
+              hold: ExitStack | None = None              # keeps other programs out of the folder until it is closed
              ) -> Trainer:
     "Return the trainer of a new run or of the one in `folder`, with the folder made ready. Raises `ConfigError` before anything is written"
     parts = parts or OwnParts()
@@ -112,27 +254,46 @@ def start_run(config: Config,
     if resumed: trainer = Trainer.resume(folder, device=device, **parts.given())
     else: trainer = Trainer(config, device=device, folder=folder, **parts.given())
     trainer.config = config
+    if hold is not None:
+        with writing(folder): folder.mkdir(parents=True, exist_ok=True)
+        hold.enter_context(hold_folder(folder))
+        check_still(folder, config, resume, overwrite, resumed, parts)
     open_folder(trainer, 'resumed' if resumed else 'started', overwrite)
     return trainer
 
 # %% ../nbs/19a_run.ipynb #3b8907a1
-def write_outputs(result: Result) -> Result:
+def film_cameras(result: Result) -> Cameras:
+    "Return the cameras of a result's turntable: those of `data.test`, moved back until all is inside, unless their distance was asked for"
+    test = result.config.data.test
+    usual = named_preset(result.config.preset).data.test.default_radius
+    aspect = test.width/test.height
+    radius = max(usual, result.framing(test.default_fovy, aspect)) if test.default_radius == usual else test.default_radius
+    return orbit(test.size, elevation=90 - test.default_polar, radius=radius, fovy=test.default_fovy)
+
+
+def write_outputs(result: Result,
+                  tell: Callable[[str], Any] = lambda text: None  # is told what is being made
+                 ) -> Result:
     "Write preview, video and mesh of a result into its folder. Raises `ConfigError`"
     folder = result.folder
     assert folder is not None
     test, val, old = result.config.data.test, result.config.data.val, backup_folder(folder)
     without = missing_surface(result.renderer)
+    if not without: tell('cutting out the surface')
     try: mesh = None if without else result.mesh()
     except EmptyMeshError as error:
         where = f'; the earlier result is in {old}' if is_backup(old) else ''
         raise ConfigError(f'{result.config.prompt!r} came out empty: {error}{where}') from None
     written = ['preview.png', *['turntable.mp4']*result.config.export_video, *['model.glb']*(mesh is not None)]
     with writing(folder):
+        tell('writing preview.png')
         save_picture(result.preview(val.height, val.width), folder/'preview.png')
         if result.config.export_video:
-            result.video(folder/'turntable.mp4', height=test.height, width=test.width, cameras=orbit_of(test))
+            tell(f'writing turntable.mp4, {test.size} pictures')
+            result.video(folder/'turntable.mp4', height=test.height, width=test.width, cameras=film_cameras(result))
         # a NeRF's surface comes in many more triangles than it has detail, and a fine mesh in more than can be cut open in a minute
         if mesh is not None:
+            tell('writing model.glb')
             few = decimate(mesh, 50_000)
             write_mesh(result.textured(few) if result.is_mesh else few, folder/'model.glb')
         else: log(folder, f'no model.glb: {without}')
@@ -168,7 +329,73 @@ def run_mode(config: Config, folder: Path, device: torch.device | None = None, o
     result.folder = folder
     return result
 
+# %% ../nbs/19a_run.ipynb #7a31c0d9
+def find_or_start(config: Config,
+                  first: Path,      # result folder
+                  numbers: bool,    # whether numbered folders beside it will do
+                  parts: OwnParts,
+                  *, device, resume, phases, overwrite, hold
+                 ) -> Result | Trainer:
+    "Return the finished result of a configuration, or the trainer that makes it, with its folder held; options as of `start_run`"
+    wanted = record_parts(config, parts)
+    while True:
+        folder = choose_folder(first, wanted, resume, parts) if numbers else first
+        asked = extend_run(wanted, folder, phases) if resume is True else wanted
+        if not overwrite and is_finished(folder) and asked == load_config(folder/'config.yaml') and holds_run(folder, asked, resume, parts):
+            return read_back(folder, device, parts)
+        try:
+            trainer = start_run(config, folder, parts, device=device, resume=resume, phases=phases, overwrite=overwrite, hold=hold)
+            remember_parts(folder, parts)
+            return trainer
+        except FolderTaken:    # another program was quicker
+            if not numbers or choose_folder(first, wanted, resume, parts) == folder: raise
+
+
+def read_back(folder: Path, device: str | torch.device | None, parts: OwnParts) -> Result:
+    "Load a result that the same call has made before, and say so"
+    result = load(folder, device, **parts.given())
+    known = folder.resolve() in _made_with or not parts.given()
+    unsure = '' if known else f' (its {" and ".join(parts.given())} had the same name as yours; if it has changed since, do that)'
+    line = f'loaded the finished result in {folder}; overwrite=True (--overwrite) makes it anew{unsure}'
+    print(line) if in_notebook() else notice(line)
+    return result
+
+# %% ../nbs/19a_run.ipynb #7a31c0da
+def run_to_end(trainer: Trainer, callbacks: list[Callable], display: LiveCell | ProgressBar | None) -> Result:
+    "Do all steps that are left, and write the result. Raises `Interrupted`"
+    shown = [] if display is None else [display]
+    try:
+        trainer.fit(callbacks=[*callbacks, *shown])
+        result = Result(trainer.config, trainer.renderer, trainer.folder, trainer.history, trainer.parts)
+        write_outputs(result, display.tell if display else lambda text: None)
+    except KeyboardInterrupt:
+        # a line instead of a traceback, unless the interrupt came from deeper down
+        raise Interrupted(how_to_go_on(trainer)) from None
+    if display: display.tell('done')
+    return result
+
+
+def how_to_go_on(trainer: Trainer) -> str:
+    "Return, in a line, what is left of an interrupted run"
+    found = list_checkpoints(trainer.folder) if trainer.folder else []
+    if not found: return 'before the first step was saved; run the same call again to begin anew'
+    step, iters = int(found[-1].name[5:]), trainer.config.iters
+    then = 'to go on' if step < iters else 'to write the preview, the video and the mesh'
+    return f'after step {step} of {iters}, which is saved in {trainer.folder}; run the same call again {then}'
+
+
+@contextmanager
+def showing(progress: bool) -> Iterator[LiveCell | ProgressBar | None]:
+    "What shows a run: a live cell in a notebook, a bar in a shell, None if `progress` is False. It is closed at the end, also after an error"
+    if not progress:
+        yield None
+        return
+    display = LiveCell() if in_notebook() else ProgressBar()
+    try: yield display
+    finally: display.close()
+
 # %% ../nbs/19a_run.ipynb #2684f54c
+@with_parameters
 def train(prompt: str,                               # what to make
           *,
           preset: str = 'toybox',                    # 'toybox', 'quality', 'dreamfusion'; for a mesh stage 'toybox-dmtet', 'dreamfusion-dmtet'
@@ -181,32 +408,30 @@ def train(prompt: str,                               # what to make
           optimizer: Any = None,                     # function or class: (parameters) -> torch.optim.Optimizer
           iters: int | None = None,                  # steps; None: those of the configuration
           seed: int | None = None,                   # of every random draw; None: that of the configuration
-          device: str | torch.device | None = None,  # None: a GPU if there is one
+          device: str | torch.device | None = None,  # where to compute; None: a GPU if there is one
           out: str | Path | None = None,             # result folder; None: outputs/<prompt>
           resume: str | bool = 'auto',               # 'auto': an unfinished run of the same configuration goes on; False: never; True: it must
           phases: str | None = None,                 # of a run that is made longer: 'keep' its schedules where they were or 'rescale' them
           overwrite: bool = False,                   # replace what is in the folder
-          callbacks: Sequence[Callable] = (),        # called as callback(trainer, record) after each step
+          callbacks: Callable | Sequence[Callable] = (),    # called as callback(trainer, record) after each step
           threads: int | None = None,                # to compute on; None: one for small work on a CPU, unless you have set a number
           progress: bool = True,                     # a live cell in notebooks, a progress bar elsewhere
           **overrides                                # any key of the configuration, dotted (through **{'nerf.bound': 1}) or plain
          ) -> Result:
-    "Make a 3D object from a sentence. Raises `ConfigError`, one line, for bad input; a run that is interrupted can be resumed by the same call"
+    """Make a 3D object from a sentence, and return the `Result`. Raises `ConfigError`, one line, for bad input.
+
+    The same call again reads the finished result back. A run that was interrupted goes on. A call that was changed takes a numbered
+    folder, `outputs/a-hamburger-2`, unless `out` or `overwrite` says where."""
     check_call(prompt, preset, config, resume, overwrite, callbacks, phases)
     check_threads(threads)
     parts, keys = split_parts(dict(guidance=guidance, field=field, background=background, renderer=renderer, losses=losses, optimizer=optimizer))
     named = {k: v for k, v in dict(prompt=prompt, iters=iters, seed=seed).items() if v is not None}
     settings = load_config(preset if config is None else config, overrides, keys, named)
-    folder = result_folder(out, settings.prompt)
-    if settings.mode != 'fit': return run_mode(settings, folder, pick_device(device), overwrite, parts)
-    trainer = start_run(settings, folder, parts, device=device, resume=resume, phases=phases, overwrite=overwrite)
-    if warning := parse_prompt(trainer.guidance, settings.prompt)[1]: notice(warning)
-    displays = [LiveCell() if in_notebook() else ProgressBar()] if progress else []
-    result = None
-    try:
-        with limit_threads(threads):
-            trainer.fit(callbacks=[*callbacks, *displays])
-            result = write_outputs(Result(trainer.config, trainer.renderer, folder, trainer.history, trainer.parts))
-        return result
-    finally:
-        for display in displays: display.close(done=result is not None)
+    first = result_folder(out, settings.prompt)
+    if settings.mode != 'fit': return run_mode(settings, first, pick_device(device), overwrite, parts)
+    numbers = (out is None or isinstance(out, SuggestedFolder)) and not overwrite
+    with ExitStack() as hold, limit_threads(threads), showing(progress) as display:
+        found = find_or_start(settings, first, numbers, parts, device=device, resume=resume, phases=phases, overwrite=overwrite, hold=hold)
+        if isinstance(found, Result): return found
+        if warning := parse_prompt(found.guidance, settings.prompt)[1]: notice(warning)
+        return run_to_end(found, as_callbacks(callbacks), display)

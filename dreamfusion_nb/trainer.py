@@ -8,6 +8,7 @@ __all__ = ['StepRecord', 'Trainer']
 # %% ../nbs/18_trainer.ipynb #9635e1c0
 import json
 import os
+import reprlib
 import signal
 import threading
 from contextlib import contextmanager
@@ -25,7 +26,8 @@ from .checkpoints import (back_up_result, check_finite, keep_newest, list_checkp
     remove_partial_files, training_state, warm_start, write_checkpoint, write_text, writing)
 from .config import Config, check_latents, load_config
 from .dmtet import MeshRenderer
-from .errors import ConfigError, did_you_mean
+from .docstrings import with_init_parameters
+from .errors import ConfigError, Interrupted, did_you_mean
 from .field import normal_at
 from .guidance import SDSOutput, ViewPrompts, sds
 from .parts import (OwnParts, assemble, check_same_parts, make_guidance, make_optimizer, make_part, own_optimizer, parse_prompt,
@@ -231,7 +233,8 @@ def _fit(trainer, n, callbacks):
                 raise
     if interrupted:
         if trainer.folder: trainer.save()
-        raise KeyboardInterrupt
+        saved = f', which is saved in {trainer.folder}' if trainer.folder else ''
+        raise Interrupted(f'after step {trainer.step_count} of {c.iters}{saved}; fit() goes on')
     return record
 
 # %% ../nbs/18_trainer.ipynb #f1bf3ad9
@@ -305,6 +308,9 @@ def _steer(trainer, changes):
 # %% ../nbs/18_trainer.ipynb #1bb62340
 def _recorded(config, parts):
     "The configuration with the names of the parts that were given. One of our own guidances is what the configuration names already"
+    if not isinstance(config, Config):
+        raise ConfigError(f'Trainer: config must be a Config, such as load_config("toybox", dict(prompt="a duck")), '
+            f'not {reprlib.repr(config)}; train("a duck") takes a prompt')
     named = isinstance(parts.guidance, LatentDiffusion) and not config.parts.guidance
     return record_parts(config, replace(parts, guidance=None) if named else parts)
 
@@ -323,16 +329,20 @@ def _changing_buffers(trainer):
     return [(buffer, buffer.clone()) for buffer in trainer.renderer.buffers()]
 
 # %% ../nbs/18_trainer.ipynb #0cd48103
+@with_init_parameters
 class Trainer:
     "Text to a field: builds the parts of `config` and optimises them, one step at a time"
     def __init__(self,
-                 config: Config,
+                 config: Config,                            # what to make, and how
                  guidance: Any = None,                      # see `GuidanceProtocol`; None: the one that `config` names
-                 device: str | torch.device | None = None,  # None: a GPU if there is one
+                 device: str | torch.device | None = None,  # where to compute; None: a GPU if there is one
                  folder: str | Path | None = None,          # where `save` writes; None: nowhere
                  *,
-                 field: Any = None, background: Any = None, renderer: Any = None,    # your own, see `parts`; None: as `config` says
-                 losses: Any = None, optimizer: Any = None
+                 field: Any = None,                         # your own, see `parts`; None: as `config` says
+                 background: Any = None,                    # likewise
+                 renderer: Any = None,                      # likewise
+                 losses: Any = None,                        # likewise
+                 optimizer: Any = None                      # likewise
                 ):
         self.parts = OwnParts(guidance, field, background, renderer, losses, optimizer)
         self.config, self.device, self.folder = _recorded(config, self.parts), pick_device(device), Path(folder) if folder else None

@@ -279,9 +279,9 @@ def test_run_modes(refined, tmp_path):
     assert (tmp_path/'x.obj').read_text().count('\nf ') == len(refined.mesh().faces)
 
 
-def test_what_goes_wrong(cloud, model, tmp_path):
+def test_what_goes_wrong(cloud, refined, model, tmp_path):
     with pytest.raises(ConfigError, match='already holds a finished result'):
-        cloud.refine(guidance=model, progress=False, **MESH)
+        cloud.refine(guidance=model, progress=False, out=refined.folder, seed=9, **MESH)
     with pytest.raises(ConfigError, match='nothing of the field'):
         Trainer(mesh_config(cloud, **{'nerf.hidden_dims': 9, 'nerf.n_levels': 4}), model)
     nowhere = load(cloud.folder)
@@ -310,8 +310,8 @@ def test_command(pipeline, tmp_path, capfd):
     assert 'burger-refined/model.glb' in said.out
     rows = [json.loads(line) for line in (tmp_path/'burger-refined'/'history.jsonl').read_text().splitlines()]
     assert len(rows) == 12 and 'mesh_normal' in rows[0] and not (tmp_path/'burger-refined'/'turntable.mp4').exists()
-    assert cli.main([*words, '--refine', 'refine.iters=12',
-                     'refine.export_video=false']) == 2 and 'already holds a finished result' in capfd.readouterr().err
+    assert cli.main([*words, '--refine', 'refine.iters=12', 'refine.export_video=false']) == 0
+    assert 'loaded the finished result' in capfd.readouterr().err
 
 
 def test_a_resumed_run_says_no_more_than_is_true(cloud, model, tmp_path):

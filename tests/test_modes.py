@@ -104,7 +104,7 @@ def test_checkpoints_kept(every, top, kept, model, tmp_path):
 def test_no_video(model, tmp_path):
     result = train('a hamburger', guidance=model, out=tmp_path/'result', progress=False, export_video=False, **CHEAP)
     assert 'turntable.mp4' not in os.listdir(result.folder)
-    with pytest.raises(ConfigError, match='finished'):
+    with pytest.warns(UserWarning, match='loaded the finished result'):
         train('a hamburger', guidance=model, out=tmp_path/'result', progress=False, export_video=False, **CHEAP)
 
 
@@ -126,8 +126,11 @@ def test_longer(model, tmp_path):
     straight = Trainer(load_config('toybox', CHEAP, dict(iters=20, phase_iters=12, prompt='a hamburger')), model)
     straight.fit()
     for name, v in more.renderer.state_dict().items(): assert torch.equal(v, straight.renderer.state_dict()[name]), name
-    with pytest.raises(ConfigError, match='finished'):
-        train('a hamburger', resume=True, **options, **CHEAP | dict(iters=20, phase_iters=12))
+    # the same call again, in either form
+    for given in (dict(iters=20, phase_iters=12), dict(iters=20)):
+        phases = None if 'phase_iters' in given else 'keep'
+        with pytest.warns(UserWarning, match='loaded the finished result'):
+            assert train('a hamburger', resume=True, phases=phases, **options, **CHEAP | given).history == more.history
 
 
 def test_longer_rescales(model, tmp_path):

@@ -243,7 +243,7 @@ def test_sizes_of_preview_and_video(model, tmp_path):
 def test_overwrite(result, model, tmp_path):
     folder = tmp_path/'result'
     shutil.copytree(result.folder, folder)
-    with pytest.raises(ConfigError): train('a hamburger', guidance=model, out=folder, progress=False, **CHEAP)
+    with pytest.raises(ConfigError): train('a hamburger', guidance=model, out=folder, progress=False, seed=1, **CHEAP)
     new = train('a red hamburger', guidance=model, out=folder, overwrite=True, progress=False, **CHEAP | dict(iters=4))
     assert sorted(os.listdir(folder)) == FILES and os.listdir(tmp_path) == ['result']
     assert os.listdir(folder/'checkpoints') == ['step-000004'] and len(new.history) == 4
