@@ -124,7 +124,7 @@ class LiveCell:
         steps = f'{t.step_count} of {t.config.iters} steps · {html.escape(self.status)}'
         head = f'<b>{html.escape(t.config.prompt)}</b>, front and side · {steps}'
         advice = ''.join(f'<div>{html.escape(line)}</div>' for line in self.advice)
-        return f'{head}{advice}<div style="display:flex;gap:20px;align-items:center">{_img(t.glance())}<div>{curves(t.history)}</div></div>'
+        return f'<div class="dfnb-live">{head}{advice}<div style="display:flex;gap:20px;align-items:center">{_img(t.glance())}<div>{curves(t.history)}</div></div></div>'
 
     def close(self) -> None:
         "The run has ended. One that never began leaves nothing"

@@ -313,11 +313,11 @@ def test_what_is_written_is_said(model, here):
 
 class Tower(torch.nn.Module):
     "A field of somebody's own: taller than the usual picture"
-    def __init__(self, half):
+    def __init__(self, size):
         super().__init__()
-        self.half = torch.nn.Parameter(torch.tensor(half))
+        self.size = torch.nn.Parameter(torch.tensor(size))
 
-    def density(self, x): return 60.*(x.abs() < self.half).all(-1).float()
+    def density(self, x): return 60.*(x.abs() < self.size).all(-1).float()
     def forward(self, x): return self.density(x), torch.full_like(x, .2)
 
 
