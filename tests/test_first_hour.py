@@ -325,7 +325,7 @@ class Tower(torch.nn.Module):
 def tower():
     renderer = VolumeRenderer(Tower([.2, .93, .2]), (1., 1., 1.), grid_resolution=48, max_steps=160)
     for step in range(0, 64, 16): renderer.update(step, torch.Generator().manual_seed(0))
-    return Result(load_config('toybox', dict(prompt='a purple owl')), renderer)
+    return Result(load_config('toybox', {'prompt': 'a purple owl', 'nerf.bound': 1.}), renderer)
 
 
 def object_of(picture):
