@@ -17,7 +17,8 @@ def check_parts(config: Any) -> None:
     for grid, name in ((nerf, 'nerf'), (behind.encoder_cfg, 'background.encoder_cfg')):
         if grid is nerf and nerf.encoder_type != 'hashgrid': continue
         if grid.desired_resolution < grid.base_resolution:
-            raise ConfigError(f'{name}.desired_resolution must be at least {name}.base_resolution, {grid.base_resolution}, '
+            raise ConfigError(f'{name}.desired_resolution must be at least {name}.base_resolution, '
+                              f'{grid.base_resolution}, '
                               f'not {grid.desired_resolution}')
     if nerf.encoder_max_level is not None and nerf.encoder_type != 'hashgrid':
         raise ConfigError(f'nerf.encoder_max_level must be null for nerf.encoder_type {nerf.encoder_type}, '
@@ -46,10 +47,12 @@ def check_mesh(config: Any) -> None:
                 raise ConfigError(f'renderer.{name} must be false for renderer.name {r.name}: '
                                   'it is an option of the mesh stage, renderer.name=nvdiffrast')
     elif r.grid_resolution > 256:
-        raise ConfigError(f'renderer.grid_resolution must be at most 256 for a grid of tetrahedra, not {r.grid_resolution}; '
+        raise ConfigError(f'renderer.grid_resolution must be at most 256 for a grid of tetrahedra, not '
+                          f'{r.grid_resolution}; '
                           'nearest right value: 256')
     elif r.lock_geometry and r.lock_texture:
-        raise ConfigError('renderer.lock_geometry and renderer.lock_texture must not both be true: nothing would be left to learn')
+        raise ConfigError('renderer.lock_geometry and renderer.lock_texture must not both be true: nothing would be '
+                          'left to learn')
 
 
 def check_losses(config: Any) -> None:
@@ -64,13 +67,15 @@ def check_losses(config: Any) -> None:
         raise ConfigError(f'loss.lambda_{name} must be 0 for renderer.name {config.renderer.name}: it looks at {other}')
     textureless, phong = config.textureless_ratio, config.material.phong_ratio
     if phong + textureless > 1:
-        raise ConfigError(f'textureless_ratio and material.phong_ratio must be at most 1 together, not {textureless} and {phong}')
+        raise ConfigError(f'textureless_ratio and material.phong_ratio must be at most 1 together, not {textureless} '
+                          f'and {phong}')
 
 # %% ../nbs/14ab_checks.ipynb #6012bacd
 def check_latents(config: Any,   # `Config`
                   channels: int  # of the diffusion model's latents; a model that works on pixels has three
                  ) -> None:
-    "Raise `ConfigError` for a latent phase, in which normals and opacity are the latents, where these have not four channels"
+    """Raise `ConfigError` for a latent phase, in which normals and opacity are the latents, where these have not four
+    channels"""
     if channels != 4 and config.latent_iter_ratio:
         what = 'pixels and has no latents' if channels == 3 else f'latents of {channels} channels'
         raise ConfigError(f'latent_iter_ratio must be 0, not {config.latent_iter_ratio:g}: '

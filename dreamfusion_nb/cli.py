@@ -26,7 +26,8 @@ _VALUES = (    # option, name of its value, meaning
     ('--seed', 'N', 'of all random draws'),
     ('--device', 'D', 'cpu, cuda, cuda:1 (default: a GPU if there is one)'),
     ('--guidance', 'NAME', 'toybox, or a Stable Diffusion folder or hub name'),
-    ('--schedules', 'S', 'of a run that is made longer: keep its schedules where they were, or rescale them to the new length'))
+    ('--schedules', 'S',
+     'of a run that is made longer: keep its schedules where they were, or rescale them to the new length'))
 _SWITCHES = (    # option, meaning
     ('--resume', 'go on with an unfinished run, or make it longer by --iters; refuse to start a new one'),
     ('--refine', 'then go on as a mesh, in a folder of its own; a finished result is not made again'),
@@ -45,7 +46,7 @@ def _parser() -> _Parser:
     parser = _Parser(prog='dreamfusion', usage='dreamfusion PROMPT [options] [key=value ...]', allow_abbrev=False,
                      description='Makes a 3D object from a sentence: a GLB, a video and a picture in one folder. '
                                  'Also: dreamfusion toys, dreamfusion view FOLDER, dreamfusion export FOLDER [FILE].',
-                     epilog='Exit codes: 0 done, 2 bad input, 130 interrupted (the same command goes on where it stopped).')
+                     epilog='Exit codes: 0 done, 2 bad input, 130 interrupted (the same command goes on then).')
     parser.add_argument('prompt', metavar='PROMPT', nargs='?', help='what to make, such as "a hamburger"')
     parser.add_argument('overrides', metavar='key=value', nargs='*',
                         help='any key of the configuration, such as guidance_scale=30 or data.train.width=96; '
@@ -83,7 +84,8 @@ def _read_arguments(argv: list[str]) -> tuple[argparse.Namespace, Config, dict[s
     if later and not args.refine: raise ConfigError(f'refine.{later[0]} is for the mesh stage: it needs --refine')
     overrides = [f'{key}={value}' for key, value in options.items() if value is not None]
     overrides += [word for word in args.overrides if not word.startswith('refine.')]
-    start = preset(args.preset) if args.config is None else Path(args.config)    # a word that is no preset is not read as YAML
+    # a word that is no preset is not read as YAML
+    start = preset(args.preset) if args.config is None else Path(args.config)
     config = load_config(start, dict(prompt=args.prompt), *overrides)
     load_config(mesh_preset(config), *later)    # a slip is found now, not after the NeRF
     check_folder(Path(args.out).expanduser() if args.out else Path('outputs'))
@@ -116,7 +118,9 @@ def _loading(what: str) -> None:
 
 # %% ../nbs/23_cli.ipynb #a9406cd4
 def _run(args: argparse.Namespace, config: Config, later: dict, seen: dict) -> None:
-    "Trains and lists what was written; `later`: overrides of the mesh stage; `seen` keeps the trainer's newest step. torch comes in here"
+    """Train and list what was written. torch comes in here.
+
+    `later`: overrides of the mesh stage; `seen` keeps the trainer's newest step."""
     _loading(f'the diffusion model {config.guidance.name!r}, then {config.iters:,} steps of {config.prompt!r}')
     from dreamfusion_nb.estimate import Estimate, expected_cost
     from dreamfusion_nb.parts import pick_device
@@ -136,10 +140,12 @@ _EXPORT_OPTIONS = ('resolution', 'threshold', 'faces', 'texture', 'normals', 'mi
 
 def _export(argv: list[str]) -> None:
     "`dreamfusion export FOLDER [FILE] [key=value ...]`"
-    parser = _Parser(prog='dreamfusion export', allow_abbrev=False, description='Writes the mesh of a finished result as .glb, .obj, .ply or .stl.')
+    parser = _Parser(prog='dreamfusion export', allow_abbrev=False,
+                     description='Writes the mesh of a finished result as .glb, .obj, .ply or .stl.')
     parser.add_argument('folder', metavar='FOLDER', help='of a result')
     parser.add_argument('words', metavar='[FILE] key=value', nargs='*',
-                        help=f'where to write (default: the name of the folder and .glb, here), and options: {", ".join(_EXPORT_OPTIONS)}')
+                        help='where to write (default: the name of the folder and .glb, here), and options: '
+                             f'{", ".join(_EXPORT_OPTIONS)}')
     parser.add_argument('--device', metavar='D', help='cpu, cuda, cuda:1 (default: a GPU if there is one)')
     parser.add_argument('--overwrite', action='store_true', help='replace a file that is there')
     args, unknown = parser.parse_known_intermixed_args(argv)
@@ -149,7 +155,8 @@ def _export(argv: list[str]) -> None:
     options = {}
     for key, _, written in (word.partition('=') for word in args.words if '=' in word):
         if key not in _EXPORT_OPTIONS:
-            raise ConfigError(f'export has no option {key!r}: there are {", ".join(_EXPORT_OPTIONS)}{did_you_mean(key, _EXPORT_OPTIONS)}')
+            raise ConfigError(f'export has no option {key!r}: there are '
+                              f'{", ".join(_EXPORT_OPTIONS)}{did_you_mean(key, _EXPORT_OPTIONS)}')
         options[key] = read_yaml(written, key)
     if len(files) > 1: raise ConfigError(f'export writes one file, not {len(files)}: {", ".join(files)}')
     load_config(folder)    # says at once if this is no result
@@ -164,7 +171,8 @@ def _export(argv: list[str]) -> None:
 # %% ../nbs/23_cli.ipynb #4127ddc7
 def _view(argv: list[str]) -> None:
     "`dreamfusion view FOLDER`"
-    parser = _Parser(prog='dreamfusion view', allow_abbrev=False, description='Writes a page on which the object can be turned, and opens it. '
+    parser = _Parser(prog='dreamfusion view', allow_abbrev=False,
+                     description='Writes a page on which the object can be turned, and opens it. '
                      'The page holds everything and needs no network.')
     parser.add_argument('folder', metavar='FOLDER', help='of a result; the page is view.html in it')
     parser.add_argument('--no-browser', action='store_true', help='only write the page')
@@ -191,7 +199,8 @@ def _toys(argv: list[str]) -> None:
 
     from dreamfusion_nb import toybox
     kinds, colors = toybox.kinds(), toybox.colors()
-    for title, words in ((f'{len(kinds)} toys', kinds), (f'{len(colors)} colours', colors), ('finishes', toybox.FINISHES)):
+    for title, words in ((f'{len(kinds)} toys', kinds), (f'{len(colors)} colours', colors),
+                         ('finishes', toybox.FINISHES)):
         print(textwrap.fill(f'{title}: {", ".join(words)}', 100, subsequent_indent='    '))
     print('as in: dreamfusion "a striped red mug"')
 

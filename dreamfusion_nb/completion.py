@@ -40,14 +40,17 @@ def open_brackets(text: str) -> tuple[list[int], str]:
 # %% ../nbs/14c_completion.ipynb #5f0fd032
 def cursor_at(text: str           # of the cell, up to the cursor
              ) -> tuple[str, str, str]:
-    "(name of the function whose call is open, key before the last =, what has been typed of a key or a value); '' for what is not there"
+    """Return (name of the open call, key before the last =, what has been typed of a key or a value).
+
+    A part that is not there is an empty text."""
     stack, quote = open_brackets(text)
     if stack and text[stack[-1]] != '(': return '', '', ''
     inside = text[stack[-1] + 1:] if stack else text.rpartition('\n')[2]
     called = re.search(r'([A-Za-z_][\w.]*)\s*$', text[:stack[-1]]) if stack else None
     name = called[1] if called else ''
     if value := re.search(r'(?:^|,)\s*([\w.]+)\s*=\s*["\']?([\w-]*)$', inside): return name, value[1], value[2]
-    if quote: return name, '', re.search(r'[\w-]*$', inside)[0] if inside.strip().startswith(quote) else ''    # type: ignore[index]
+    first = re.fullmatch(r'\s*["\']([\w-]*)', inside)    # the first argument, a text
+    if quote: return name, '', first[1] if first else ''
     word = re.search(r'(?:^|,)\s*(\w*)$', inside)
     return (name, '', word[1]) if word and name else ('', '', '')
 
@@ -63,7 +66,8 @@ def short_names() -> list[str]:
 
 
 ARGUMENTS: dict[str, Iterable] = {    # of `train` and its like, which are no keys: what to offer
-    'preset': PRESETS, 'guidance': ['toybox'], 'device': ['cpu', 'cuda'], 'resume': ['auto', True, False], 'schedules': ['keep', 'rescale'],
+    'preset': PRESETS, 'guidance': ['toybox'], 'device': ['cpu', 'cuda'],
+    'resume': ['auto', True, False], 'schedules': ['keep', 'rescale'],
     'overwrite': [True, False], 'progress': [True, False]}
 
 
@@ -116,7 +120,8 @@ def offer_completions(shell: Any = None  # an IPython shell; None: the one that 
     from IPython.core.getipython import get_ipython
     shell = shell or get_ipython()
     if shell is None or not hasattr(shell, 'Completer'): return False
-    if any(getattr(matcher, 'matcher_identifier', '') == 'dreamfusion_nb' for matcher in shell.Completer.custom_matchers): return True
+    known = [getattr(matcher, 'matcher_identifier', '') for matcher in shell.Completer.custom_matchers]
+    if 'dreamfusion_nb' in known: return True
 
     @context_matcher(identifier='dreamfusion_nb')
     def matcher(context):

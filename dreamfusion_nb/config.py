@@ -19,17 +19,22 @@ from typing import Any
 
 from .checks import MESH_LOSSES, VOLUME_LOSSES, check_latents, check_together  # noqa: F401 (old imports)
 from .errors import ConfigError, did_you_mean, is_whole, notice  # noqa: F401 (old imports)
-from .nemo import (built_in, class_option, compose, files_below, ignored_rule, is_nemo, nemo_page, nemo_settings,
+from .nemo import (built_in, class_option, compose, files_below, ignored_rule, is_nemo, nemo_page,
+                                 nemo_settings,
                                  our_name, our_value, pairs_of, plain_name, split_overrides)
 from .presets import OPTIONS, PRESETS, read_yaml, write_yaml
-from .values import as_lists, checked, choice, flag, number, range_key, text, value_at  # noqa: F401 (old imports)
+from .values import as_lists, checked, choice, flag, number, range_key, text
+from .values import value_at  # noqa: F401 (old imports)
 
 # %% ../nbs/14b_config.ipynb #d4b75a45
 class Group:
-    "Base of the groups of keys, all of them dataclasses: every assignment is checked. Raises `ConfigError` for a wrong value or an unknown name"
+    """Base of the groups of keys, all of them dataclasses: every assignment is checked.
+
+    Raises `ConfigError` for a wrong value or an unknown name"""
     def __setattr__(self, name: str, value: Any) -> None:
         specs = {spec.name: spec for spec in fields(self)}    # type: ignore[arg-type]
-        if name not in specs: raise ConfigError(f'unknown key {name!r} of {type(self).__name__}{did_you_mean(name, specs)}')
+        if name not in specs:
+            raise ConfigError(f'unknown key {name!r} of {type(self).__name__}{did_you_mean(name, specs)}')
         spec = specs[name]
         if not is_dataclass(spec.type): value = checked(value, spec, name)
         elif not isinstance(value, spec.type):    # type: ignore[arg-type]
@@ -60,7 +65,8 @@ def group(kind: type  # subclass of `Group`
 class Net(Group):
     "One of the field's two networks"
     num_hidden_dims: int | None = number(None, 1, 1024)  # null: nerf.hidden_dims
-    num_layers: int | None = number(None, 1, 9)  # linear layers: one more than hidden ones; null: nerf.n_hidden_layers + 1
+    # linear layers: one more than hidden ones; null: nerf.n_hidden_layers + 1
+    num_layers: int | None = number(None, 1, 9)
     bias: bool = flag(True)                     # whether its layers add constants
 
 
@@ -85,7 +91,8 @@ class Nerf(Group):
     density_activation: str = choice('exp', 'exp', 'softplus')  # from the network's number to a density
     blob_density: float = number(9, 0, 100)     # height of the ball at the start, before the activation
     blob_radius: float = number(.2, .01, 16)    # its size: Gaussian for exp, cone for softplus
-    density_bias: float = number(-4, -20, 20)   # raw density everywhere; exp(0) = 1 is thin fog, at -4 the box starts empty
+    # raw density everywhere; exp(0) = 1 is thin fog, at -4 the box starts empty
+    density_bias: float = number(-4, -20, 20)
     # how the direction of a surface is found
     normal_type: str = choice('forward_finite_difference', 'autograd',
         'central_finite_difference', 'forward_finite_difference', 'backward_finite_difference')
@@ -115,7 +122,8 @@ class BackgroundGrid(Group):
 class Background(Group):
     "What stands behind the object"
     type: str = choice('random', 'static', 'random', 'torchngp', 'tcnn')  # one colour, colours by chance, or learned
-    color: tuple[float, float, float] = number((1, 1, 1), 0, 1)  # static: the colour; random: the colour where none is drawn
+    # static: the colour; random: the colour where none is drawn
+    color: tuple[float, float, float] = number((1, 1, 1), 0, 1)
     random_ratio: float = number(1, 0, 1)       # random: how often a colour is drawn, one a picture
     # learned: how often a drawn colour stands in for it, one a picture (stable-dreamfusion: 0.5)
     mix_ratio: float = number(0, 0, 1)
@@ -127,15 +135,18 @@ class Background(Group):
 @dataclass(repr=False)
 class Material(Group):
     "How light falls on a surface"
-    phong_ratio: float = number(0, 0, 1)        # how often a lit step has highlights, with a learned colour and shininess
+    # how often a lit step has highlights, with a learned colour and shininess
+    phong_ratio: float = number(0, 0, 1)
 
 
 @dataclass(repr=False)
 class Renderer(Group):
     "The volume renderer and its occupancy grid, or the mesh renderer"
     name: str = choice('torchngp_raymarching', 'torchngp_raymarching', 'nvdiffrast')  # volume or mesh, by NeMo's names
-    max_steps: int = number(83, 8, 4096)        # steps along the cube's diagonal: a step is 2*sqrt(3)*bound/max_steps long
-    dt_gamma: float = number(0, 0, 1)           # a step grows to this times the distance to the camera; 0: all are equal
+    # steps along the cube's diagonal: a step is 2*sqrt(3)*bound/max_steps long
+    max_steps: int = number(83, 8, 4096)
+    # a step grows to this times the distance to the camera; 0: all are equal
+    dt_gamma: float = number(0, 0, 1)
     near_plane: float = number(.05, 0, 100)     # nothing nearer to the camera is seen
     grid_resolution: int = number(48, 8, 512)   # cells an axis, of the occupancy grid or the tetrahedra
     update_interval: int = number(16, 1, 10000) # steps from one refresh of the grid to the next
@@ -153,8 +164,10 @@ class Guidance(Group):
     kind: str = choice('sds', 'sds', 'csd', 'nfsd')
     # drawn at each step; or one path down from t_range to t_range_end (HiFA, Zhu & Zhuang 2023)
     timesteps: str = choice('random', 'random', 'annealed')
-    t_range: tuple[float, float] = range_key((.4, .98), 0, 1, scheduled=True)  # timesteps, as a part of all, at the start
-    t_range_end: tuple[float, float] | None = range_key((.02, .4), 0, 1)  # and at the end, linear between; null: as at the start
+    # timesteps, as a part of all, at the start
+    t_range: tuple[float, float] = range_key((.4, .98), 0, 1, scheduled=True)
+    # and at the end, linear between; null: as at the start
+    t_range_end: tuple[float, float] | None = range_key((.02, .4), 0, 1)
     # in the first part of the run these instead: words choose colours only where the picture
     # does not yet show one; null: no such part
     t_range_first: tuple[float, float] | None = range_key((.6, .98), 0, 1)
@@ -163,14 +176,15 @@ class Guidance(Group):
     # how much a view is kept from looking like the others (Perp-Neg, Armandpour et al. 2023);
     # 0: not at all, and a third less work
     perp_neg: float = number(1, 0, 10)
-    rescale: float = number(0, 0, 1)            # how far strong guidance is brought back to the spread of the plain prediction
+    # how far strong guidance is brought back to the spread of the plain prediction
+    rescale: float = number(0, 0, 1)
     # the predicted clean latents are clamped to ± this (after Imagen, Saharia et al. 2022); null: they are not
     clamp_x0: float | None = number(None, .1, 100)
     weighting: str = choice('uniform', 'sds', 'uniform', 'fantasia3d')  # w(t) of the SDS gradient
     # of the diffusion model alone; auto: 16 on a GPU, bf16 on a CPU that computes with it, else 32
     precision: str = choice('auto', 'auto', '32', '16', 'bf16')
 
-
+# %% ../nbs/14b_config.ipynb #1def9ff3
 @dataclass(repr=False)
 class Optim(Group):
     "The optimiser"
@@ -178,7 +192,8 @@ class Optim(Group):
     lr: float = number(.01, 0, 10, scheduled=True)  # learning rate
     betas: tuple[float, ...] | None = number((.9, .99), 0, .999999)  # adam: 2, adan: 3; null: the optimiser's own
     eps: float = number(1e-8, 0, 1)             # added to the root of the mean squared gradient
-    encoder_lr_scale: float = number(1, 0, 1000)  # the encoding's tables learn at lr times this (stable-dreamfusion: 10)
+    # the encoding's tables learn at lr times this (stable-dreamfusion: 10)
+    encoder_lr_scale: float = number(1, 0, 1000)
     weight_decay: float = number(0, 0, 1)       # part of itself, times lr, by which a weight shrinks a step
     no_prox: bool = flag(False)                 # adan: weight decay as in AdamW
     max_grad_norm: float | None = number(None, 0, 1e9)  # gradients are scaled down to this norm; null: never
@@ -230,7 +245,8 @@ class Train(Group):
 @dataclass(repr=False)
 class Preview(Group):
     "Pictures from all around: while it trains, and of the finished object"
-    val_check_interval: int | None = number(None, 1, 1000000)  # steps from one validation to the next while it trains; null: none
+    # steps from one validation to the next while it trains; null: none
+    val_check_interval: int | None = number(None, 1, 1000000)
     size: int = number(5, 1, 1000)              # pictures of a validation
     width: int = number(256, 8, 4096)           # pixels
     height: int = number(256, 8, 4096)          # pixels
@@ -333,11 +349,13 @@ class Config(_Root):
     side_prompt: str = text(', side view')
     back_prompt: str = text(', back view')
     overhead_prompt: str = text(', overhead view')
-    view_prompts: str = choice('blend', 'blend', 'nearest')  # of their embeddings; nearest: the one of the camera's sector
+    # of their embeddings; nearest: the one of the camera's sector
+    view_prompts: str = choice('blend', 'blend', 'nearest')
     guidance_scale: float = number(10, 0, 1000, scheduled=True)  # how much the words count, of classifier-free guidance
     iters: int = number(1000, 1, 1000000)       # steps
     seed: int = number(0, 0, 2**32 - 1)         # of all random draws
-    latent_iter_ratio: float = number(0, 0, 1)  # first part of the run: normals straight to the diffusion model as latents
+    # first part of the run: normals straight to the diffusion model as latents
+    latent_iter_ratio: float = number(0, 0, 1)
     albedo_iter_ratio: float = number(.2, 0, 1) # then, up to this part: albedo without light
     min_ambient_ratio: float = number(.3, 0, 1) # from then on light, with ambient drawn from here to 1
     textureless_ratio: float = number(.1, 0, 1) # and this often without albedo
@@ -345,11 +363,13 @@ class Config(_Root):
     phase_iters: int | None = number(None, 1, 1000000)
     update_extra_interval: int = number(1, 1, 10000)  # steps between updates of what no gradient reaches: see below
     export_video: bool = flag(True)             # a finished run writes a video
-    resume_from_checkpoint: str | None = text(None, empty=False)  # a result or checkpoint folder whose weights a new run begins with
+    # a result or checkpoint folder whose weights a new run begins with
+    resume_from_checkpoint: str | None = text(None, empty=False)
     mode: str = not_compared(choice('fit', 'fit', 'validate', 'test', 'export-mesh'))
     mesh_fname: str | None = not_compared(text(None, empty=False))  # null: model.glb in the result folder
     mesh_resolution: int = not_compared(number(128, 8, 1024))
-    preset: str = choice('toybox', 'toybox', 'quality', 'toybox-dmtet', 'dreamfusion', 'dreamfusion-dmtet')  # where the defaults came from
+    # where the defaults came from
+    preset: str = choice('toybox', 'toybox', 'quality', 'toybox-dmtet', 'dreamfusion', 'dreamfusion-dmtet')
     nerf: Nerf = group(Nerf)
     background: Background = group(Background)
     material: Material = group(Material)
@@ -381,14 +401,16 @@ SYNONYMS = {    # our key: what other programs and newcomers call it
     'prompt': 'text caption description',
     'negative_prompt': 'negative neg neg_prompt uncond_prompt',
     'guidance_scale': 'scale cfg cfg_scale cfg_weight guidance_weight guidance_strength',
-    'iters': 'steps n_steps num_steps n_iters num_iters niter iterations n_iterations num_iterations epochs n_epochs num_epochs train_steps',
+    'iters': 'steps n_steps num_steps train_steps n_iters num_iters niter iterations n_iterations num_iterations '
+             'epochs n_epochs num_epochs',
     'seed': 'random_seed manual_seed rng',
     'optim.lr': 'learning_rate learningrate',
     'optim.name': 'optimizer optimiser',
     'guidance.name': 'model model_id model_name sd sd_model diffusion_model pretrained pretrained_model',
     'guidance.precision': 'dtype half fp16 bf16 mixed_precision',
     'guidance.t_range': 't_min t_max min_step max_step timestep_range noise_range',
-    'data.train.width and data.train.height': 'resolution res image_size img_size image_width w h render_size train_size',
+    'data.train.width and data.train.height': 'resolution res image_size img_size image_width w h render_size '
+                                              'train_size',
     'data.train.batch_size': 'batch views n_views num_views',
     'data.train.radius_range': 'radius distance camera_distance',
     'data.train.theta_range': 'elevation elevation_range polar',
@@ -404,7 +426,7 @@ SYNONYMS = {    # our key: what other programs and newcomers call it
     'the argument device (--device)': 'gpu cuda'}
 _MEANT = {word: key for key, words in SYNONYMS.items() for word in words.split()}
 
-
+# %% ../nbs/14b_config.ipynb #b8fad785
 def meant_key(word: str  # a key that does not exist, or an end of one
              ) -> str:   # clause to append to a message, or ''
     "The key that somebody meant: by another name for it, or else by its spelling"
@@ -494,7 +516,8 @@ def preset(name: str    # 'toybox', 'quality', 'toybox-dmtet', 'dreamfusion' or 
           ) -> Config:
     "A configuration by name. Raises `ConfigError` for an unknown one"
     if not isinstance(name, str) or name not in PRESETS:
-        raise ConfigError(f'unknown preset {reprlib.repr(name)}: there are {", ".join(PRESETS)}{did_you_mean(name, PRESETS)}')
+        raise ConfigError(f'unknown preset {reprlib.repr(name)}: there are '
+                          f'{", ".join(PRESETS)}{did_you_mean(name, PRESETS)}')
     return Config(preset=name).replace(compose(read_yaml(PRESETS[name], f'preset {name}'), built_in, f'preset {name}'))
 
 
@@ -517,7 +540,9 @@ def _apply_nemo_key(config: Any, key: str, value: Any) -> None:
         built_in(f'{group}/{option}', key)    # is there such an option?
     else:
         found = class_option(key, value)
-        if found is None: return _ignore(config, key, value, 'no part of ours stands for this class; the keys beside it are read without it')
+        if found is None:
+            return _ignore(config, key, value,
+                           'no part of ours stands for this class; the keys beside it are read without it')
         group, option = found
     for name, setting in pairs(OPTIONS.get(group, {}).get(option, {})): _assign(config, f'{group}.{name}', setting)
 
@@ -530,7 +555,8 @@ def _read_file(path: Path) -> tuple[str, str]:
         return name.read_text(encoding='utf-8'), str(name)
     except FileNotFoundError:
         if name != path:
-            raise ConfigError(f'{str(path)!r} is no result folder and no tree of NeMo\'s: it holds no config.yaml') from None
+            raise ConfigError(f'{str(path)!r} is no result folder and no tree of NeMo\'s: it holds no '
+                              f'config.yaml') from None
         raise ConfigError(f'there is no preset, file or result folder {str(path)!r}; presets are {", ".join(PRESETS)}'
                           f'{did_you_mean(path, PRESETS)}') from None
     except UnicodeError: raise ConfigError(f'{str(path)!r} cannot be read: it is no UTF-8 text') from None
@@ -544,7 +570,8 @@ def _settings(source: Mapping | str | Path) -> tuple[Mapping, str, Callable]:
     is_text = isinstance(source, str) and (not source or re.search(r':\s|\n', source))
     written, name = (str(source), 'the configuration') if is_text else _read_file(Path(source))
     settings = read_yaml(written, name)
-    if not isinstance(settings, Mapping): raise ConfigError(f'{name} must hold keys and values, not {reprlib.repr(settings)}')
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f'{name} must hold keys and values, not {reprlib.repr(settings)}')
     return settings, name, built_in if is_text else files_below(Path(name).parent)
 
 # %% ../nbs/14b_config.ipynb #ee6c1503
@@ -567,15 +594,19 @@ def _load_nemo(settings: Mapping, name: str, read: Callable, overrides: tuple) -
     return preset(tree.get('preset') or nemo_page(tree)).replace(tree, *more, *rest)
 
 # %% ../nbs/14b_config.ipynb #9237aee4
-def load_config(source: 'Config | Mapping | str | Path',  # preset name, mapping, YAML text, file, result folder, NeMo's file or folder
+def load_config(source: 'Config | Mapping | str | Path',
+                # preset, mapping, YAML text, file, result folder, NeMo's folder
                 *overrides: Mapping | str                 # mappings and texts `key=value`, later ones win
                ) -> Config:
-    """A checked configuration. What `source` doesn't set comes from the preset that its key `preset` names, else from preset toybox,
-    and for a file of NeMo's from NeMo's page with the same renderer. Raises `ConfigError`; warns of NeMo's keys that have no effect"""
+    """Return a checked configuration. Raises `ConfigError`; warns of NeMo's keys that have no effect.
+
+    What `source` doesn't set comes from the preset that its key `preset` names, or else from preset toybox. A file of
+    NeMo's starts from NeMo's page with the same renderer."""
     if isinstance(source, Config): return source.replace(*overrides)
     if isinstance(source, str) and source in PRESETS: return preset(source).replace(*overrides)
     if not isinstance(source, (str, Path, Mapping)):
-        raise ConfigError(f'a configuration is a preset name, file, folder, mapping or YAML text, not {reprlib.repr(source)}')
+        raise ConfigError(f'a configuration is a preset name, file, folder, mapping or YAML text, not '
+                          f'{reprlib.repr(source)}')
     settings, name, read = _settings(source)
     if is_nemo(settings): return _load_nemo(settings, name, read, overrides)
     return preset(settings.get('preset', 'toybox')).replace(settings, *overrides)
@@ -583,7 +614,8 @@ def load_config(source: 'Config | Mapping | str | Path',  # preset name, mapping
 # %% ../nbs/14b_config.ipynb #aa97ece1
 def _as_html(config: 'Config') -> str:
     "What differs from the preset as a table, and all keys folded away below it"
-    def row(key, value): return f'<tr><td style="text-align:left">{key}</td><td style="text-align:left">{escape(str(as_lists(value)))}</td></tr>'
+    left = 'style="text-align:left"'
+    def row(key, value): return f'<tr><td {left}>{key}</td><td {left}>{escape(str(as_lists(value)))}</td></tr>'
     rows = ''.join(row(key, value) for key, value in ({'preset': config.preset} | config.changes()).items())
     others = ''.join(f'<li>{escape(key)}: {escape(reason)}</li>' for key, reason in config.not_honoured)
     ignored = f'<p>Without effect here:</p><ul>{others}</ul>' if others else ''

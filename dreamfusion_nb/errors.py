@@ -45,7 +45,8 @@ def did_you_mean(word: object,            # what was written
 # %% ../nbs/00_errors.ipynb #c300c1c2
 def is_whole(n: object, least: int, most: float = math.inf) -> bool:
     "Whether `n` is a whole number from `least` to `most`. True and False are not numbers here"
-    return isinstance(n, Integral) and not isinstance(n, bool) and least <= int(n) <= most    # type: ignore[call-overload]
+    if isinstance(n, bool) or not isinstance(n, Integral): return False
+    return least <= int(n) <= most    # type: ignore[call-overload]
 
 # %% ../nbs/00_errors.ipynb #516351ed
 def check_folder(folder: Path  # may exist or not
@@ -63,13 +64,16 @@ def check_folder(folder: Path  # may exist or not
     except (FileExistsError, NotADirectoryError):
         file = next(p for p in (folder, *folder.absolute().parents) if p.exists())
         why = f'{file} is a file, not a folder'
-    except (OSError, ValueError) as error: why = f'{str(folder)[:200]} cannot be written ({getattr(error, "strerror", None) or error})'
+    except (OSError, ValueError) as error:
+        why = f'{str(folder)[:200]} cannot be written ({getattr(error, "strerror", None) or error})'
     for path in reversed(made):
         with suppress(OSError): path.rmdir()    # someone else may have put something into it by now
     if why: raise ConfigError(f'out: {why}; choose another folder with out= (--out)')
 
 # %% ../nbs/00_errors.ipynb #9318ed9c
 def notice(text: str) -> None:
-    "Tell the user something in one line. It is a `UserWarning`, and filters for those work; it quotes no line of our source"
+    """Tell the user something in one line.
+
+    It is a `UserWarning`, and filters for those work; it quotes no line of our source"""
     # with a registry of its own it is shown each time that a cell is run
     warnings.warn_explicit(text, UserWarning, 'dreamfusion_nb', 1, module='dreamfusion_nb', registry={})

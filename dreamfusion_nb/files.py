@@ -37,7 +37,9 @@ def check_path(path: object,            # of the file to write
                formats: Iterable[str],  # endings that it may have, as '.glb'
                what: str                # 'mesh' or 'video', for the message
               ) -> Path:
-    "Return the path if a file can be written there. Raises `ConfigError` otherwise: better before a minute of work than after it"
+    """Return the path if a file can be written there.
+
+    Raises `ConfigError` otherwise: better before a minute of work than after it"""
     if not isinstance(path, (str, Path)): raise ConfigError(f'a {what} needs a path, not {path!r}')
     path = expanded(path)
     if path.suffix.lower() not in formats:
@@ -57,8 +59,8 @@ def check_path(path: object,            # of the file to write
     return path
 
 # %% ../nbs/13b_files.ipynb #bbf9f85f
-def write_whole(files: Mapping[Path, Callable[[Path], Any]]  # path -> function that writes the file at the path it is given
-               ) -> Path:                                    # the last path
+def write_whole(files: Mapping[Path, Callable]  # path -> function that writes the file at the path it is given
+               ) -> Path:                       # the last path
     "Write files, all of them or none. Raises `ConfigError`"
     temporary = {path: path.with_name(f'.{path.stem}.tmp{path.suffix}') for path in files}
     try:
@@ -69,7 +71,8 @@ def write_whole(files: Mapping[Path, Callable[[Path], Any]]  # path -> function 
             write(temporary[path])
         for path in files: os.replace(temporary[path], path)
     except OSError as error:
-        raise ConfigError(f'cannot write {str(path)[:200]!r}: {error.strerror or str(error).splitlines()[0]}') from error
+        raise ConfigError(f'cannot write {str(path)[:200]!r}: '
+                          f'{error.strerror or str(error).splitlines()[0]}') from error
     finally:
         with suppress(OSError):
             for rest in temporary.values(): rest.unlink(missing_ok=True)
@@ -96,8 +99,8 @@ def write_mesh(mesh: Any,        # trimesh.Trimesh; vertex colours are screen co
               ) -> Path:
     """Write a mesh whole or not at all. GLB gets normals, a matte material and linear vertex colours, as glTF demands.
 
-    A texture goes into the GLB, or beside the OBJ (as .mtl and -albedo.png, its normals as -normal.png); PLY takes its colours at the
-    vertices, STL has none. Raises `ConfigError`."""
+    A texture goes into the GLB, or beside the OBJ (as .mtl and -albedo.png, its normals as -normal.png). PLY takes its
+    colours at the vertices, STL has none. Raises `ConfigError`."""
     path = check_path(path, MESH_FORMATS, 'mesh')
     if not len(mesh.faces): raise ConfigError(f'cannot write {str(path)!r}: the mesh has no faces')
     if not np.isfinite(mesh.vertices).all():
@@ -139,9 +142,10 @@ def _write_textured_obj(mesh: Any, picture: Image.Image, path: Path) -> Path:
     bumps = getattr(mesh.visual.material, 'normalTexture', None)
     if bumps: material += f'norm {normal.name}\n'    # as the PBR extension of MTL calls it
     pictures = {albedo: picture.save} | ({normal: bumps.save} if bumps else {})
+    def write_material(temporary): temporary.write_text(material, encoding='utf-8')
+    def write_shape(temporary): temporary.write_text(text, encoding='utf-8')
     # the .obj last: when it is there, the others are
-    return write_whole(pictures | {path.with_suffix('.mtl'): lambda temporary: temporary.write_text(material, encoding='utf-8'),
-                                   path: lambda temporary: temporary.write_text(text, encoding='utf-8')})
+    return write_whole(pictures | {path.with_suffix('.mtl'): write_material, path: write_shape})
 
 # %% ../nbs/13b_files.ipynb #2533fddb
 def write_video(frames: Iterable,  # [n, 3, H, W] in [0, 1], or [3, H, W] tensors or PIL images, all of one size
@@ -153,7 +157,8 @@ def write_video(frames: Iterable,  # [n, 3, H, W] in [0, 1], or [3, H, W] tensor
     It is yuv420p, so an odd size loses a row or a column."""
     path = check_path(path, ('.mp4',), 'video')
     frames = iter(frames)
-    if not (isinstance(fps, Real) and .01 <= fps <= 1000): raise ConfigError(f'video: fps must be from .01 to 1000, not {fps!r}')
+    if not (isinstance(fps, Real) and .01 <= fps <= 1000):
+        raise ConfigError(f'video: fps must be from .01 to 1000, not {fps!r}')
     first = next(frames, None)
     if first is None: raise ConfigError('a video needs at least one frame')
     size = _frame(0, first).size

@@ -34,7 +34,8 @@ def default_lines(settings: Mapping, name: str) -> Iterator[tuple[str, str | Non
     if not isinstance(lines, list): raise ConfigError(f'{name}: defaults must be a list, not {reprlib.repr(lines)}')
     for line in lines:
         if isinstance(line, str): line = {'': line}
-        group, option = next(iter(line.items()), ('', None)) if isinstance(line, Mapping) and len(line) == 1 else ('@', None)
+        group, option = next(iter(line.items()), ('', None)) if isinstance(line, Mapping) and len(line) == 1 else ('@',
+                                                                                                                   None)
         if '@' in str(group) or not isinstance(option, str | None):
             raise ConfigError(f'{name}: a line of defaults must be a name or "group: name", not {reprlib.repr(line)}')
         yield str(group), option
@@ -46,7 +47,8 @@ _OVERRIDE = 'override '
 
 def chosen_options(lines: Iterable, choices: Mapping) -> dict:
     "{group: option}: what the `override` lines choose, and `choices` of the caller, which win"
-    overridden = {group.removeprefix(_OVERRIDE).strip('/'): option for group, option in lines if group.startswith(_OVERRIDE)}
+    overridden = {group.removeprefix(_OVERRIDE).strip('/'): option for group,
+                  option in lines if group.startswith(_OVERRIDE)}
     return {**overridden, **choices}
 
 
@@ -95,7 +97,8 @@ def files_below(folder: Path) -> Callable:
         others = sorted(p.stem for p in file.parent.glob('*.yaml'))
         if not file.is_file():
             listed = f'; there are {", ".join(others)}' if others else ''
-            raise ConfigError(f'{name}: its defaults name {path}, but there is no {file}{listed}{did_you_mean(file.stem, others)}')
+            raise ConfigError(f'{name}: its defaults name {path}, but there is no '
+                              f'{file}{listed}{did_you_mean(file.stem, others)}')
         try: settings = read_yaml(file.read_text(encoding='utf-8'), str(file))
         except (OSError, UnicodeError) as error: raise ConfigError(f'{str(file)!r} cannot be read: {error}') from None
         if not isinstance(settings, Mapping | None):
@@ -109,7 +112,8 @@ def built_in(path: str, name: str) -> dict:
     group, _, option = path.removeprefix('model/').rpartition('/')
     options = PRESETS if path.startswith('model/') and not group else OPTIONS.get(group)
     if options is None:
-        raise ConfigError(f'{name}: {group or path!r} is none of the groups {", ".join(OPTIONS)}{did_you_mean(group, OPTIONS)}')
+        raise ConfigError(f'{name}: {group or path!r} is none of the groups '
+                          f'{", ".join(OPTIONS)}{did_you_mean(group, OPTIONS)}')
     if option not in options:
         raise ConfigError(f'{name}: {group or "model"} must be one of {", ".join(options)}, '
                           f'not {option!r}{did_you_mean(option, options)}')
@@ -152,15 +156,19 @@ def dereferenced(value: Any,        # what stands at the last path of `trail`
     if value == '???': raise ConfigError(f'{trail[-1]} is ???: it must be given a value')
     while isinstance(value, str) and (match := _REFERENCE.search(value)):
         path = match[1].strip()
-        if path in trail: raise ConfigError(f'references go in a circle: {" → ".join((*trail[trail.index(path):], path))}')
+        if path in trail:
+            raise ConfigError(f'references go in a circle: {" → ".join((*trail[trail.index(path):], path))}')
         found = dereferenced(look_up(root, path, trail[-1]), root, (*trail, path))
         value = found if match[0] == value else f'{value[:match.start()]}{found}{value[match.end():]}'
     return value
 
 # %% ../nbs/14a_nemo.ipynb #e099200a
 NEMO_PREFIXES = {'nerf.encoder_cfg.': 'nerf.',
-                 'data.train_dataset.': 'data.train.', 'data.val_dataset.': 'data.val.', 'data.test_dataset.': 'data.test.',
-                 'background.background_net_cfg.': 'background.net_cfg.', 'exp_manager.checkpoint_callback_params.': 'checkpoint.'}
+                 'data.train_dataset.': 'data.train.',
+                 'data.val_dataset.': 'data.val.',
+                 'data.test_dataset.': 'data.test.',
+                 'background.background_net_cfg.': 'background.net_cfg.',
+                 'exp_manager.checkpoint_callback_params.': 'checkpoint.'}
 NEMO_NAMES = {'trainer.max_steps': 'iters', 'trainer.precision': 'guidance.precision',
               'trainer.val_check_interval': 'data.val.val_check_interval',
               'nerf.otype': 'nerf.encoder_type', 'nerf.num_levels': 'nerf.n_levels',
@@ -229,8 +237,10 @@ IGNORED_NEMO_KEYS = [    # (NeMo's key without `model.`, values that change noth
     ('renderer.grid_levels', (), 'the levels of the occupancy grid follow from nerf.bound'),
     ('renderer.quartet_file', (), 'the grid of tetrahedra is made here, from renderer.grid_resolution'),
     ('renderer.alpha_thre', (), 'renderer.density_thresh says what is too thin to see'),
-    ('guidance.checkpoint', (), 'files of NeMo cannot be read; guidance.name is the same model in the format of diffusers'),
-    ('guidance.plan_dir', (), 'TensorRT engines are not run; guidance.name is the same model in the format of diffusers'),
+    ('guidance.checkpoint', (),
+     'files of NeMo cannot be read; guidance.name is the same model in the format of diffusers'),
+    ('guidance.plan_dir', (),
+     'TensorRT engines are not run; guidance.name is the same model in the format of diffusers'),
     ('guidance.sampler_type*', (), 'score distillation has no sampler; NeMo does not read it either'),
     ('optim.foreach', (False, None), 'the arithmetic is the same'),
     ('optim.fused', (False, None), 'the arithmetic is the same'),
@@ -258,7 +268,8 @@ IGNORED_NEMO_KEYS += [
     ('exp_manager.checkpoint_callback_params.every_n_epochs', (0, None), 'a run has no epochs'),
     ('exp_manager.checkpoint_callback_params.always_save_nemo', (False,), 'checkpoints are safetensors and JSON'),
     ('exp_manager.checkpoint_callback_params.monitor', (), 'the newest checkpoints are kept'),
-    ('exp_manager.checkpoint_callback_params.*', (), 'checkpoints are folders checkpoints/step-000100 in the result folder'),
+    ('exp_manager.checkpoint_callback_params.*', (),
+     'checkpoints are folders checkpoints/step-000100 in the result folder'),
     ('exp_manager.resume*', (True,), 'resume= (--resume, --overwrite) chooses'),
     ('exp_manager.*', (), 'out= (--out) chooses the result folder'),
     ('enable_benchmark', (False,), 'benchmarks/step.py measures steps'),
@@ -293,7 +304,9 @@ CLASSES = {    # the end of a class's name in NeMo: (its group, our option of it
 
 # %% ../nbs/14a_nemo.ipynb #2e6802eb
 def class_option(key: str, target: Any) -> tuple[str, str] | None:
-    "(group, option) that the class `target` at `key` stands for; None for a class that is not NeMo's. Raises `ConfigError` for a slip"
+    """(group, option) that the class `target` at `key` stands for; None for a class that is not NeMo's.
+
+    Raises `ConfigError` for a slip"""
     group = plain_name(key).removesuffix('_target_').rstrip('.')
     if isinstance(target, str) and '/' in target:    # from `built_in`
         home, _, option = target.rpartition('/')
@@ -306,7 +319,8 @@ def class_option(key: str, target: Any) -> tuple[str, str] | None:
         return None
     home, option = CLASSES[known]
     if group != home and not (home.endswith('.') and group.startswith(home)):
-        raise ConfigError(f'{key}: {target.split(".")[-1]} belongs into {home.rstrip(".") or "model"}, not into {group or "the root"}')
+        raise ConfigError(f'{key}: {target.split(".")[-1]} belongs into {home.rstrip(".") or "model"}, not into '
+                          f'{group or "the root"}')
     return home, option
 
 # %% ../nbs/14a_nemo.ipynb #72ad82dc
@@ -350,7 +364,9 @@ def nemo_settings(settings: Mapping,   # of NeMo's file: the first one, the mode
                   choices: Mapping,    # {group: option}
                   values: Mapping      # {NeMo's key: value}, which win over those of the files
                  ) -> tuple[dict, dict]:
-    "(NeMo's settings as one flat dict {dotted key: value}, those of `choices` that no list of defaults offered). Raises `ConfigError`"
+    """(NeMo's settings as one flat dict {dotted key: value}, those of `choices` that no list of defaults offered).
+
+    Raises `ConfigError`"""
     groups = set()
     def remember(path, name):
         groups.add(path.rpartition('/')[0])
@@ -371,5 +387,6 @@ def nemo_page(tree: Mapping  # from `nemo_settings`
     page = tree.get('model._target_', '')
     if isinstance(page, str) and page.removeprefix('model/') in PRESETS: return page.removeprefix('model/')
     for key, value in tree.items():
-        if key.endswith('renderer._target_') and re.search(r'NVDiffRast|/nvdiffrast', str(value)): return 'dreamfusion-dmtet'
+        if key.endswith('renderer._target_') and re.search(r'NVDiffRast|/nvdiffrast', str(value)):
+            return 'dreamfusion-dmtet'
     return 'dreamfusion'

@@ -40,7 +40,10 @@ def _write_text(writer, line):
     return writer.represent_scalar('tag:yaml.org,2002:str', line, style=style)
 
 
-_Writer.add_representer(list, lambda writer, items: writer.represent_sequence('tag:yaml.org,2002:seq', items, flow_style=True))
+def _write_list(writer, items): return writer.represent_sequence('tag:yaml.org,2002:seq', items, flow_style=True)
+
+
+_Writer.add_representer(list, _write_list)
 _Writer.add_representer(str, _write_text)
 
 # %% ../nbs/14_presets.ipynb #11711cd1
@@ -58,8 +61,10 @@ def read_yaml(written: str, name: str):
     "The value that a YAML text stands for; `name` says in the error where it came from"
     try: return yaml.load(written, Loader=_Reader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark, reason = getattr(error, 'problem_mark', None), getattr(error, 'problem', None) or str(error).split('\n')[0]
-        raise ConfigError(f'{name}{f", line {mark.line + 1}" if mark else ""}: cannot be read as YAML: {reason}') from None
+        mark = getattr(error, 'problem_mark', None)
+        reason = getattr(error, 'problem', None) or str(error).split('\n')[0]
+        place = f'{name}, line {mark.line + 1}' if mark else name
+        raise ConfigError(f'{place}: cannot be read as YAML: {reason}') from None
 
 # %% ../nbs/14_presets.ipynb #b58c6489
 def write_yaml(tree: dict) -> str:
@@ -67,13 +72,13 @@ def write_yaml(tree: dict) -> str:
     return yaml.dump(tree, Dumper=_Writer, sort_keys=False, allow_unicode=True, width=120)
 
 # %% ../nbs/14_presets.ipynb #0ac3d163
-_field = dict(bound=1, density_bias=0, encoder_type='hashgrid', encoder_max_level=None, n_levels=16, n_features_per_level=2,
-    log2_hashmap_size=19, base_resolution=16, desired_resolution=2048, interpolation='smoothstep', hidden_dims=64,
-    normal_type='central_finite_difference', normal_eps=.01)
+_field = dict(bound=1, density_bias=0, encoder_type='hashgrid', encoder_max_level=None, n_levels=16,
+    n_features_per_level=2, log2_hashmap_size=19, base_resolution=16, desired_resolution=2048,
+    interpolation='smoothstep', hidden_dims=64, normal_type='central_finite_difference', normal_eps=.01)
 _volume = dict(name='torchngp_raymarching', grid_resolution=128, update_interval=16, grid_decay=.95, density_thresh=10,
     near_plane=.2, max_steps=1024, dt_gamma=0)
-_diffusion = dict(name='stable-diffusion-v1-5/stable-diffusion-v1-5', t_range=[.02, .98], t_range_end=None, t_range_first=None,
-    scale_decay=1, perp_neg=0, weighting='sds', precision='16')
+_diffusion = dict(name='stable-diffusion-v1-5/stable-diffusion-v1-5', t_range=[.02, .98], t_range_end=None,
+    t_range_first=None, scale_decay=1, perp_neg=0, weighting='sds', precision='16')
 _optim = dict(lr=5e-3, eps=1e-8, weight_decay=2e-5, lr_decay=1)
 _losses = dict(lambda_sds=1, lambda_opacity=0, lambda_entropy=1e-3, lambda_orientation=1e-2, lambda_2d_normal_smooth=0,
     lambda_3d_normal_smooth=0, lambda_mesh_normal=0, lambda_mesh_laplacian=0)
@@ -87,7 +92,8 @@ OPTIONS: dict[str, dict[str, dict]] = {    # group: {option: values}
                                    sigma_net_cfg=dict(bias=False), features_net_cfg=dict(bias=False))},
     'background': {'static': dict(type='static', color=[0, 0, 1]),
                    'random': dict(type='random', color=[1, 1, 1], random_ratio=.5),
-                   'torchngp': dict(type='torchngp', encoder_multi_res=6, net_cfg=dict(num_hidden_dims=32, num_layers=2, bias=True)),
+                   'torchngp': dict(type='torchngp', encoder_multi_res=6,
+                                    net_cfg=dict(num_hidden_dims=32, num_layers=2, bias=True)),
                    'tcnn': dict(type='tcnn', net_cfg=dict(num_hidden_dims=32, num_layers=3, bias=False))},
     'material': {'basic_shading': {}},
     'renderer': {'torchngp_raymarching': _volume, 'nvdiffrast': _volume | dict(name='nvdiffrast'),
@@ -97,7 +103,8 @@ OPTIONS: dict[str, dict[str, dict]] = {    # group: {option: values}
     'optim': {'adan': _optim | dict(name='adan', betas=[.98, .92, .99], max_grad_norm=5),
               'adam': _optim | dict(name='adam', betas=[.9, .99], max_grad_norm=None)},
     'loss': {'dreamfusion': _losses,
-             'dmtet': _losses | dict(lambda_entropy=0, lambda_orientation=0, lambda_mesh_normal=.5, lambda_mesh_laplacian=.5)},
+             'dmtet': _losses | dict(lambda_entropy=0, lambda_orientation=0, lambda_mesh_normal=.5,
+                                     lambda_mesh_laplacian=.5)},
     'data': {'data': dict(train=dict(batch_size=1, width=64, height=64, radius_range=[3, 3.5], theta_range=[45, 105],
                                      phi_range=[-180, 180], fovy_range=[10, 30]),
                           val=_around | dict(size=5, val_check_interval=100), test=_around | dict(size=100))}}

@@ -25,11 +25,11 @@ from .field import albedo_at
 def sample_density(field: Any,                    # anything with `density(x [N,3]) -> [N]`
                    resolution: int,               # points along an axis
                    bound: float = 1.,             # half the side of the box
-                   grid: Any = None,              # `OccupancyGrid`: only its occupied cells and their neighbours are evaluated
+                   grid: Any = None,              # `OccupancyGrid`: only occupied cells and their neighbours
                    radius: float | None = None,   # nothing outside this ball is evaluated
                    chunk: int = 65536,            # points a call
                    device: torch.device | None = None
-                  ) -> torch.Tensor:              # [R, R, R] on the CPU, axes x, y, z; 0 where the field was not evaluated
+                  ) -> torch.Tensor:              # [R, R, R] on the CPU, axes x, y, z; 0 where not evaluated
     "Return the density on a regular grid that includes the box's corners. NaN counts as 0"
     r = resolution
     wide = grid and F.max_pool3d(grid.occupied[None, None].float(), 3, 1, 1)[0, 0] > 0
@@ -64,7 +64,7 @@ def auto_threshold(density: torch.Tensor,  # what the renderer sees [R, R, R]
                    surface: torch.Tensor,  # what the mesh is cut from [R, R, R], positive: `density`, smoothed
                    spacing: float          # between grid points, world units
                   ) -> float | None:
-    "Return the level of `surface` whose silhouettes along x, y, z agree best with those that `density` shows; None if nothing shows"
+    "Return the level of `surface` whose silhouettes along x, y, z agree best with those of `density`; None for nothing"
     seen = torch.cat([density.sum(axis).flatten()*spacing > math.log(2) for axis in range(3)])
     if not seen.any(): return None
     peak, order = torch.cat([surface.amax(axis).flatten() for axis in range(3)]).double().sort()
@@ -93,14 +93,15 @@ def pieces_of(mesh: 'trimesh.Trimesh') -> tuple[np.ndarray, np.ndarray]:
     from scipy.sparse.csgraph import connected_components
     vertices, faces = np.asarray(mesh.vertices), np.asarray(mesh.faces)
     edges = np.concatenate([faces[:, :2], faces[:, 1:]])
-    _, label = connected_components(coo_matrix((np.ones(len(edges), bool), edges.T), shape=(len(vertices),)*2), directed=False)
+    _, label = connected_components(coo_matrix((np.ones(len(edges), bool), edges.T), shape=(len(vertices),)*2),
+                                    directed=False)
     piece = np.unique(label[faces[:, 0]], return_inverse=True)[1]
     a, b, c = vertices[faces].transpose(1, 0, 2)
     return piece, np.bincount(piece, weights=(a*np.cross(b, c)).sum(-1)/6)
 
 # %% ../nbs/13_surfaces.ipynb #24054894
 def drop_pieces(mesh: 'trimesh.Trimesh',  # changed in place
-                min_share: float          # pieces with less than this share of the largest one's volume go; 1: one stays, 0: all
+                min_share: float          # smaller pieces go, as a share of the largest volume; 1: one stays, 0: all
                ) -> 'trimesh.Trimesh':    # the same mesh
     "Remove floaters and hollows from a mesh. Raises `ConfigError`"
     check_share(min_share)
@@ -114,35 +115,40 @@ def drop_pieces(mesh: 'trimesh.Trimesh',  # changed in place
 def check_resolution(resolution: object) -> None:
     "Raise `ConfigError` unless `resolution` is a number of grid points that a surface can be cut from"
     if not is_whole(resolution, 4, 1024):
-        raise ConfigError(f'resolution is a whole number of points an axis, at least 4, at most 1024, not {resolution!r}')
+        raise ConfigError(f'resolution is a whole number of points an axis, from 4 to 1024, not {resolution!r}')
 
 
 def check_share(min_share: object) -> None:
     "Raise `ConfigError` unless `min_share` is a share"
-    if isinstance(min_share, bool) or not isinstance(min_share, Real) or not 0 <= min_share <= 1:    # type: ignore[operator]
+    number = isinstance(min_share, Real) and not isinstance(min_share, bool)
+    if not number or not 0 <= min_share <= 1:    # type: ignore[operator]
         raise ConfigError(f'min_share is a number from 0 (every piece stays) to 1 (one does), not {min_share!r}')
 
 
 def check_threshold(threshold: object) -> None:
     "Raise `ConfigError` unless `threshold` is \"auto\" or a density"
     if isinstance(threshold, str) and threshold == 'auto': return
-    if isinstance(threshold, bool) or not isinstance(threshold, Real) or not 0 < threshold <= 1e30:    # type: ignore[operator]
+    number = isinstance(threshold, Real) and not isinstance(threshold, bool)
+    if not number or not 0 < threshold <= 1e30:    # type: ignore[operator]
         raise ConfigError(f'threshold is "auto" or a positive density, at most 1e30, not {threshold!r}')
 
 # %% ../nbs/13_surfaces.ipynb #c370fa43
 class Isosurfaces:
-    """The density of a field on a grid, evaluated once. `mesh(threshold)` then takes a fraction of a second, as a slider needs.
+    """The density of a field on a grid, evaluated once. `mesh(threshold)` then takes a fraction of a second, as a
+    slider needs.
 
     `field`, `resolution`, `bound`, `grid`, `radius`, `smooth` and `chunk` are those of `extract_mesh`.
     `auto` is the threshold that `auto_threshold` chose, None if nothing shows; `range` the densities
-    (low, high) between which a threshold changes anything; `density` [R, R, R] the field's values. Raises `ConfigError`."""
+    (low, high) between which a threshold changes anything; `density` [R, R, R] the field's values. Raises
+    `ConfigError`."""
     @torch.no_grad()
-    def __init__(self, field: Any, *, resolution: int = 128, bound: float | None = None, grid: Any = None, radius: float | None = None,
-                 smooth: float = .015, chunk: int = 65536):
+    def __init__(self, field: Any, *, resolution: int = 128, bound: float | None = None, grid: Any = None,
+                 radius: float | None = None, smooth: float = .015, chunk: int = 65536):
         check_resolution(resolution)
         self.field, self.chunk = field, chunk
         self.bound: float = getattr(field, 'bound', 1.) if bound is None else bound
-        if not 0 < self.bound < math.inf: raise ConfigError(f'bound is half the side of a box, above 0, not {self.bound!r}')
+        if not 0 < self.bound < math.inf:
+            raise ConfigError(f'bound is half the side of a box, above 0, not {self.bound!r}')
         self.device = next((p.device for p in field.parameters()), None) if hasattr(field, 'parameters') else None
         self.spacing = 2*self.bound/(resolution - 1)
         self.sigma = smooth/self.spacing
@@ -162,12 +168,14 @@ class Isosurfaces:
         level = self.auto if isinstance(threshold, str) else threshold
         low, high = self.visible
         surface = self.surface
-        if not isinstance(threshold, str) and not 10*low <= threshold <= high/10:    # densities near the level must not be limited
+        # densities near the level must not be limited
+        if not isinstance(threshold, str) and not 10*low <= threshold <= high/10:
             surface = smooth_density(self.density, self.sigma, min(low, threshold/10), max(high, threshold*10))
         if level is None or not (surface > level).any(): raise EmptyMeshError(_why_empty(self.density, level))
         whole = trimesh.Trimesh(*_isosurface(surface, level, self.bound), process=False, metadata=dict(threshold=level))
         mesh = drop_pieces(whole, min_share)
-        beneath = torch.as_tensor(mesh.vertices - self.spacing*mesh.vertex_normals, dtype=torch.float32, device=self.device)
+        beneath = torch.as_tensor(mesh.vertices - self.spacing*mesh.vertex_normals, dtype=torch.float32,
+                                  device=self.device)
         inside = beneath.clamp(-self.bound, self.bound)
         colors = torch.cat([albedo_at(self.field, x) for x in inside.split(self.chunk)]).float().clamp(0, 1)
         mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=colors.mul(255).round().byte().cpu().numpy())
@@ -182,11 +190,14 @@ def extract_mesh(field: Any,                       # `density(x [N,3]) -> [N]` a
                  grid: Any = None,                 # the renderer's `OccupancyGrid`: empty cells are not evaluated
                  radius: float | None = None,      # the renderer's ball: nothing outside it
                  smooth: float = .015,             # standard deviation of the smoothing, world units; 0: none
-                 min_share: float = 1.,            # pieces with less than this share of the largest one's volume go; 1: keep one, 0: all
+                 min_share: float = 1.,            # smaller pieces go, as a share of the largest; 1: keep one, 0: all
                  chunk: int = 65536                # points a call
                 ) -> 'trimesh.Trimesh':
-    "Return a closed mesh in world coordinates (+y up, front +z), vertex colours = albedo. Raises `EmptyMeshError`, `ConfigError`"
-    surfaces = Isosurfaces(field, resolution=resolution, bound=bound, grid=grid, radius=radius, smooth=smooth, chunk=chunk)
+    """Return a closed mesh in world coordinates (+y up, front +z), vertex colours = albedo.
+
+    Raises `EmptyMeshError`, `ConfigError`"""
+    surfaces = Isosurfaces(field, resolution=resolution, bound=bound, grid=grid, radius=radius, smooth=smooth,
+                           chunk=chunk)
     return surfaces.mesh(threshold, min_share)
 
 # %% ../nbs/13_surfaces.ipynb #e20b5454
@@ -194,13 +205,16 @@ def _why_empty(density: torch.Tensor, level: float | None) -> str:
     "Return a line that says why there is no surface, with figures"
     figures = f'density is min {density.min():.3g}, mean {density.mean():.3g}, max {density.max():.3g}'
     if level is None:
-        return f'the object is transparent from every side, there is no surface ({figures}); train longer, or raise blob_density'
-    return f'no density above the threshold {level:.3g}, there is no surface ({figures}); choose one below the maximum, or "auto"'
+        return (f'the object is transparent from every side, there is no surface ({figures}); '
+                'train longer, or raise blob_density')
+    return (f'no density above the threshold {level:.3g}, there is no surface ({figures}); '
+            'choose one below the maximum, or "auto"')
 
 # %% ../nbs/13_surfaces.ipynb #3d4327e0
 def check_faces(faces: object) -> None:
     "Raise `ConfigError` unless `faces` is a number of triangles that a closed mesh can have"
-    if not is_whole(faces, 4): raise ConfigError(f'faces: a closed mesh has a whole number of at least 4 triangles, not {faces!r}')
+    if not is_whole(faces, 4):
+        raise ConfigError(f'faces: a closed mesh has a whole number of at least 4 triangles, not {faces!r}')
 
 
 def by_quadrics(mesh: 'trimesh.Trimesh', faces: int) -> 'trimesh.Trimesh | None':
@@ -208,7 +222,8 @@ def by_quadrics(mesh: 'trimesh.Trimesh', faces: int) -> 'trimesh.Trimesh | None'
     for aggression in (7, 3, 1):
         small = mesh.simplify_quadric_decimation(face_count=faces, aggression=aggression)
         # two triangles back to back count as closed
-        if small.is_watertight and len(small.faces) <= faces and np.abs(pieces_of(small)[1]).min() > 1e-9*mesh.scale**3: return small
+        if small.is_watertight and len(small.faces) <= faces and np.abs(pieces_of(small)[1]).min() > 1e-9*mesh.scale**3:
+            return small
     return None
 
 
@@ -216,7 +231,8 @@ def by_short_edges(mesh: 'trimesh.Trimesh', faces: int) -> 'trimesh.Trimesh':
     "Return a closed mesh with at most so many triangles: collapse short edges, then longer ones. Raises `ConfigError`"
     import manifold3d
     import trimesh
-    solid = manifold3d.Manifold(manifold3d.Mesh(np.asarray(mesh.vertices, np.float32), np.asarray(mesh.faces, np.uint32)))
+    solid = manifold3d.Manifold(manifold3d.Mesh(np.asarray(mesh.vertices, np.float32),
+                                                np.asarray(mesh.faces, np.uint32)))
     if solid.status() != manifold3d.Error.NoError:
         raise ConfigError('faces: the mesh is no closed surface whose triangles are all wound the same way; '
                           'trimesh.repair.fix_normals winds them')
@@ -231,18 +247,22 @@ def by_short_edges(mesh: 'trimesh.Trimesh', faces: int) -> 'trimesh.Trimesh':
             spare = spare or small
             if least < .5*len(spare.faces): break    # too few triangles is worse than a mesh that opens when merged
         solid, tolerance = solid.simplify(tolerance), 1.15*tolerance
-    if spare is None: raise ConfigError(f'faces: {faces} are too few for this shape; the nearest number that works is {least}')
+    if spare is None:
+        raise ConfigError(f'faces: {faces} are too few for this shape; the nearest number that works is {least}')
     return spare
 
 # %% ../nbs/13_surfaces.ipynb #b46f0216
 def decimate(mesh: 'trimesh.Trimesh',  # closed
              faces: int                # at most so many triangles, at least 4
             ) -> 'trimesh.Trimesh':    # closed; vertex colours are those of the nearest old vertex
-    "Return nearly the same shape with fewer triangles. Where too few are left for a handle, the handle closes. Raises `ConfigError`"
+    """Return nearly the same shape with fewer triangles. Where too few are left for a handle, the handle closes.
+
+    Raises `ConfigError`"""
     from scipy.spatial import cKDTree
     check_faces(faces)
     if len(mesh.faces) <= faces: return mesh
-    if not mesh.is_watertight: raise ConfigError('faces: only a closed mesh can have fewer triangles, and this one is open')
+    if not mesh.is_watertight:
+        raise ConfigError('faces: only a closed mesh can have fewer triangles, and this one is open')
     small = by_quadrics(mesh, faces) or by_short_edges(mesh, faces)
     if mesh.visual.kind == 'vertex':
         _, nearest = cKDTree(mesh.vertices).query(small.vertices)

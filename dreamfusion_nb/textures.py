@@ -53,8 +53,10 @@ def check_texture_size(size: object) -> None:
 def unwrap(mesh: 'trimesh.Trimesh',
            seconds: float = 60,  # give up after so many
            size: int = 1024      # texels an edge of the picture to come: charts keep about two texels apart
-          ) -> Any:              # trimesh.Trimesh, vertices doubled along the seams; None if time ran out or xatlas failed
-    "Return the mesh with texture coordinates in 0..1, by xatlas in a process of its own, which can be stopped. Raises `ConfigError`"
+          ) -> Any:              # trimesh.Trimesh, vertices doubled along seams; None if time ran out or xatlas failed
+    """Return the mesh with texture coordinates in 0..1, by xatlas in a process of its own, which can be stopped.
+
+    Raises `ConfigError`"""
     import trimesh
     if not len(mesh.faces): raise ConfigError('unwrap: the mesh has no faces')
     check_seconds(seconds)
@@ -72,7 +74,7 @@ def unwrap(mesh: 'trimesh.Trimesh',
 
 # %% ../nbs/13a_textures.ipynb #c275e51e
 def tangents(mesh: 'trimesh.Trimesh'  # with texture coordinates
-            ) -> np.ndarray:          # [V, 4]: a unit vector along which u grows, at right angles to the normal; and a sign
+            ) -> np.ndarray:          # [V, 4]: a unit vector in the surface along which u grows; and a sign
     """Return tangents as glTF 2.0 stores them (section 3.7.2.1), means over the triangles around each vertex.
 
     v grows along sign·cross(normal, tangent)."""
@@ -94,22 +96,27 @@ def tangents(mesh: 'trimesh.Trimesh'  # with texture coordinates
 # %% ../nbs/13a_textures.ipynb #df63806c
 def normals_of(mesh: 'trimesh.Trimesh',  # the fine one
                count: int = 6            # neighbours over which a mean is taken
-              ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:  # (points [N,3], normals [N,3]) -> unit normals nearby [N,3]
-    "Return the function that `bake` calls for a normal texture: means over the nearest vertices that face the same side"
+              ) -> Callable:             # (points [N,3], normals [N,3]) -> unit normals of the mesh nearby [N,3]
+    """Return the function that `bake` calls for a normal texture.
+
+    It takes means over the nearest vertices that face the same side."""
     from scipy.spatial import cKDTree
     tree, known = cKDTree(mesh.vertices), torch.as_tensor(np.array(mesh.vertex_normals)).float()
     def ask(points, normals):
         neighbours = range(1, min(count, len(known)) + 1)
         far, index = (torch.as_tensor(found) for found in tree.query(points.cpu().numpy(), neighbours))
         found = known[index]
-        weight = ((found*normals.cpu()[:, None]).sum(-1) > 0)/(far.float()**2 + 1e-12)    # a thin wall's other side doesn't count
+        # a thin wall's other side doesn't count
+        weight = ((found*normals.cpu()[:, None]).sum(-1) > 0)/(far.float()**2 + 1e-12)
         total = (weight[..., None]*found).sum(1)
         return F.normalize(torch.where(total.norm(dim=-1, keepdim=True) > 0, total, normals.cpu()), dim=-1)
     return ask
 
 # %% ../nbs/13a_textures.ipynb #cb2b62ea
 def _fill(values: torch.Tensor, seen: torch.Tensor) -> Image.Image:
-    "Return a texture of values [N, 3] for the texels that are `seen` [size, size]; the others take that of the nearest one that is"
+    """Return a texture of values [N, 3] for the texels that are `seen` [size, size].
+
+    The others take the colour of the nearest one that is."""
     from scipy.ndimage import distance_transform_edt
     picture = torch.zeros(*seen.shape, 3)
     picture[seen] = values
@@ -127,10 +134,10 @@ def _in_chunks(function: Callable, points: torch.Tensor, normals: torch.Tensor, 
 def bake(mesh: Any,                       # trimesh.Trimesh, from `unwrap`
          color: Callable,                 # called as color(points [N,3], normals [N,3]) -> [N,3] in 0..1
          size: int = 1024,                # texels an edge
-         normal: Callable | None = None,  # called likewise -> the normals wanted [N,3], see `normals_of`; None: no normal texture
+         normal: Callable | None = None,  # likewise: the normals wanted [N,3], see `normals_of`; None: no such texture
          chunk: int = 65536               # texels a call
         ) -> Any:                         # trimesh.Trimesh
-    "Return the mesh with a texture of `color` at its surface, a matte material, and perhaps a normal texture. Raises `ConfigError`"
+    "Return the mesh with a matte material and a texture, and perhaps a normal texture. Raises `ConfigError`"
     import trimesh
     check_texture_size(size)
     if mesh.visual.kind != 'texture' or mesh.visual.uv is None:
@@ -176,7 +183,9 @@ def linear_to_srgb(light: np.ndarray) -> np.ndarray:
 def paint_of(visual: Any,  # of a trimesh.Trimesh
              n: int        # its number of vertices
             ) -> tuple[np.ndarray, Image.Image | None]:
-    "Return values at the vertices [n, k] and a picture or None: texture coordinates [n, 2] of the picture, or colours [n, 3] in 0..1"
+    """Return values at the vertices [n, k], and a picture or None.
+
+    The values are texture coordinates [n, 2] of the picture, or colours [n, 3] in 0..1."""
     if visual.kind != 'texture': return visual.vertex_colors[:, :3]/255, None
     material = visual.material
     picture = getattr(material, 'baseColorTexture', None) or getattr(material, 'image', None)

@@ -19,7 +19,8 @@ def number(default,         # value where none is given; None where the annotati
            low, high,       # bounds, both allowed
            scheduled=False  # a schedule is allowed too, see `value_at`
           ):                # `dataclasses.field`
-    "A key that holds a number from `low` to `high`, or several such numbers: the annotation says how many, and whether they are whole"
+    """A key that holds a number from `low` to `high`, or several such numbers: the annotation says how many, and
+    whether they are whole"""
     return field(default=default, metadata=dict(low=low, high=high, scheduled=scheduled))
 
 
@@ -71,14 +72,17 @@ def _nearest_one(value, kind, rule):
         close = difflib.get_close_matches(str(value).lower(), rule['choices'], n=1)
         return close[0] if close else None
     if kind is str: return value if _writable(value) and (rule['empty'] or value.strip()) else None
-    if kind is bool: return {'true': True, 'yes': True, 'on': True, 'false': False, 'no': False, 'off': False}.get(str(value).lower())
+    if kind is bool:
+        return {'true': True, 'yes': True, 'on': True, 'false': False, 'no': False,
+                'off': False}.get(str(value).lower())
     return _nearest_number(value, kind, rule)
 
 # %% ../nbs/00b_values.ipynb #eaf3d3fa
 def value_at(value,  # a number (or None), or a schedule (start_step, start, end, end_step)
              step    # of the run, counted from 0
             ):       # the number at that step, whole if both ends are whole
-    "What a key that may be scheduled is at a step: linear between the two steps, constant outside them (after threestudio)"
+    """What a key that may be scheduled is at a step: linear between the two steps, constant outside them (after
+    threestudio)"""
     if not isinstance(value, (list, tuple)): return value
     first, start, end, last = value
     if step >= last: return end
