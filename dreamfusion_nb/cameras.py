@@ -25,7 +25,7 @@ Range = tuple[float, float]                                # (lowest, highest)
 # %% ../nbs/01_cameras.ipynb #0cb87ae2
 def look_at(eye: torch.Tensor,              # camera positions [..., 3]
             target: Vector = (0., 0., 0.),  # points looked at [..., 3]
-            up: Vector = (0., 1., 0.),      # directions that shall be up in the picture [..., 3], any length
+            up: Vector = (0., 1., 0.),      # directions that are up in the picture [..., 3], any length
            ) -> torch.Tensor:               # camera-to-world matrices [..., 4, 4]
     """Camera-to-world matrices with OpenGL's axes (x right, y up, looking down -z) and determinant +1.
 

@@ -82,8 +82,8 @@ def normal_smooth_3d(normals: torch.Tensor,  # unit normals at points [M, 3]
     return (normals - nearby).abs().sum()/max(1, normals.numel())
 
 # %% ../nbs/12_losses.ipynb #9a8b9f84
-def _neighbours(faces, n_vertices):
-    "Pairs of faces that share an edge with nobody else [P, 2], and whether both are wound alike [P]"
+def _neighbours(faces: torch.Tensor, n_vertices: int) -> tuple[torch.Tensor, torch.Tensor]:
+    "Pairs of faces that alone share an edge [P, 2], and whether both are wound alike [P]"
     key, forward = mesh_edges(faces.long(), n_vertices)
     _, edge, count = key.unique(return_inverse=True, return_counts=True)
     order = edge.argsort(stable=True)

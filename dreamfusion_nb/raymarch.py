@@ -162,7 +162,7 @@ def segment_rays(near: torch.Tensor, far: torch.Tensor,  # of each ray, float64 
        ) -> RaySegments:                                 # `RaySegments`
     "Cuts ways through the box; clamp(t*dt_gamma, step, longest) is Instant-NGP's step"
     way = (far - near).clamp_min(0)
-    count = torch.ceil(way/step - 1e-6).long()   # a way of exactly n steps shall not get n+1 by rounding
+    count = torch.ceil(way/step - 1e-6).long()   # rounding must not make n+1 pieces of n steps
     if dt_gamma == 0:
         return RaySegments(near, far, count, way/count.clamp_min(1), torch.zeros_like(count), near.new_empty(0))
     ruler, end = [begin], far.max().item() if len(far) else begin

@@ -1,4 +1,4 @@
-"NeMo's nineteen bugs (facts/nemo.md, section 5.5): where each would be caught, and the ones that have no better place"
+"NeMo's nineteen bugs: where each would be caught, and the ones that have no better place"
 import ast
 from pathlib import Path
 
