@@ -1,11 +1,13 @@
 """Notebooks in a real browser, for the tests and for pictures of the dashboards.
 
-    python tools/pages.py --out /tmp/pages          # a picture of every dashboard, in JupyterLab's light and dark theme
+    python tools/pages.py --out /tmp/pages          # pictures of every dashboard: light and dark, at three widths
+    python tools/pages.py --only step --width 1024  # some of them
     python tools/pages.py --readme                  # the one in the README, nbs/images/dashboard.jpg
 """
 import argparse
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -34,18 +36,24 @@ def served(kind,    # 'lab' or 'voila'
     "A Jupyter server with settings of its own, on a free port of this machine; yields its address"
     port = free_port()
     with tempfile.TemporaryDirectory() as own:
-        names = ('JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR', 'JUPYTERLAB_SETTINGS_DIR', 'JUPYTERLAB_WORKSPACES_DIR')
+        names = ('JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR',
+                 'JUPYTERLAB_SETTINGS_DIR', 'JUPYTERLAB_WORKSPACES_DIR')
         env = os.environ | {name: f'{own}/{name.lower()}' for name in names}
-        env |= dict(PYTHONPATH=f'{ROOT}{os.pathsep}{os.environ.get("PYTHONPATH", "")}', OMP_NUM_THREADS='1', NUMBA_NUM_THREADS='1', MPLBACKEND='module://matplotlib_inline.backend_inline')
+        env |= dict(PYTHONPATH=f'{ROOT}{os.pathsep}{os.environ.get("PYTHONPATH", "")}', OMP_NUM_THREADS='1',
+                    NUMBA_NUM_THREADS='1', MPLBACKEND='module://matplotlib_inline.backend_inline')
         settings = Path(own)/'jupyterlab_settings_dir'/'@jupyterlab'/'apputils-extension'
         settings.mkdir(parents=True)
-        (settings/'themes.jupyterlab-settings').write_text(json.dumps(dict(theme=f'JupyterLab {"Dark" if dark else "Light"}')))
-        (settings/'notification.jupyterlab-settings').write_text(json.dumps(dict(fetchNews='false', checkForUpdates=False)))
+        choices = dict(themes=dict(theme=f'JupyterLab {"Dark" if dark else "Light"}'),
+                       notification=dict(fetchNews='false', checkForUpdates=False))
+        for name, choice in choices.items(): (settings/f'{name}.jupyterlab-settings').write_text(json.dumps(choice))
         options = [f'--port={port}', '--no-browser', '--ip=127.0.0.1']
-        if kind == 'lab': command = ['-m', 'jupyterlab', *options, '--allow-root', '--IdentityProvider.token=', f'--ServerApp.root_dir={folder}']
+        if kind == 'lab':
+            own_options = ['--allow-root', '--IdentityProvider.token=', f'--ServerApp.root_dir={folder}']
+            command = ['-m', 'jupyterlab', *options, *own_options]
         else: command = ['-m', 'voila', *options, '--token=', str(folder)]
         log = open(Path(own)/'log', 'w+')
-        server = subprocess.Popen([sys.executable, *command], env=env, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        server = subprocess.Popen([sys.executable, *command], env=env, cwd=folder, stdout=log, stderr=subprocess.STDOUT,
+                                  start_new_session=True)
         try:
             for _ in range(240):
                 if server.poll() is not None: break
@@ -77,7 +85,8 @@ def open_lab(opened, address, name, width=1280, height=1000):
     page = opened.new_page(viewport=dict(width=width, height=height))
     page.goto(f'{address}/lab/tree/{name}?reset')
     page.wait_for_selector('.jp-Notebook .jp-CodeCell', timeout=60_000)
-    page.wait_for_selector('.jp-NotebookPanel-toolbar [data-status="idle"], .jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
+    page.wait_for_selector('.jp-NotebookPanel-toolbar [data-status="idle"], '
+                           '.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
     return page
 
 
@@ -86,43 +95,83 @@ def run_all(page):
     for _ in range(6):
         page.get_by_role('menuitem', name='Run', exact=True).click()
         page.locator('.lm-Menu-item', has_text='Run All Cells').first.click()
-        try: return page.wait_for_selector('.jp-InputPrompt:has-text("*"), .jp-InputPrompt:has-text("1")', timeout=10_000)
+        started = '.jp-InputPrompt:has-text("*"), .jp-InputPrompt:has-text("1")'
+        try: return page.wait_for_selector(started, timeout=10_000)
         except Exception: page.keyboard.press('Escape')
     raise RuntimeError('the notebook did not run')
 
 
+FIRST_STEPS = """from dreamfusion_nb.dashboard import CompareDashboard, FieldDashboard, MeshDashboard, StepDashboard
+dashboard = StepDashboard('a hamburger', iters=300)
+for _ in range(40): dashboard.driver.step(show=False)
+"""
 DASHBOARDS = dict(
-    viewer="from dreamfusion_nb import toybox\nfrom dreamfusion_nb.viewer import Viewer\nviewer = Viewer(toybox.mesh('a blue penguin'))\nviewer",
-    step="from dreamfusion_nb.dashboard import StepDashboard\ndashboard = StepDashboard('a hamburger', iters=300)\nfor _ in range(40): dashboard.driver.step(show=False)\ndashboard",
-    field="from dreamfusion_nb.dashboard import FieldDashboard, StepDashboard\nsteps = StepDashboard('a hamburger', iters=300)\nfor _ in range(60): steps.driver.step(show=False)\nFieldDashboard(steps.trainer)",
-    mesh="from dreamfusion_nb.dashboard import MeshDashboard, StepDashboard\nsteps = StepDashboard('a hamburger', iters=300)\nfor _ in range(60): steps.driver.step(show=False)\nMeshDashboard(steps.trainer)",
-    compare="from dreamfusion_nb.dashboard import CompareDashboard\ncompare = CompareDashboard(['a red mug', 'a blue penguin', 'a hamburger'], iters=200)\nfor _ in range(30): compare.step()\ncompare")
+    viewer="from dreamfusion_nb import toybox\n"
+           "from dreamfusion_nb.viewer import Viewer\n"
+           "viewer = Viewer(toybox.mesh('a purple owl', resolution=64), alt='a purple owl')\nviewer",
+    step=FIRST_STEPS + 'dashboard',
+    field=FIRST_STEPS + 'FieldDashboard(dashboard.trainer)',
+    mesh=FIRST_STEPS + 'MeshDashboard(dashboard.trainer)',
+    compare="from dreamfusion_nb.dashboard import CompareDashboard\n"
+            "compare = CompareDashboard(['a red mug', 'a blue penguin', 'a hamburger'], iters=200)\n"
+            "for _ in range(30): compare.step()\ncompare")
+WIDTHS = (1024, 1440, 1920)
+WIDGET = '.jp-OutputArea-output .dfnb-viewer, .jp-OutputArea-output .dfnb-dashboard'
+# what of a widget lies outside the cell's output, or is a text that does not fit where it stands
+CUT = """widget => {
+  const room = widget.closest('.jp-OutputArea-output').getBoundingClientRect(), found = []
+  for (const e of widget.querySelectorAll('*')) {
+    const box = e.getBoundingClientRect(), style = getComputedStyle(e)
+    const name = `${e.tagName.toLowerCase()}.${[...e.classList].at(-1) ?? ''} ${e.textContent.trim().slice(0, 30)}`
+    if (!box.width || e.closest('svg')) continue
+    if (box.right > room.right + 1) found.push(`${Math.round(box.right - room.right)} px beyond: ${name}`)
+    const says = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())
+    if (says && e.scrollWidth > e.clientWidth + 1 && style.overflowX !== 'visible' && style.display !== 'inline')
+      found.push(`text cut: ${name}`)
+  }
+  return [...new Set(found)].slice(0, 12)
+}"""
 
 
-def pictures(out, names=DASHBOARDS, themes=(False, True)):
-    "A PNG of each dashboard in each theme"
+def set_theme(page, dark):
+    "JupyterLab's own light or dark theme, from its menu"
+    page.get_by_role('menuitem', name='Settings', exact=True).click()
+    page.locator('.lm-Menu-item', has_text=re.compile('^Theme$')).first.click()
+    page.locator('.lm-Menu-item', has_text=f'JupyterLab {"Dark" if dark else "Light"}').last.click()
+    page.wait_for_selector(f'body[data-jp-theme-light="{"false" if dark else "true"}"]', state='attached')
+    page.keyboard.press('Escape')
+    page.wait_for_timeout(1500)
+
+
+def pictures(out, names=DASHBOARDS, themes=(False, True), widths=WIDTHS):
+    "A PNG of each dashboard in each theme and width of the window; prints what is cut off"
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, browser() as opened:
+    with tempfile.TemporaryDirectory() as folder, browser() as opened, served('lab', folder) as address:
         for name in names: write_notebook(Path(folder)/f'{name}.ipynb', DASHBOARDS[name])
-        for dark in themes:
-            with served('lab', folder, dark) as address:
-                for name in names:
-                    page = open_lab(opened, address, f'{name}.ipynb', height=1300)
-                    run_all(page)
-                    widget = page.locator('.jp-OutputArea-output .dfnb-viewer, .jp-OutputArea-output .dfnb-dashboard').first
-                    widget.wait_for(timeout=120_000)
-                    page.wait_for_timeout(4000)
-                    path = out/f'{name}-{"dark" if dark else "light"}.png'
+        for name in names:
+            page = open_lab(opened, address, f'{name}.ipynb', width=1440, height=1300)
+            run_all(page)
+            widget = page.locator(WIDGET).first
+            widget.wait_for(timeout=300_000)
+            page.wait_for_timeout(4000)
+            for dark in themes:
+                set_theme(page, dark)
+                for width in widths:
+                    page.set_viewport_size(dict(width=width, height=1300))
+                    page.wait_for_timeout(1500)
+                    path = out/f'{name}-{width}-{"dark" if dark else "light"}.png'
                     page.screenshot(path=path)
-                    print(path, widget.bounding_box(), flush=True)
-                    page.close()
+                    box = widget.bounding_box()
+                    print(path, *(f'{box[side]:.0f}' for side in ('width', 'height')), widget.evaluate(CUT), flush=True)
+            page.close()
 
 
 def readme_picture():
     "The step dashboard in mid-run, without the page around it, as nbs/images/dashboard.jpg"
     path = ROOT/'nbs/images/dashboard.jpg'
     with tempfile.TemporaryDirectory() as folder, browser() as opened, served('lab', folder) as address:
-        write_notebook(Path(folder)/'step.ipynb', DASHBOARDS['step'].replace('iters=300', 'iters=1000').replace('range(40)', 'range(500)'))
+        code = DASHBOARDS['step'].replace('iters=300', 'iters=1000').replace('range(40)', 'range(500)')
+        write_notebook(Path(folder)/'step.ipynb', code)
         page = open_lab(opened, address, 'step.ipynb', height=1200)
         run_all(page)
         widget = page.locator('.dfnb-step-dashboard').first
@@ -138,10 +187,11 @@ def main():
     parser.add_argument('--out', default='outputs/pages', help='folder of the pictures')
     parser.add_argument('--only', nargs='*', choices=DASHBOARDS, default=DASHBOARDS)
     parser.add_argument('--theme', choices=['light', 'dark'], help='only this one')
+    parser.add_argument('--width', nargs='*', type=int, default=WIDTHS, help='of the window, pixels')
     parser.add_argument('--readme', action='store_true', help='the picture of the README instead')
     o = parser.parse_args()
     if o.readme: return readme_picture()
-    pictures(Path(o.out), o.only, {'light': (False,), 'dark': (True,)}.get(o.theme, (False, True)))
+    pictures(Path(o.out), o.only, {'light': (False,), 'dark': (True,)}.get(o.theme, (False, True)), o.width)
 
 
 if __name__ == '__main__': main()
