@@ -22,7 +22,7 @@ from .cameras import Cameras, projection, rays
 from .errors import ConfigError, is_whole
 from .field import albedo_at
 from .rasterize import antialias, interpolate, rasterize, seen_at
-from .raymarch import Renderer, RenderOutput, backdrop, view_lights
+from .renderer import Renderer, RenderOutput, backdrop, view_lights
 from .shading import Material, shade
 
 if TYPE_CHECKING:

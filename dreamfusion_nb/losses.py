@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from .field import normal_at
 from .rasterize import mesh_edges
-from .raymarch import RenderOutput
+from .renderer import RenderOutput
 
 # %% ../nbs/12_losses.ipynb #32d96fab
 def opacity(opacity: torch.Tensor,  # opacity of rays, in 0..1, any shape
