@@ -137,7 +137,7 @@ def fastest_dtype(device: str | torch.device = 'cpu') -> torch.dtype:
 
 # %% ../nbs/09a_pipelines.ipynb #4bca1f3a
 def _load_parts(folder: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    # imported here and not at the top: it takes seconds, and a guidance of one's own needs neither library
+    # imported here and not at the top: it takes seconds, and a guidance that you write yourself needs neither library
     import diffusers
     from transformers import CLIPTextModel, CLIPTokenizer
     half = dtype in (torch.float16, torch.bfloat16)

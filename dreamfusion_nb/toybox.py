@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ._toys import COLORS, FINISHES, KINDS, _albedo, _color, _distance, _on_torch_threads, _primitive_distance, build
-from ._toys import Parts as Parts    # for worlds of one's own
+from ._toys import Parts as Parts    # for worlds of your own
 from .cameras import VIEWS, Cameras, sample_cameras
 from .errors import ConfigError, did_you_mean
 
