@@ -17,7 +17,8 @@ import torch
 # %% ../nbs/10_toys.ipynb #8f445284
 ELLIPSOID, BOX, CYLINDER, CONE, TORUS = range(5)
 # One primitive is one row of numbers, so that compiled code can loop over a whole toy.
-# columns: 0 shape, 1:4 centre, 4:13 rotation world -> own frame, 13:17 size, 17:20 colour, 20 radius of its bounding ball, 21 finish
+# columns: 0 shape, 1:4 centre, 4:13 rotation world -> own frame, 13:17 size, 17:20 colour, 20 radius of its bounding
+# ball, 21 finish
 N_COLUMNS = 22
 
 
@@ -105,7 +106,8 @@ def _primitive_distance(row, x, y, z, exact):
     return _torus_distance(u, v, w, row[13], row[14])
 
 # %% ../nbs/10_toys.ipynb #a08044fe
-COLORS = dict(red=(.85, .10, .10), orange=(.95, .50, .08), yellow=(.95, .85, .12), green=(.13, .58, .16), blue=(.12, .28, .85),
+COLORS = dict(red=(.85, .10, .10), orange=(.95, .50, .08), yellow=(.95, .85, .12), green=(.13, .58, .16),
+              blue=(.12, .28, .85),
               purple=(.52, .16, .70), pink=(.97, .52, .72), brown=(.47, .28, .13),
               white=(.95, .95, .95), gray=(.50, .50, .52), black=(.09, .09, .10))
 
@@ -115,7 +117,7 @@ FINISHES = ('matte', 'striped', 'spotted')
 
 @numba.njit
 def _albedo(row, x, y, z, c):
-    "Channel `c` of a primitive's colour at a point of space: plain, in slanted stripes, or with spots on a lattice of balls"
+    "Channel `c` of a primitive's colour at a point: plain, in slanted stripes, or with spots on a lattice of balls."
     value, finish = row[17 + c], int(row[21])
     if finish == 0: return value
     if finish == 1: other = math.floor((y + .6*x)/.085) % 2 == 1
@@ -158,8 +160,10 @@ class Parts:
         self.rng, self.finish = rng, FINISHES.index(finish)
         self.size_jitter, self.color_jitter = size_jitter, color_jitter
 
-    def add(self, shape: int, at: tuple, size: tuple, color: tuple, turn: tuple = (0, 0, 0), bounding: float = 1.) -> None:
-        "A primitive: `shape` ELLIPSOID … TORUS, centre `at`, `size` up to 4 numbers, `turn` degrees about x, y, z, `bounding` radius."
+    def add(self, shape: int, at: tuple, size: tuple, color: tuple, turn: tuple = (0, 0, 0),
+            bounding: float = 1.) -> None:
+        """A primitive: `shape` ELLIPSOID … TORUS, centre `at`, `size` up to 4 numbers, `turn` degrees about x, y, z,
+        `bounding` radius."""
         finish = self.finish if isinstance(color, Paint) else 0
         sizes, rgb = np.array(size, float), np.array(color, float)
         if self.rng is not None:
@@ -183,7 +187,8 @@ class Parts:
         "Half sizes `size` (3 numbers), edges rounded with radius `round`."
         self.add(BOX, at, (*size, round), color, turn, math.hypot(*size))
 
-    def cylinder(self, at: tuple, radius: float, half: float, color: tuple, turn: tuple = (0, 0, 0), round: float = .02) -> None:
+    def cylinder(self, at: tuple, radius: float, half: float, color: tuple, turn: tuple = (0, 0, 0),
+                 round: float = .02) -> None:
         "Of `radius` and half height `half` along its y axis, edges rounded with radius `round`."
         self.add(CYLINDER, at, (radius, half, 0., min(round, radius/2, half/2)), color, turn, math.hypot(radius, half))
 
@@ -205,7 +210,7 @@ def toy(color: tuple    # main colour where no colour is named, three numbers 0�
     def register(draw: Callable) -> Callable:
         name = draw.__name__.strip('_')
         article = 'an' if name[0] in 'aeiou' else 'a'
-        draw.__doc__ = f"Adds the parts of {article} {name} to `p`, a `Parts`, in the main colour `main` (three numbers 0…1)"
+        draw.__doc__ = f"Add the parts of {article} {name} to `p`, a `Parts`, in the main colour `main`."
         KINDS[name] = (draw, color)
         return draw
     return register
@@ -384,7 +389,8 @@ def mushroom(p, main):
     p.cone((0, -.40, 0), .32, .25, .45, CREAM)
     p.ellipsoid((0, .15, 0), (.80, .50, .80), main)
     p.ellipsoid((0, .10, 0), (.70, .20, .70), CREAM)
-    for angle, height, size in ((0, 40, .15), (72, 25, .12), (140, 45, .15), (215, 28, .14), (285, 42, .13), (0, 90, .14)):
+    for angle, height, size in ((0, 40, .15), (72, 25, .12), (140, 45, .15), (215, 28, .14), (285, 42, .13),
+                                (0, 90, .14)):
         a, h = math.radians(angle), math.radians(height)
         p.ball((.77*math.cos(h)*math.sin(a), .15 + .47*math.sin(h), .77*math.cos(h)*math.cos(a)), size, WHITE)
 

@@ -56,13 +56,17 @@ PROMPT_SETS = dict(heldout24=_heldout24, seen12=_seen12, kinds=lambda: [(k, None
 # %% ../nbs/21a_benchmark.ipynb #562f28bb
 def prompt_set(name: str | Path  # in `PROMPT_SETS`, or a text file with one prompt a line (# begins a comment)
               ) -> list[str]:    # all different
-    "The prompts of a set. Raises `ConfigError` for an unknown name, a file that can't be read, and a prompt that occurs twice."
+    """The prompts of a set.
+
+    Raises `ConfigError` for an unknown name, a file that can't be read, and a prompt that occurs twice."""
     if str(name) in PROMPT_SETS: return [toybox.Caption(*pair).prompt for pair in PROMPT_SETS[str(name)]()]
     path = Path(name).expanduser()
     if not path.is_file():
-        raise ConfigError(f'prompts: no set or file {str(name)!r}; sets are {", ".join(PROMPT_SETS)}{did_you_mean(str(name), PROMPT_SETS)}')
+        raise ConfigError(f'prompts: no set or file {str(name)!r}; sets are '
+                          f'{", ".join(PROMPT_SETS)}{did_you_mean(str(name), PROMPT_SETS)}')
     try: lines = [line.split('#')[0].strip() for line in path.read_text(encoding='utf-8').splitlines()]
-    except (OSError, UnicodeDecodeError) as error: raise ConfigError(f'prompts: {path} cannot be read as text: {error}') from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f'prompts: {path} cannot be read as text: {error}') from None
     prompts = [line for line in lines if line]
     if not prompts: raise ConfigError(f'prompts: {path} is empty; it holds one prompt a line')
     twice = next((p for i, p in enumerate(prompts) if p.lower() in (q.lower() for q in prompts[:i])), None)
@@ -71,7 +75,8 @@ def prompt_set(name: str | Path  # in `PROMPT_SETS`, or a text file with one pro
 
 # %% ../nbs/21a_benchmark.ipynb #3fa3c46d
 @lru_cache(maxsize=2)
-def load_scorer(clip: str | Path | None = None  # folder of a CLIP in transformers' format; None: the judge that ships here
+# folder of a CLIP in transformers' format; None: the judge that ships here
+def load_scorer(clip: str | Path | None = None
                ) -> Clip | Judge:
     "What scores the pictures of a benchmark, read once. Raises `ConfigError` as `Clip.from_pretrained`."
     return Clip.from_pretrained(clip) if clip else shipped_judge()
@@ -98,7 +103,8 @@ def run_prompt(prompt: str,
                preset: str = 'toybox',           # or a configuration file
                overrides: Sequence[str] = (),    # 'key=value'
                clip: str | Path | None = None,   # folder of a CLIP that names views; None: the judge
-               nerfs: str | Path | None = None,  # folder of the benchmark whose result of this name is refined; None: training begins anew
+               # folder of the benchmark whose result of this name is refined; None: training begins anew
+               nerfs: str | Path | None = None,
                progress: bool = False            # pictures of the training
               ) -> dict[str, Any]:               # as `score`, and the seconds, if all were spent here
     "Train and score one prompt; a prompt that was finished before is read from its folder."
@@ -137,7 +143,8 @@ def summarise(rows: list[dict],     # what `run_prompt` returned, for each promp
               color: Retrieval,     # of the coloured renderings
               geometry: Retrieval   # of the textureless ones
              ) -> dict[str, Any]:
-    "The scores of a set of prompts: means of the shares (views only of what has a front), medians of the measures, counts."
+    """The scores of a set of prompts: means of the shares (views only of what has a front), medians of the measures,
+    counts."""
     faced = [r for r in rows if r['has_front']]
     return dict(prompts=len(rows), r_color=color.score, r_geometry=geometry.score,
         one_front=sum(r['fronts'] == 1 for r in faced)/len(faced) if faced else None,
@@ -146,7 +153,8 @@ def summarise(rows: list[dict],     # what `run_prompt` returned, for each promp
         empty=sum(r['empty'] for r in rows), fogged=sum(not r['empty'] and r['solid'] < FOG for r in rows))
 
 # %% ../nbs/21a_benchmark.ipynb #3d3931e5
-COLUMNS = dict(r_color='R colour', r_geometry='R geometry', fronts='fronts', agreement='views', f_score='F@0.05', chamfer='Chamfer',
+COLUMNS = dict(r_color='R colour', r_geometry='R geometry', fronts='fronts', agreement='views', f_score='F@0.05',
+               chamfer='Chamfer',
                iou='IoU', psnr='PSNR', shape_psnr='PSNR shape', solid='solid', seconds='s')
 
 
@@ -176,11 +184,13 @@ def _cpu_name() -> str:
     import platform
     info = Path('/proc/cpuinfo')
     lines = info.read_text().splitlines() if info.exists() else [f'model name: {platform.processor()}']
-    return next((line.split(':')[1].strip() for line in lines if line.startswith('model name')), '') or platform.machine()
+    names = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
+    return next(iter(names), '') or platform.machine()
 
 
 def origin() -> dict[str, str]:
-    "Where figures come from, for the file that keeps them: commit (with + if files were changed since), device, torch, date."
+    """Where figures come from, for the file that keeps them: commit (with + if files were changed since), device,
+    torch, date."""
     import subprocess
     home = Path(dreamfusion_nb.__file__).parent
     def ask(*words): return subprocess.run(words, cwd=home, capture_output=True, text=True).stdout.strip()
@@ -204,7 +214,8 @@ def _claimed(out: Path, settings: dict) -> Iterator[None]:
         write_json(note, settings)
     # the system lets go of the lock when its process ends, however it ends
     try: lock = FileLock(out/'.lock').acquire(blocking=False)
-    except Timeout: raise ConfigError(f'out: a benchmark is at work in {out}; wait for it, or choose another folder') from None
+    except Timeout:
+        raise ConfigError(f'out: a benchmark is at work in {out}; wait for it, or choose another folder') from None
     with lock: yield
 
 # %% ../nbs/21a_benchmark.ipynb #b9e7b543
@@ -231,7 +242,8 @@ def contact_sheet(folders: Sequence[Path],  # of prompts
     for folder in folders:
         color, geometry = read_views(folder)
         strips.append(image_grid(torch.cat([color[1::every], geometry[1::2*every]]), 6, pad=1))
-    sheet = Image.new('RGB', (cols*(strips[0].width + 8) - 8, math.ceil(len(strips)/cols)*(strips[0].height + 4)), 'white')
+    sheet = Image.new('RGB', (cols*(strips[0].width + 8) - 8, math.ceil(len(strips)/cols)*(strips[0].height + 4)),
+                      'white')
     for i, strip in enumerate(strips): sheet.paste(strip, (i % cols*(strip.width + 8), i//cols*(strip.height + 4)))
     return sheet
 
@@ -246,7 +258,8 @@ def _run_all(tasks: list[tuple[str, Path]],  # (prompt, folder)
     for name in ('OMP_NUM_THREADS', 'NUMBA_NUM_THREADS'): os.environ[name] = '1'
     with ProcessPoolExecutor(jobs, mp_context=get_context('spawn')) as pool:
         waiting = {pool.submit(run_prompt, p, str(f), *how): i for i, (p, f) in enumerate(tasks)}
-        try: done = {waiting[task]: task.result() for task in tqdm(as_completed(waiting), total=len(tasks), unit='prompt')}
+        finished = tqdm(as_completed(waiting), total=len(tasks), unit='prompt')
+        try: done = {waiting[task]: task.result() for task in finished}
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -258,10 +271,13 @@ def benchmark(prompts: Iterable[str],           # texts that differ
               preset: str = 'toybox',           # or a configuration file
               overrides: Sequence[str] = (),    # 'key=value' for every prompt
               clip: str | Path | None = None,   # folder of a CLIP that scores; None: the judge, which knows toys only
-              nerfs: str | Path | None = None,  # folder of a finished benchmark of the same prompts, whose results go on as meshes
-              jobs: int = 1                     # prompts at a time, each in its own process with one thread when there are several
+              # folder of a finished benchmark of the same prompts, whose results go on as meshes
+              nerfs: str | Path | None = None,
+              jobs: int = 1  # prompts at a time, each in its own process with one thread when there are several
              ) -> dict[str, Any]:               # as `summarise`
-    "Train and score every prompt; write table.md, scores.json and sheet.png into `out`. Raises `ConfigError` before anything is made."
+    """Train and score every prompt; write table.md, scores.json and sheet.png into `out`.
+
+    Raises `ConfigError` before anything is made."""
     out, prompts = Path(out), list(prompts)
     scorer = load_scorer(clip)
     folders = [out/f'{i:02d}-{slug(p)}' for i, p in enumerate(prompts)]
@@ -284,9 +300,11 @@ def main(argv: list[str] | None = None  # words of the command line; None: `sys.
     about = 'Trains and scores a set of prompts: a table, a contact sheet and all results in one folder.'
     parser = argparse.ArgumentParser('python -m dreamfusion_nb.metrics', description=about)
     parser.add_argument('overrides', nargs='*', metavar='key=value', help='any key of the configuration')
-    parser.add_argument('--prompts', default='heldout24', help=f'{", ".join(PROMPT_SETS)}, or a file with one prompt a line')
+    parser.add_argument('--prompts', default='heldout24', help=f'{", ".join(PROMPT_SETS)}, or a file with one prompt a '
+                        'line')
     parser.add_argument('--preset', help='preset or configuration file (default: toybox, with --refine toybox-dmtet)')
-    parser.add_argument('--refine', metavar='FOLDER', help='a finished benchmark of the same prompts: its results go on as meshes')
+    parser.add_argument('--refine', metavar='FOLDER', help='a finished benchmark of the same prompts: its results go '
+                        'on as meshes')
     parser.add_argument('--out', help='folder (default: outputs/benchmark-PROMPTS, with --refine FOLDER-refined)')
     parser.add_argument('--clip', metavar='FOLDER', help="any CLIP in transformers' format, for R-Precision")
     parser.add_argument('--jobs', type=int, default=1, metavar='N', help='prompts at a time')
@@ -296,7 +314,8 @@ def main(argv: list[str] | None = None  # words of the command line; None: `sys.
         if o.refine: preset, out = o.preset or 'toybox-dmtet', Path(o.out or o.refine.rstrip('/') + '-refined')
         else: preset, out = o.preset or 'toybox', Path(o.out or f'outputs/benchmark-{slug(Path(o.prompts).stem)}')
         summary = benchmark(prompt_set(o.prompts), out, preset, o.overrides, o.clip, o.refine, o.jobs)
-        print((out/'table.md').read_text() + f'\n{json.dumps(summary)}\n{out/"table.md"}, {out/"scores.json"}, {out/"sheet.png"}')
+        print((out/'table.md').read_text() + f'\n{json.dumps(summary)}\n{out/"table.md"}, {out/"scores.json"}, '
+              f'{out/"sheet.png"}')
     except ConfigError as error:
         print(f'metrics: {error}', file=sys.stderr)
         return 2

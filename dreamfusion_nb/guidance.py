@@ -18,7 +18,8 @@ from .errors import ConfigError, did_you_mean
 def inject_gradient(x: torch.Tensor,    # [B, ...], carries a graph
                     grad: torch.Tensor  # the wanted gradient, same shape, constant
                    ) -> torch.Tensor:   # scalar with d/dx = grad/B and value |grad|²/2B
-    "A loss whose gradient with respect to `x` is `grad/B`, bit for bit, and whose value is half the squared norm of `grad` over B."
+    """A loss whose gradient with respect to `x` is `grad/B`, bit for bit, and whose value is half the squared norm
+    of `grad` over B."""
     grad = grad.detach()
     dot = (x*(grad/len(x))).sum()
     return dot - dot.detach() + .5*grad.square().sum()/len(x)
@@ -27,7 +28,8 @@ def inject_gradient(x: torch.Tensor,    # [B, ...], carries a graph
 WEIGHTINGS = {
     'sds': lambda alpha: 1 - alpha,                     # DreamFusion (Poole et al. 2022), eq. 3 with w = σ²
     'uniform': lambda alpha: torch.ones_like(alpha),    # Magic3D (Lin et al. 2022) as threestudio runs it
-    'fantasia3d': lambda alpha: alpha.sqrt()*(1 - alpha),  # Fantasia3D (Chen et al. 2023): less weight where all is noise
+    # Fantasia3D (Chen et al. 2023): less weight where all is noise
+    'fantasia3d': lambda alpha: alpha.sqrt()*(1 - alpha),
 }
 
 # %% ../nbs/09_guidance.ipynb #16a6210a
@@ -37,7 +39,9 @@ def sample_timesteps(n: int,                          # how many
                      generator: torch.Generator | None = None,    # of the draw
                      device: str | torch.device | None = None     # of the result
                     ) -> torch.Tensor:                # int64 [n]
-    "Integer noise levels, uniform over `t_range`: 20…980 of 1000 by default, as in DreamFusion. Raises `ValueError` for a bad range."
+    """Integer noise levels, uniform over `t_range`: 20…980 of 1000 by default, as in DreamFusion.
+
+    Raises `ValueError` for a bad range."""
     low, high = t_range
     if not 0 <= low <= high <= 1:
         raise ValueError(f't_range is (low, high) with 0 <= low <= high <= 1, not {tuple(t_range)}')
@@ -48,7 +52,8 @@ def sample_timesteps(n: int,                          # how many
 
 # %% ../nbs/09_guidance.ipynb #1139dfd6
 def _randn(shape, generator: torch.Generator | None, device) -> torch.Tensor:
-    return torch.randn(shape, generator=generator, device=generator.device if generator is not None else device).to(device)
+    source = generator.device if generator is not None else device
+    return torch.randn(shape, generator=generator, device=source).to(device)
 
 
 def add_noise(latents: torch.Tensor,  # clean [B, ...]
@@ -89,7 +94,8 @@ def perp_neg(uncond: torch.Tensor,         # prediction without text [B, ...]
              negative: torch.Tensor,       # prediction with the negative text: what the picture should not show
              weight: float | torch.Tensor  # of the negative text, number or [B]
             ) -> torch.Tensor:             # [B, ...]
-    "Perp-Neg (Armandpour et al. 2023): the prediction with the text, minus what only the negative text adds to no text."
+    """Perp-Neg (Armandpour et al. 2023): the prediction with the text, minus what only the negative text adds to no
+    text."""
     weight = torch.as_tensor(weight, device=cond.device).view(-1, *[1]*(cond.ndim - 1))
     return cond - weight*perpendicular(negative - uncond, cond - uncond)
 
@@ -107,7 +113,8 @@ def clamped_prediction(noise_pred: torch.Tensor,  # [B, ...]
                        alpha: torch.Tensor,       # ᾱ, broadcastable to them
                        limit: float               # largest magnitude of a clean latent
                       ) -> torch.Tensor:          # [B, ...]
-    "The noise prediction whose clean latents are clamped to ±limit: static thresholding (Imagen, Saharia et al. 2022, §2.3)."
+    """The noise prediction whose clean latents are clamped to ±limit: static thresholding (Imagen, Saharia et al.
+    2022, §2.3)."""
     x0 = predicted_x0(noisy, noise_pred, alpha)
     return noise_pred + (alpha/(1 - alpha)).sqrt()*(x0 - x0.clamp(-limit, limit))
 
@@ -116,7 +123,8 @@ def clamped_prediction(noise_pred: torch.Tensor,  # [B, ...]
 # and whether t is in the lowest fifth of the levels
 SCORES = {
     'sds': lambda guided, noise, uncond, negative, low: guided - noise,    # DreamFusion (Poole et al. 2022), eq. 3
-    'csd': lambda guided, noise, uncond, negative, low: guided - uncond,   # classifier score distillation (Yu et al. 2023)
+    # classifier score distillation (Yu et al. 2023)
+    'csd': lambda guided, noise, uncond, negative, low: guided - uncond,
     # noise-free score distillation (Katzir et al. 2023)
     'nfsd': lambda guided, noise, uncond, negative, low: guided - negative.masked_fill(low, 0.),
 }
@@ -130,7 +138,8 @@ class SDSOutput:
     latents: torch.Tensor     # the encoded pictures
     noisy: torch.Tensor       # latents with noise at level t
     noise: torch.Tensor       # the noise that was added
-    noise_pred: torch.Tensor  # the model's guess after guidance, rescaling and clamping; non-finite values are kept here
+    # the model's guess after guidance, rescaling and clamping; non-finite values are kept here
+    noise_pred: torch.Tensor
     t: torch.Tensor           # noise levels [B]
     x0: torch.Tensor          # the clean latents that the guess implies: what the model "sees" in the noise
 
@@ -167,15 +176,18 @@ def _check_options(n, n_embeddings, kind, weighting, clamp_x0, negative_embeddin
     if n_embeddings != 2*n and (kind != 'nfsd' or n_embeddings != 3*n):
         more = f' (or {3*n}, with a separate negative prompt)' if kind == 'nfsd' else ''
         raise ValueError(f'{n} images need {2*n} embeddings{more}, unconditional ones first, not {n_embeddings}')
-    if weighting not in WEIGHTINGS: raise ValueError(f'unknown weighting {weighting!r}{did_you_mean(weighting, WEIGHTINGS)}')
-    if clamp_x0 is not None and not clamp_x0 > 0: raise ValueError(f'clamp_x0 is None or a bound above 0, not {clamp_x0}')
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f'unknown weighting {weighting!r}{did_you_mean(weighting, WEIGHTINGS)}')
+    if clamp_x0 is not None and not clamp_x0 > 0:
+        raise ValueError(f'clamp_x0 is None or a bound above 0, not {clamp_x0}')
     if negative_embeddings is not None and len(negative_embeddings) != n:
         raise ValueError(f'{n} images need {n} negative embeddings, not {len(negative_embeddings)}')
 
 # %% ../nbs/09_guidance.ipynb #78aab0bc
 def sds(guidance: Any,             # any object with the guidance protocol
         image: torch.Tensor,       # [B, 3, H, W] in [0, 1] with a graph (with `as_latent`: [B, C, H, W])
-        embeddings: torch.Tensor,  # [2B, tokens, width], unconditional rows first; nfsd also [3B]: no text, negative prompt, prompt
+        # [2B, tokens, width], unconditional rows first; nfsd also [3B]: no text, negative prompt, prompt
+        embeddings: torch.Tensor,
         *,
         guidance_scale: float,                 # classifier-free guidance scale
         t: torch.Tensor | int | None = None,   # noise levels [B] or one int; None: drawn from `t_range`
@@ -185,14 +197,16 @@ def sds(guidance: Any,             # any object with the guidance protocol
         weighting: str = "sds",                # w(t): a name in `WEIGHTINGS`
         rescale: float = 0.,                   # CFG rescale (Lin et al. 2023)
         clamp_x0: float | None = None,         # the predicted clean latents are clamped to ± this (Saharia et al. 2022)
-        negative_embeddings: torch.Tensor | None = None,  # what the pictures should not show [B, tokens, width], for Perp-Neg
+        # what the pictures should not show [B, tokens, width], for Perp-Neg
+        negative_embeddings: torch.Tensor | None = None,
         negative_weight: float | torch.Tensor = 1.,       # weight of these, number or [B] (Armandpour et al. 2023)
         as_latent: bool = False,               # the image is the latent: resized and mapped to [-1, 1], not encoded
         generator: torch.Generator | None = None  # draws the encoder's sample, then t, then the noise
        ) -> "SDSOutput":
-    """Score distillation: d loss/d latents = w(t)·score/B, the score being ε̂ - ε (DreamFusion, Poole et al. 2022, eq. 3) or another.
+    """Score distillation: d loss/d latents = w(t)·score/B.
 
-    The arithmetic is float32 whatever the model's precision. Non-finite gradients become zero. Raises `ValueError` for bad options."""
+    The score is ε̂ - ε (DreamFusion, Poole et al. 2022, eq. 3) or another, by `kind`. The arithmetic is float32
+    whatever the model's precision. Non-finite gradients become zero. Raises `ValueError` for bad options."""
     latents = _as_latents(image, guidance.latent_shape) if as_latent else guidance.encode_image(image, generator)
     alphas = guidance.alphas_cumprod.to(latents.device)
     _check_options(len(latents), len(embeddings), kind, weighting, clamp_x0, negative_embeddings)
@@ -212,8 +226,9 @@ def sds(guidance: Any,             # any object with the guidance protocol
 
 # %% ../nbs/09_guidance.ipynb #6d2df1fa
 class ViewPrompts:
-    """A prompt in four views, encoded once. `texts` lists front, side, back, overhead in the order of `cameras.view_weights`.
+    """A prompt in four views, encoded once.
 
+    `texts` lists front, side, back, overhead in the order of `cameras.view_weights`.
     Raises `ConfigError` for an empty prompt."""
     guidance: Any          # that encoded the texts; None before `encode`
     uncond: torch.Tensor   # embeddings of `negatives` [1 or 2, tokens, width]
@@ -222,7 +237,8 @@ class ViewPrompts:
     def __init__(self, prompt: str,              # what to make, "a hamburger"
                  *,
                  negative_prompt: str = "",      # what the unconditional rows say
-                 separate_negative: bool = False,  # the negative prompt has rows of its own, after unconditional ones without text
+                 # the negative prompt has rows of its own, after unconditional ones without text
+                 separate_negative: bool = False,
                  front: str = ", front view",    # what each view appends to the prompt
                  side: str = ", side view",
                  back: str = ", back view",
@@ -244,7 +260,9 @@ class ViewPrompts:
 
     def embeddings(self, weights: torch.Tensor   # of front, side, back, overhead [B, 4]
                   ) -> torch.Tensor:  # [2B, tokens, width], unconditional rows first; [3B] with `separate_negative`
-        "Embeddings of B cameras for `sds`: no text (then the negative prompt, if it is separate), then the prompt. Call `encode` first."
+        """Embeddings of B cameras for `sds`: no text (then the negative prompt, if it is separate), then the prompt.
+
+        Call `encode` first."""
         if self.guidance is None: raise ValueError('call encode(guidance) before embeddings(weights)')
         cond = torch.einsum('bv,vtw->btw', weights.to(self.cond), self.cond)
         return torch.cat([self.uncond.repeat_interleave(len(cond), 0), cond])
@@ -253,12 +271,14 @@ class ViewPrompts:
                            ) -> tuple[torch.Tensor, torch.Tensor]:  # ([B, tokens, width], weights [B])
         """Embeddings of the views that the cameras do not see, for Perp-Neg in `sds`. Call `encode` first.
 
-        For the front this is the back, and the reverse. For a side it is half front, half back. Overhead has weight 0."""
+        For the front this is the back, and the reverse. For a side it is half front, half back.
+        Overhead has weight 0."""
         opposite = torch.tensor([[0., 0, 1, 0], [.5, 0, .5, 0], [1, 0, 0, 0], [.5, 0, .5, 0]]).to(weights)
         return torch.einsum('bv,vtw->btw', (weights @ opposite).to(self.cond), self.cond), 1 - weights[:, 3]
 
 # %% ../nbs/09_guidance.ipynb #2c274100
-_MOVED = ('LatentDiffusion', 'Pipeline', 'ddim_sample', 'fastest_dtype', 'find_pipeline', 'pick_files', 'KNOWN_NAMES', 'OLD_NAMES')
+_MOVED = ('LatentDiffusion', 'Pipeline', 'ddim_sample', 'fastest_dtype', 'find_pipeline', 'pick_files', 'KNOWN_NAMES',
+          'OLD_NAMES')
 
 
 def __getattr__(name: str) -> Any:

@@ -30,7 +30,8 @@ def conv_block(i: int, o: int) -> list[nn.Module]:
 # %% ../nbs/11b_judge.ipynb #019376bf
 class Judge(nn.Module):
     "Names kind, colour, view and finish of pictures [B, 3, 64, 64] in [0, 1], and compares pictures with texts."
-    HEADS: dict[str, list[str]] = dict(kind=toybox.kinds(), color=toybox.colors(), view=list(toybox.VIEWS), finish=list(toybox.FINISHES))
+    HEADS: dict[str, list[str]] = dict(kind=toybox.kinds(), color=toybox.colors(), view=list(toybox.VIEWS),
+                                       finish=list(toybox.FINISHES))
 
     def __init__(self, width: int = 64):  # of the vectors that are compared
         super().__init__()
@@ -62,28 +63,31 @@ class Judge(nn.Module):
 
     def texts(self, texts: list[str]) -> torch.Tensor:
         "Unit vectors [B, D] of a list of B texts."
-        ids = torch.tensor(self.tokenizer(list(texts), padding='max_length', truncation=True, max_length=MAX_TOKENS).input_ids)
+        ids = torch.tensor(self.tokenizer(list(texts), padding='max_length', truncation=True,
+                                          max_length=MAX_TOKENS).input_ids)
         return F.normalize(self.from_text(self.text(ids.to(self.log_scale.device)).pooler_output), dim=-1)
 
     @torch.no_grad()
     def read(self, images: torch.Tensor) -> list[toybox.Caption]:
         "What it sees in B pictures [B, 3, 64, 64] in [0, 1]."
         best = {k: v.argmax(1).tolist() for k, v in self(images).items()}
-        return [toybox.Caption(*(self.HEADS[k][i] for k, i in zip(self.HEADS, row))) for row in zip(*(best[k] for k in self.HEADS))]
+        return [toybox.Caption(*(self.HEADS[k][i] for k, i in zip(self.HEADS, row)))
+                for row in zip(*(best[k] for k in self.HEADS))]
 
 # %% ../nbs/11b_judge.ipynb #3b8333ac
 def shipped_judge(folder: str | Path = PRIOR_DIR  # of the prior beside which it lies
                  ) -> Judge:                      # frozen, float32 on the CPU
     "Load the judge that lies beside the prior."
     judge = Judge()
-    judge.load_state_dict(load_file(Path(folder)/'judge.safetensors'))    # stored in half precision, copied into float32
+    judge.load_state_dict(load_file(Path(folder)/'judge.safetensors'))  # stored in half precision, copied into float32
     return judge.eval().requires_grad_(False)
 
 # %% ../nbs/11b_judge.ipynb #aa6d071a
 def same_thing(captions: list[toybox.Caption],  # N of them, of pictures
                texts: list[toybox.Caption]      # N of them, of sentences
               ) -> torch.Tensor:                # bool [N, N]
-    "Whether text j says what picture i shows: the same toy, colour and finish, and the same view if the text names one."
+    """Whether text j says what picture i shows: the same toy, colour and finish, and the same view if the text names
+    one."""
     def table(get): return [np.array([str(get(c)) for c in side]) for side in (captions, texts)]
     toys, views = table(lambda c: (c.kind, c.color, c.finish)), table(lambda c: c.view)
     unnamed = np.array([t.view is None for t in texts])
@@ -95,7 +99,8 @@ def contrast(image_vectors: torch.Tensor,  # unit vectors [N, D]
              same: torch.Tensor,           # which belong together, bool [N, N]
              scale: float | torch.Tensor   # inverse temperature
             ) -> torch.Tensor:             # scalar
-    "CLIP's symmetric cross entropy (Radford et al. 2021, figure 3), with several right answers a row where things occur twice."
+    """CLIP's symmetric cross entropy (Radford et al. 2021, figure 3), with several right answers a row where things
+    occur twice."""
     logits, target = scale*image_vectors @ text_vectors.T, same.float()
     def side(x, y): return -(y/y.sum(1, keepdim=True).clamp(min=1)*x.log_softmax(1)).sum(1).mean()
     return (side(logits, target) + side(logits.T, target.T))/2
@@ -107,7 +112,8 @@ def judge_targets(captions: list[toybox.Caption],
     "What the judge should answer; -100, which cross_entropy leaves out, where a picture does not show it."
     def target(head, c, bare):
         # what no caption says, colours of textureless pictures, and sides of toys that look the same all round
-        hidden = head in ('color', 'finish') and bare or head == 'view' and c.view != 'overhead' and c.kind not in toybox.WITH_FRONT
+        round_about = head == 'view' and c.view != 'overhead' and c.kind not in toybox.WITH_FRONT
+        hidden = head in ('color', 'finish') and bare or round_about
         return -100 if hidden or getattr(c, head) is None else Judge.HEADS[head].index(getattr(c, head))
     bare = [i >= len(captions) - plain for i in range(len(captions))]
     return {head: torch.tensor([target(head, c, b) for c, b in zip(captions, bare)]) for head in Judge.HEADS}
@@ -118,7 +124,9 @@ def judge_batch(images: torch.Tensor,            # uint8 [N, 3, 64, 64]
                 batch: int,                      # how many to pick
                 generator: torch.Generator       # of every draw
                ) -> tuple[torch.Tensor, torch.Tensor, list[toybox.Caption], list[str]]:
-    "One training step's indices, pictures in about 0..1, captions of the sentences, and sentences. Toys are moved and mirrored, with noise."
+    """One training step's indices, pictures in about 0..1, captions of the sentences, and sentences.
+
+    Toys are moved and mirrored, with noise."""
     pick = torch.randint(len(images), (batch,), generator=generator)
     rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
     texts = [replace(captions[i], view=None) if rng.random() < .5 else captions[i] for i in pick]
@@ -157,12 +165,14 @@ def train_judge(work: str | Path,             # folder; its pictures and its run
                 named = {k: head(features) for k, head in judge.heads.items()}
                 seen = F.normalize(judge.from_image(features), dim=-1)
             names = sum(F.cross_entropy(v.float(), target[k][pick], label_smoothing=.02) for k, v in named.items())
-            return names + contrast(seen.float(), read.float(), same_thing([captions[i] for i in pick], texts), judge.logit_scale)
+            return names + contrast(seen.float(), read.float(), same_thing([captions[i] for i in pick], texts),
+                                    judge.logit_scale)
         run.fit(loss)
         # the running statistics of the normalisation are no parameters: collect them anew for the averaged weights
         run.averaged()['judge'].train()
         with torch.no_grad():
-            for x in images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:8000]].split(250): judge(x/255)
+            for x in images[torch.randperm(len(images),
+                                           generator=torch.Generator().manual_seed(0))[:8000]].split(250): judge(x/255)
         halved = {k: v.half() if v.is_floating_point() else v for k, v in judge.state_dict().items()}
         write_tensors(Path(out)/'judge.safetensors', halved)
     return shipped_judge(out)
@@ -171,10 +181,12 @@ def train_judge(work: str | Path,             # folder; its pictures and its run
 def agreement(captions: list[toybox.Caption],  # what was asked for
               seen: list[toybox.Caption]       # what the judge saw, as many
              ) -> dict[str, float]:            # {'kind': share in 0..1, 'color': …, 'view': …, 'finish': …}
-    "Share of pictures that show the kind, the colour and the finish (where they were named) and the view (of toys with a front)."
+    """Share of pictures that show the kind, the colour and the finish (where they were named) and the view (of toys
+    with a front)."""
     asked = dict(kind=lambda c: True, color=lambda c: c.color,
                  view=lambda c: c.view and c.kind in toybox.WITH_FRONT, finish=lambda c: c.finish)
-    pairs = {k: [getattr(c, k) == getattr(s, k) for c, s in zip(captions, seen) if asks(c)] for k, asks in asked.items()}
+    pairs = {k: [getattr(c, k) == getattr(s, k) for c, s in zip(captions, seen) if asks(c)] for k,
+             asks in asked.items()}
     return {k: sum(v)/len(v) for k, v in pairs.items() if v}
 
 # %% ../nbs/11b_judge.ipynb #167ab3c9
@@ -191,5 +203,6 @@ def measure(guidance: Any,                # `LatentDiffusion`, such as `toybox_p
     for _ in range(rounds):
         batch = exam(g, held_out)
         wanted += batch
-        seen += judge.read(guidance.sample([str(c) for c in batch], guidance_scale=guidance_scale, steps=steps, generator=g))
+        seen += judge.read(guidance.sample([str(c) for c in batch], guidance_scale=guidance_scale, steps=steps,
+                                           generator=g))
     return agreement(wanted, seen)

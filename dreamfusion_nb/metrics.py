@@ -32,11 +32,14 @@ def check_mesh(mesh: Any) -> None:
     "Raise `ConfigError` for what is no `trimesh.Trimesh` or has no surface."
     faces = getattr(mesh, 'faces', None)
     if faces is None: raise ConfigError(f'mesh must be a trimesh.Trimesh, not {type(mesh).__name__}')
-    if not len(faces) or not mesh.area > 0: raise ConfigError('the mesh has no faces, or none with an area: there is nothing to measure')
+    if not len(faces) or not mesh.area > 0:
+        raise ConfigError('the mesh has no faces, or none with an area: there is nothing to measure')
 
 
-def placement(mesh: Trimesh) -> tuple[np.ndarray, float]:  # (centroid of its surface [3], root mean square distance of the surface from it)
-    "Where a mesh is, and how large; in closed form, from all its triangles. Raises `ConfigError` as `check_mesh`."
+def placement(mesh: Trimesh) -> tuple[np.ndarray, float]:  # (centroid of its surface [3], size)
+    """Where a mesh is, and how large, in closed form from all its triangles.
+
+    The size is the root mean square distance of the surface from its centroid. Raises `ConfigError` as `check_mesh`."""
     check_mesh(mesh)
     t, w = mesh.triangles, mesh.area_faces/mesh.area
     centre = w @ t.mean(1)
@@ -76,7 +79,8 @@ def surface_points(mesh: Trimesh,
 def surface_distances(mesh: Trimesh,
                       truth: Trimesh,
                       n: int = 10_000  # points on each
-                     ) -> tuple[np.ndarray, np.ndarray]:  # (from the mesh to the truth [n], from the truth to the mesh [n])
+                     # (from the mesh to the truth [n], from the truth to the mesh [n])
+                     ) -> tuple[np.ndarray, np.ndarray]:
     "Distances of points on one surface to the nearest point on the other, both as they stand."
     from scipy.spatial import cKDTree
     ours, theirs = surface_points(mesh, n), surface_points(truth, n, seed=1)
@@ -87,7 +91,9 @@ def chamfer(mesh: Trimesh,
             truth: Trimesh,
             n: int = 10_000  # points on each
            ) -> float:       # in the truth's units
-    "Chamfer distance, the mean of the two mean distances to the nearest point, after alignment. 0 is perfect, up to the points' spacing."
+    """Chamfer distance, the mean of the two mean distances to the nearest point, after alignment.
+
+    0 is perfect, up to the points' spacing."""
     there, back = surface_distances(aligned(mesh, truth), truth, n)
     return float(there.mean() + back.mean())/2
 
@@ -97,7 +103,7 @@ def f_score(mesh: Trimesh,
             threshold: float = .05,  # what counts as near, in the truth's units
             n: int = 10_000          # points on each
            ) -> float:               # 0..1
-    "F-score (Knapitsch et al. 2017): harmonic mean of precision and recall at `threshold`, after alignment. 1 is perfect."
+    "F-score (Knapitsch et al. 2017): harmonic mean of precision and recall at `threshold`. Aligned; 1 is perfect."
     there, back = surface_distances(aligned(mesh, truth), truth, n)
     precision, recall = (there < threshold).mean(), (back < threshold).mean()
     return float(2*precision*recall/max(precision + recall, 1e-9))
@@ -159,14 +165,16 @@ def true_views(caption: str,            # names a toy
                shading: str = 'albedo'  # or 'textureless', 'lambertian', 'normal'
               ) -> torch.Tensor:        # [B, 3, size, size] in [0, 1]
     "Renderings of the canonical toy where the result stands, and as large as it is."
-    return toybox.render(caption, moved_cameras(cameras, scale, shift), size, shading=shading, ambient=.4, background=BACKDROP)
+    return toybox.render(caption, moved_cameras(cameras, scale, shift), size, shading=shading, ambient=.4,
+                         background=BACKDROP)
 
 # %% ../nbs/21_metrics.ipynb #25d5d6ce
 @dataclass
 class Views:
     "What a classifier sees around an object."
     agreement: float   # share of views that were named rightly
-    fronts: int        # arcs of the azimuth in which it saw a front: 1 for an object with one face, 2 for a face all the way round
+    # arcs of the azimuth in which it saw a front: 1 for an object with one face, 2 for a face all the way round
+    fronts: int
     named: list[str]   # 'front', 'side' or 'back', one a camera
     wanted: list[str]  # what the cameras' azimuths say
 
@@ -186,13 +194,17 @@ def count_arcs(flags: Iterable  # booleans, around a circle
     return sum(a and not b for a, b in zip(flags, flags[1:] + flags[:1]))
 
 # %% ../nbs/21_metrics.ipynb #25d5d6cf
-def view_consistency(probabilities: torch.Tensor,  # of front, side, back (and overhead) [V, 3 or 4], for cameras evenly around the object
+# of front, side, back (and overhead) [V, 3 or 4], for cameras evenly around the object
+def view_consistency(probabilities: torch.Tensor,
                      azimuths: torch.Tensor        # of those cameras in degrees [V], in order
                     ) -> Views:
-    "View agreement and the number of fronts, from a classifier's answers around an object. `ValueError` for fewer than 8 views."
+    """View agreement and the number of fronts, from a classifier's answers around an object.
+
+    `ValueError` for fewer than 8 views."""
     p = torch.as_tensor(probabilities)[:, :3]
     if len(p) < 8 or len(p) != len(azimuths):
-        raise ValueError(f'view_consistency needs 8 or more views and an azimuth for each, not {len(p)} and {len(azimuths)}')
+        raise ValueError(f'view_consistency needs 8 or more views and an azimuth for each, not {len(p)} and '
+                         f'{len(azimuths)}')
     names = toybox.VIEWS[:3]
     named = [names[i] for i in p.argmax(1).tolist()]
     wanted = [toybox.view_word(float(a), 90) for a in azimuths]
@@ -221,19 +233,23 @@ def view_by_words(images: torch.Tensor,  # [V, 3, H, W] in [0, 1]
     return (clip.logit_scale*clip.images(images) @ clip.texts(texts).T).softmax(1)
 
 # %% ../nbs/21_metrics.ipynb #fe7ca905
-def read_clip(folder: Path) -> tuple:  # (`CLIPModel`, `CLIPTokenizer`, mean and std of the colours that it was trained on)
+def read_clip(folder: Path) -> tuple:  # (`CLIPModel`, `CLIPTokenizer`, mean and std of its training colours)
     "Read a CLIP folder in the format of transformers, safetensors only, without a network. Raises `ConfigError`."
     from transformers import CLIPModel, CLIPTokenizer
     if not (folder/'config.json').is_file():
-        raise ConfigError(f'no CLIP folder {str(folder)!r}: it has no config.json; save one with CLIPModel.save_pretrained, '
+        raise ConfigError(f'no CLIP folder {str(folder)!r}: it has no config.json; save one with '
+                          'CLIPModel.save_pretrained, '
                           'or leave it out for the judge of the toybox')
     try:
         kind = json.loads((folder/'config.json').read_text()).get('model_type')
-        if kind != 'clip': raise ConfigError(f'{str(folder)!r} is no CLIP folder: its config.json says model_type {kind!r}, not "clip"')
-        loaded: Any = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32,
+        if kind != 'clip': raise ConfigError(f'{str(folder)!r} is no CLIP folder: its config.json says model_type '
+                                             f'{kind!r}, not "clip"')
+        loaded: Any = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True,
+                                                dtype=torch.float32,
                                                 output_loading_info=True)
         model, report = loaded
-        if report['missing_keys']: raise ConfigError(f'the CLIP in {str(folder)!r} is incomplete: no {min(report["missing_keys"])}')
+        if report['missing_keys']: raise ConfigError(f'the CLIP in {str(folder)!r} is incomplete: no '
+                                                     f'{min(report["missing_keys"])}')
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         settings = folder/'preprocessor_config.json'
         how = json.loads(settings.read_text()) if settings.exists() else {}
@@ -258,7 +274,9 @@ class Clip:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device | None = None) -> "Clip":
-        "Open a CLIP `folder` in the format of transformers (safetensors only), never asking a network. Raises `ConfigError`."
+        """Open a CLIP `folder` in the format of transformers (safetensors only), never asking a network.
+
+        Raises `ConfigError`."""
         model, tokenizer, mean, std = read_clip(Path(folder).expanduser())
         return cls(model.to(device or 'cpu'), tokenizer, mean, std)
 
@@ -281,7 +299,8 @@ class Clip:
     def texts(self, texts: Iterable[str]) -> torch.Tensor:
         "Unit vectors [B, D] of a list of B texts, which are cut at the model's length."
         length = self.model.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(list(texts), padding='max_length', truncation=True, max_length=length, return_tensors='pt')
+        tokens = self.tokenizer(list(texts), padding='max_length', truncation=True, max_length=length,
+                                return_tensors='pt')
         pooled = self.model.text_model(tokens.input_ids.to(self.mean.device)).pooler_output
         return F.normalize(self.model.text_projection(pooled), dim=-1)
 
@@ -298,9 +317,9 @@ def r_precision(images: Sequence[torch.Tensor],  # one tensor [V, 3, H, W] of vi
                 captions: Iterable[str],         # what the objects were made from; all differ
                 clip: Any                        # `Clip`, or the `Judge`
                ) -> Retrieval:
-    """CLIP R-Precision (Jain et al. 2022; Poole et al. 2022): how often a rendering finds its own caption among all of them.
+    """CLIP R-Precision: how often a rendering finds its own caption among all of them.
 
-    `ValueError` for fewer than two captions, or the same one twice."""
+    (Jain et al. 2022; Poole et al. 2022.) `ValueError` for fewer than two captions, or the same one twice."""
     captions = list(captions)
     if len(images) != len(captions) or len(set(captions)) < len(captions) or len(captions) < 2:
         raise ValueError('r_precision needs two or more different captions and pictures for each, '
@@ -323,10 +342,11 @@ def solidity(opacity: torch.Tensor  # of pixels, in 0..1, any shape
 @torch.no_grad()
 def scored_views(result: Any,    # `Result`
                  size: int = 64  # pixels a side
-                ) -> tuple[torch.Tensor, torch.Tensor]:  # (colours, textureless shape), images [16, 3, size, size] in [0, 1]
+                # (colours, textureless shape), images [16, 3, size, size] in [0, 1]
+                ) -> tuple[torch.Tensor, torch.Tensor]:
     "What is scored of a result: pictures from around, before `BACKDROP`."
-    color, geometry = (result.views(around(), size, shading=shading, background=BACKDROP) for shading in ('albedo', 'textureless'))
-    return color, geometry
+    def seen(shading): return result.views(around(), size, shading=shading, background=BACKDROP)
+    return seen('albedo'), seen('textureless')
 
 # %% ../nbs/21_metrics.ipynb #18b1c23f
 def against_truth(result: Any,            # `Result`
@@ -357,20 +377,25 @@ def score(result: Any,                          # `Result`
           scorer: Any,                          # what names views: a `Clip`, or the `Judge`
           views: tuple[torch.Tensor, torch.Tensor] | None = None  # `scored_views(result)`, if it is at hand
          ) -> dict[str, Any]:
-    "All scores of one result that can be taken without other results. What needs a ground truth is None where there is none."
+    """All scores of one result that can be taken without other results.
+
+    What needs a ground truth is None where there is none."""
     color, geometry = views or scored_views(result)
     toy = true_toy(result.config)
-    with torch.no_grad(): opacity = torch.cat([result.renderer(c, 64, 64).opacity for c in around(4).to(result.device)])
+    cameras = around(4).to(result.device)
+    with torch.no_grad(): opacity = torch.cat([result.renderer(cameras[i], 64, 64).opacity for i in range(4)])
     found: dict[str, Any] = dict(prompt=result.config.prompt, empty=False, solid=solidity(opacity),
                                  f_score=None, chamfer=None, iou=None, psnr=None, shape_psnr=None)
     if toy is not None:
         try: found |= against_truth(result, toy.prompt, color, geometry)
         except EmptyMeshError: found |= dict(empty=True, f_score=0., iou=0.)
     seen = view_consistency(view_probabilities(color, result.config.prompt, scorer), around().azimuth)
-    return found | dict(agreement=seen.agreement, fronts=seen.fronts, has_front=toy is None or toy.kind in toybox.WITH_FRONT)
+    has_front = toy is None or toy.kind in toybox.WITH_FRONT
+    return found | dict(agreement=seen.agreement, fronts=seen.fronts, has_front=has_front)
 
 # %% ../nbs/21_metrics.ipynb #f8c5542c
-_MOVED = ('PROMPT_SETS', 'prompt_set', 'load_scorer', 'run_prompt', 'read_views', 'summarise', 'as_table', 'origin', 'benchmark',
+_MOVED = ('PROMPT_SETS', 'prompt_set', 'load_scorer', 'run_prompt', 'read_views', 'summarise', 'as_table', 'origin',
+          'benchmark',
           'contact_sheet')
 
 
@@ -382,7 +407,9 @@ def __getattr__(name: str) -> Any:
 
 def main(argv: list[str] | None = None  # words of the command line; None: `sys.argv`
         ) -> int:                       # exit code: 0 done, 2 bad input, 130 interrupted (resumable)
-    "The command `python -m dreamfusion_nb.metrics`. It lives in `benchmark`, a later page, which is loaded when it runs."
+    """The command `python -m dreamfusion_nb.metrics`.
+
+    It lives in `benchmark`, a later page, which is loaded when it runs."""
     return import_module('dreamfusion_nb.benchmark').main(argv)
 
 

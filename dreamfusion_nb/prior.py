@@ -48,17 +48,19 @@ def make_tokenizer() -> Any:  # transformers' `CLIPTokenizer`
     alphabet = sorted(ByteLevel.alphabet())
     merges: Any = byte_pairs(toybox.vocabulary())
     # all bytes, alone and at the end of a word, so that no text is impossible
-    tokens = alphabet + [a + '</w>' for a in alphabet] + [a + b for a, b in merges] + ['<|startoftext|>', '<|endoftext|>']
+    tokens = alphabet + [a + '</w>' for a in alphabet] + [a + b for a, b in merges] + ['<|startoftext|>',
+        '<|endoftext|>']
     vocab = {t: i for i, t in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
 
 # %% ../nbs/11_prior.ipynb #83632198
 def new_text_encoder(tokenizer: Any,    # from `make_tokenizer`
                      width: int = 128   # of the embeddings
-                    ) -> Any:           # `CLIPTextModel`: token numbers [B, MAX_TOKENS] to embeddings [B, MAX_TOKENS, width]
+                    ) -> Any:  # `CLIPTextModel`: token numbers [B, MAX_TOKENS] to embeddings [B, MAX_TOKENS, width]
     "A small CLIP text encoder with random weights."
     from transformers import CLIPTextConfig, CLIPTextModel
-    return CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2*width, projection_dim=width,
+    return CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2*width,
+                                        projection_dim=width,
         num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=MAX_TOKENS, hidden_act='quick_gelu',
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
 
@@ -72,9 +74,11 @@ def new_vae() -> Any:  # `AutoencoderTiny`
 
 def new_unet(width: int = 128  # of the text's embeddings
             ) -> Any:          # `UNet2DConditionModel` with random weights
-    "A Stable Diffusion UNet for latents [B, 4, 16, 16]; it reads the text at the lowest resolution only, where attention is cheap."
+    """A Stable Diffusion UNet for latents [B, 4, 16, 16]; it reads the text at the lowest resolution only, where
+    attention is cheap."""
     from diffusers import UNet2DConditionModel
-    return UNet2DConditionModel(sample_size=16, in_channels=4, out_channels=4, block_out_channels=(64, 96, 192), layers_per_block=1,
+    return UNet2DConditionModel(sample_size=16, in_channels=4, out_channels=4, block_out_channels=(64, 96, 192),
+                                layers_per_block=1,
         down_block_types=('DownBlock2D', 'DownBlock2D', 'CrossAttnDownBlock2D'),
         up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D', 'UpBlock2D'),
         cross_attention_dim=width, attention_head_dim=4, norm_num_groups=16)
@@ -83,7 +87,8 @@ def new_unet(width: int = 128  # of the text's embeddings
 def new_scheduler() -> Any:  # `DDIMScheduler`
     "Stable Diffusion's noise schedule of 1000 levels."
     from diffusers import DDIMScheduler
-    return DDIMScheduler(num_train_timesteps=1000, beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', clip_sample=False,
+    return DDIMScheduler(num_train_timesteps=1000, beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear',
+                         clip_sample=False,
         set_alpha_to_one=False, steps_offset=1, prediction_type='epsilon')
 
 # %% ../nbs/11_prior.ipynb #3b00257e
@@ -91,11 +96,13 @@ class ToyboxPrior(LatentDiffusion):
     "The toybox prior as guidance for `sds`. It knows the words of `toybox.vocabulary()`."
 
     def parse_prompt(self, text: str        # a prompt
-                    ) -> tuple[str, str]:   # (the prompt in words that the prior knows, a warning about the others or '')
+                    # (the prompt in words that the prior knows, a warning about the others or '')
+                    ) -> tuple[str, str]:
         "Reduce a prompt to the words that the prior knows. Raises `ConfigError` for a prompt that names no toy."
         caption = toybox.parse(text)
+        if not caption.unknown: return caption.prompt, ''
         words = ', '.join(map(repr, caption.unknown))
-        return caption.prompt, f'the toybox prior does not know {words}: going on with {caption.prompt!r}' if words else ''
+        return caption.prompt, f'the toybox prior does not know {words}: going on with {caption.prompt!r}'
 
 
 def toybox_prior(device: str | torch.device = 'cpu',  # where it computes
@@ -106,7 +113,8 @@ def toybox_prior(device: str | torch.device = 'cpu',  # where it computes
 
 # %% ../nbs/11_prior.ipynb #83ab4872
 def exam(generator: torch.Generator,  # of colours and finishes
-         held_out: bool = False       # every held-out pair (`toybox.held_out_pairs`); else every kind, in colours that it was seen in
+         # every held-out pair (`toybox.held_out_pairs`); else every kind, in colours that it was seen in
+         held_out: bool = False
         ) -> list[toybox.Caption]:    # four views of each
     "Captions to test the prior with, half of them with a finish."
     def pick(options): return options[int(torch.randint(len(options), (), generator=generator))]
@@ -115,11 +123,12 @@ def exam(generator: torch.Generator,  # of colours and finishes
     finishes = (None,)*3 + toybox.FINISHES
     return [toybox.Caption(k, c or pick(seen[k]), v, pick(finishes)) for k, c in pairs for v in toybox.VIEWS]
 
-# %% ../nbs/11_prior.ipynb #9d72ec7d
+# %% ../nbs/11_prior.ipynb #9d72ec7c
 _MOVED = {name: page for page, names in dict(
     judge='Judge shipped_judge same_thing contrast judge_targets judge_batch train_judge agreement measure',
-    prior_training='write_json write_tensors SHARD render_world read_captions read_world Run half_precision train_vae encode_world '
-                   'warm_start_unet caption_tokens train_unet write_prior train_prior').items() for name in names.split()}
+    prior_training='write_json write_tensors SHARD render_world read_captions read_world Run half_precision train_vae '
+                   'encode_world warm_start_unet caption_tokens train_unet write_prior train_prior').items()
+    for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
@@ -127,12 +136,13 @@ def __getattr__(name: str) -> Any:
     if name not in _MOVED: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     return getattr(import_module(f'dreamfusion_nb.{_MOVED[name]}'), name)
 
-
+# %% ../nbs/11_prior.ipynb #9d72ec7d
 def main(argv: list[str] | None = None  # words of the command line; None: `sys.argv`
         ) -> None:
-    "The command `python -m dreamfusion_nb.prior`: render the pictures and train, or continue a training that was interrupted."
-    parser = argparse.ArgumentParser('python -m dreamfusion_nb.prior', description='Renders, trains and writes the whole prior and its judge. '
-                                     'Each stage continues where it was stopped.')
+    """The command `python -m dreamfusion_nb.prior`: render the pictures and train, or continue a training that was
+    interrupted."""
+    about = 'Renders, trains and writes the whole prior and its judge. Each stage continues where it was stopped.'
+    parser = argparse.ArgumentParser('python -m dreamfusion_nb.prior', description=about)
     parser.add_argument('--work', default='runs/prior', help='folder of pictures, checkpoints and logs')
     parser.add_argument('--pictures', type=int, default=128_000)
     parser.add_argument('--vae-steps', type=int, default=3000)
@@ -146,7 +156,9 @@ def main(argv: list[str] | None = None  # words of the command line; None: `sys.
     judging, training = (import_module(f'dreamfusion_nb.{page}') for page in ('judge', 'prior_training'))
     if options.pop('measure'):
         judge = judging.shipped_judge()
-        for held_out in (False, True): print('held out' if held_out else 'seen', judging.measure(toybox_prior(), judge, 4, held_out))
+        for held_out in (False, True):
+            shares = judging.measure(toybox_prior(), judge, 4, held_out)
+            print('held out' if held_out else 'seen', shares)
         return
     training.train_prior(**options)
     judging.train_judge(options['work'], out=options['out'])

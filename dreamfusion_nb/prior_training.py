@@ -24,7 +24,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import toybox
 from .pipelines import fastest_dtype
-from .prior import MAX_TOKENS, PRIOR_DIR, make_tokenizer, new_scheduler, new_text_encoder, new_unet, new_vae
+from .prior import (MAX_TOKENS, PRIOR_DIR, make_tokenizer, new_scheduler, new_text_encoder, new_unet,
+                                  new_vae)
 
 # %% ../nbs/11a_prior_training.ipynb #eaa2234f
 def write_json(path: str | Path,  # of the file
@@ -53,7 +54,9 @@ def render_world(work: str | Path,  # folder; pictures go into its folder `world
                  seed: int = 0,     # other seeds, other pictures
                  **options: Any     # of `toybox.draw`
                 ) -> None:
-    "Render captioned pictures of the toybox, in shards of 4000. Shards that exist are kept, so it continues where it stopped."
+    """Render captioned pictures of the toybox, in shards of 4000.
+
+    Shards that exist are kept, so it continues where it stopped."""
     folder = Path(work)/'world'
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(math.ceil(pictures/SHARD)):
@@ -62,7 +65,8 @@ def render_world(work: str | Path,  # folder; pictures go into its folder `world
         images, captions, cams = toybox.draw(SHARD, torch.Generator().manual_seed(seed*100_003 + i), **options)
         write_tensors(folder/f'{i:04d}.safetensors', dict(images=images, azimuth=cams.azimuth, polar=cams.polar))
         write_json(folder/f'{i:04d}.json', [[c.kind, c.color, c.view, c.finish] for c in captions])
-        print(f'world: {(i + 1)*SHARD} of {pictures} pictures, {(time.time() - began)/SHARD*1e3:.1f} ms each', flush=True)
+        print(f'world: {(i + 1)*SHARD} of {pictures} pictures, {(time.time() - began)/SHARD*1e3:.1f} ms each',
+              flush=True)
 
 # %% ../nbs/11a_prior_training.ipynb #89df3e05
 def _shards(work: str | Path, pictures: int, ending: str) -> list[Path]:
@@ -73,7 +77,8 @@ def read_captions(work: str | Path,  # folder of `render_world`
                   pictures: int      # how many
                  ) -> list[toybox.Caption]:
     "The captions of the rendered pictures."
-    return [toybox.Caption(*c) for path in _shards(work, pictures, 'json') for c in json.loads(path.read_text())][:pictures]
+    return [toybox.Caption(*c) for path in _shards(work, pictures, 'json')
+            for c in json.loads(path.read_text())][:pictures]
 
 
 def read_world(work: str | Path,  # folder of `render_world`
@@ -92,7 +97,8 @@ def run_state(params: Mapping[str, torch.Tensor],   # the weights, by name
     tensors: dict[str, torch.Tensor] = {}
     for k, p in params.items():
         s = optimizer.state[p]
-        tensors |= {f'param.{k}': p, f'mean.{k}': mean[k], f'exp_avg.{k}': s['exp_avg'], f'exp_avg_sq.{k}': s['exp_avg_sq']}
+        tensors |= {f'param.{k}': p, f'mean.{k}': mean[k], f'exp_avg.{k}': s['exp_avg'],
+                    f'exp_avg_sq.{k}': s['exp_avg_sq']}
     return tensors
 
 
@@ -187,7 +193,8 @@ class Run:
 # %% ../nbs/11a_prior_training.ipynb #85e0fc7e
 def half_precision(device: str | torch.device = 'cpu'  # 'cpu' or 'cuda'
                   ) -> torch.autocast:                 # context manager
-    "A context in which matrices are multiplied in bfloat16, on a chip that has instructions for it; elsewhere it would be slower."
+    """A context in which matrices are multiplied in bfloat16, on a chip that has instructions for it; elsewhere it
+    would be slower."""
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=fastest_dtype(device) != torch.float32)
 
 # %% ../nbs/11a_prior_training.ipynb #a9e7ebb1
@@ -226,8 +233,9 @@ def encode_world(work: str | Path,           # folder of `render_world`; the lat
     path = Path(work)/f'latents-{pictures}.safetensors'
     if not path.exists():
         images, _ = read_world(work, pictures)
-        with half_precision(): z = torch.cat([vae.encode(b.float()/127.5 - 1).latents.float() for b in images.split(100)])
-        write_tensors(path, dict(latents=z.half(), scale=torch.tensor(scale or 1/z.std())))
+        with half_precision(): z = torch.cat([vae.encode(b.float()/127.5 - 1).latents.float()
+                                              for b in images.split(100)])
+        write_tensors(path, dict(latents=z.half(), scale=torch.as_tensor(scale or 1/z.std())))
     f = load_file(path)
     return f['latents'], f['scale'].item()
 
@@ -240,7 +248,8 @@ def warm_start_unet(folder: str | Path,  # of a prior
     "Copy the weights of a prior into new parts. Words keep their vectors by their spelling, so there may be new words."
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
-    unet.load_state_dict(UNet2DConditionModel.from_pretrained(Path(folder)/'unet', torch_dtype=torch.float32).state_dict())
+    unet.load_state_dict(UNet2DConditionModel.from_pretrained(Path(folder)/'unet',
+        torch_dtype=torch.float32).state_dict())
     known = CLIPTokenizer.from_pretrained(Path(folder)/'tokenizer').get_vocab()
     old = CLIPTextModel.from_pretrained(Path(folder)/'text_encoder', dtype=torch.float32)
     state = text.state_dict()
@@ -255,7 +264,8 @@ def warm_start_unet(folder: str | Path,  # of a prior
 # %% ../nbs/11a_prior_training.ipynb #099aa666
 def caption_tokens(captions: list[toybox.Caption],
                    tokenizer: Any  # from `make_tokenizer`
-                  ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # with the view, without it [n, MAX_TOKENS]; of no text [1, MAX_TOKENS]
+                  # with the view, without it [n, MAX_TOKENS]; of no text [1, MAX_TOKENS]
+                  ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     "Token numbers of one phrasing a picture, the same in every session."
     def ids(texts): return torch.tensor(tokenizer(texts, padding='max_length', max_length=MAX_TOKENS).input_ids)
     rng = np.random.default_rng(0)
@@ -319,8 +329,10 @@ def write_prior(work: str | Path,   # folder of the runs, whose curves are kept
     "Write the trained parts as a diffusers Stable Diffusion folder, in half precision, no file above 15 MB."
     vae.register_to_config(scaling_factor=scale, _name_or_path='')  # no folder of this machine goes into the file
     from diffusers import StableDiffusionPipeline
-    parts = dict(vae=vae.half(), text_encoder=text_encoder.half(), tokenizer=make_tokenizer(), unet=unet.half(), scheduler=new_scheduler())
-    pipe: Any = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    parts = dict(vae=vae.half(), text_encoder=text_encoder.half(), tokenizer=make_tokenizer(), unet=unet.half(),
+                 scheduler=new_scheduler())
+    pipe: Any = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None,
+                                        requires_safety_checker=False)
     pipe.save_pretrained(out, max_shard_size='15MB')
     before = json.loads((Path(start)/'training.json').read_text()) if start else {}
     curves = {f'{n} before' if n.startswith('unet') else n: rows for n, rows in before.items()}

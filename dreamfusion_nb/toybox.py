@@ -18,7 +18,8 @@ import numba
 import numpy as np
 import torch
 
-from ._toys import COLORS, FINISHES, KINDS, _albedo, _color, _distance, _on_torch_threads, _primitive_distance, build
+from ._toys import (COLORS, FINISHES, KINDS, _albedo, _color, _distance, _on_torch_threads,
+                                  _primitive_distance, build)
 from ._toys import Parts as Parts    # for worlds of your own
 from .cameras import VIEWS, Cameras, sample_cameras
 from .errors import ConfigError, did_you_mean
@@ -37,8 +38,10 @@ def colors() -> list[str]:
 
 
 # those that show a different face to the front, the side and the back; a hamburger looks the same all round
-WITH_FRONT = ('mug', 'duck', 'robot', 'snowman', 'car', 'chair', 'house', 'teapot', 'bear', 'boat', 'sofa', 'bed', 'bench', 'television',
-    'truck', 'bus', 'train', 'airplane', 'tractor', 'submarine', 'cat', 'dog', 'pig', 'penguin', 'owl', 'fish', 'turtle', 'rabbit',
+WITH_FRONT = ('mug', 'duck', 'robot', 'snowman', 'car', 'chair', 'house', 'teapot', 'bear', 'boat', 'sofa', 'bed',
+              'bench', 'television',
+    'truck', 'bus', 'train', 'airplane', 'tractor', 'submarine', 'cat', 'dog', 'pig', 'penguin', 'owl', 'fish',
+    'turtle', 'rabbit',
     'elephant', 'frog', 'castle', 'windmill', 'clock', 'camera', 'guitar')
 
 # %% ../nbs/10_toybox.ipynb #a263f21f
@@ -58,7 +61,7 @@ def _normal(row, x, y, z):
 
 @numba.njit
 def _trace(rows, near, ox, oy, oz, dx, dy, dz):
-    "Sphere tracing: distance along the unit ray (negative for a miss) and the primitive hit; `near` is scratch space [P]"
+    "Sphere tracing: distance along the unit ray (negative: a miss) and the primitive hit. `near` is scratch space [P]."
     # Only primitives whose bounding ball the ray meets can be hit; usually that is two or three of a dozen
     n, t, far = 0, 1e9, -1e9
     for i in range(len(rows)):
@@ -88,7 +91,9 @@ def _render(rows, start, c2w, tan_half, light, ambient, mode, background, size, 
             for j in range(n):
                 u, v = ((j + .5)/n*2 - 1)*tan_half[b], (1 - (i + .5)/n*2)*tan_half[b]
                 s = 1/math.sqrt(u*u + v*v + 1)
-                dx, dy, dz = (m[0, 0]*u + m[0, 1]*v - m[0, 2])*s, (m[1, 0]*u + m[1, 1]*v - m[1, 2])*s, (m[2, 0]*u + m[2, 1]*v - m[2, 2])*s
+                dx = (m[0, 0]*u + m[0, 1]*v - m[0, 2])*s
+                dy = (m[1, 0]*u + m[1, 1]*v - m[1, 2])*s
+                dz = (m[2, 0]*u + m[2, 1]*v - m[2, 2])*s
                 t, which = _trace(toy, near, m[0, 3], m[1, 3], m[2, 3], dx, dy, dz)
                 for c in range(3):
                     value = background[b, c]
@@ -107,7 +112,8 @@ def render_rows(toys: list[np.ndarray],              # for each camera the rows 
                 cameras: Cameras,                    # B of them
                 size: int = 64,                      # pixels a side
                 mode: int | np.ndarray = ALBEDO,     # ALBEDO, LAMBERTIAN, TEXTURELESS or NORMAL, once or one a picture
-                light: torch.Tensor | np.ndarray | None = None,  # unit directions towards the light [B, 3]; None: the camera's
+                # unit directions towards the light [B, 3]; None: the camera's
+                light: torch.Tensor | np.ndarray | None = None,
                 ambient: float | torch.Tensor | np.ndarray = 1., # share of light from everywhere, number or [B]
                 background: tuple | torch.Tensor | np.ndarray = (1., 1., 1.),  # colour [3] or [B, 3]
                 supersample: int = 2                 # a pixel averages this number of rays squared
@@ -119,26 +125,32 @@ def render_rows(toys: list[np.ndarray],              # for each camera the rows 
     light = position/np.linalg.norm(position, axis=1, keepdims=True) if light is None else np.asarray(light, float)
     def each(values, *shape): return np.broadcast_to(values, (n, *shape)).copy()
     out, tan_half = np.zeros((n, 3, size, size)), np.tan(np.radians(cameras.fovy.double().cpu().numpy())/2)
-    _render(np.concatenate(toys), start, cameras.c2w.double().cpu().numpy(), tan_half, each(light, 3), each(np.asarray(ambient, float)),
+    _render(np.concatenate(toys), start, cameras.c2w.double().cpu().numpy(), tan_half, each(light, 3),
+            each(np.asarray(ambient, float)),
             each(np.asarray(mode)), each(np.asarray(background, float), 3), size, supersample, out)
     return torch.from_numpy(out).float()
 
 # %% ../nbs/10_toybox.ipynb #0a887946
-SYNONYMS = dict(burger='hamburger', cheeseburger='hamburger', cup='mug', duckling='duck', android='robot', automobile='car',
-    toadstool='mushroom', cottage='house', fir='tree', spaceship='rocket', teddy='bear', muffin='cupcake', sailboat='boat', ship='boat',
+SYNONYMS = dict(burger='hamburger', cheeseburger='hamburger', cup='mug', duckling='duck', android='robot',
+                automobile='car',
+    toadstool='mushroom', cottage='house', fir='tree', spaceship='rocket', teddy='bear', muffin='cupcake',
+    sailboat='boat', ship='boat',
     doughnut='donut', couch='sofa', tv='television', lorry='truck', coach='bus', locomotive='train', plane='airplane',
-    aeroplane='airplane', kitten='cat', puppy='dog', piglet='pig', goldfish='fish', tortoise='turtle', bunny='rabbit', toad='frog',
-    fortress='castle', pail='bucket', stool='chair', desk='table', kettle='teapot', grey='gray', violet='purple', dotted='spotted',
+    aeroplane='airplane', kitten='cat', puppy='dog', piglet='pig', goldfish='fish', tortoise='turtle', bunny='rabbit',
+    toad='frog',
+    fortress='castle', pail='bucket', stool='chair', desk='table', kettle='teapot', grey='gray', violet='purple',
+    dotted='spotted',
     plain='matte', rear='back', top='overhead')
 # words that change nothing
 _FILLERS = {'a', 'an', 'the', 'of', 'photo', 'view', 'dslr', 'picture', 'image', 'render', '3d', 'toy', 'small'}
-# "with spots" says what "spotted" says; the prior has not learned these words, so they are translated before it reads them
+# "with spots" says what "spotted" says; the prior has not learned these words, so the parser translates them
 _WITH = dict(spots='spotted', dots='spotted', stripes='striped')
 
 # %% ../nbs/10_toybox.ipynb #0a887947
 def vocabulary() -> list[str]:
     "Every word that the toybox prior knows."
-    return sorted({*KINDS, *COLORS, *FINISHES, *VIEWS, *SYNONYMS, 'a', 'an', 'the', 'of', 'photo', 'picture', 'small', 'toy', 'view'})
+    return sorted({*KINDS, *COLORS, *FINISHES, *VIEWS, *SYNONYMS, 'a', 'an', 'the', 'of', 'photo', 'picture', 'small',
+                   'toy', 'view'})
 
 # %% ../nbs/10_toybox.ipynb #97357407
 @dataclass(frozen=True)
@@ -164,7 +176,8 @@ class Caption:
             return str(rng.choice(others)) if others and rng.random() < .4 else word
         size = ['small'] if rng.random() < .15 else []
         words = [*size, *(say(w) for w in (self.finish, self.color, self.kind) if w)]
-        start = str(rng.choice(['', 'a', 'the', 'a photo of a', 'a picture of a', 'a toy'], p=[.3, .3, .1, .15, .1, .05]))
+        starts = ['', 'a', 'the', 'a photo of a', 'a picture of a', 'a toy']
+        start = str(rng.choice(starts, p=[.3, .3, .1, .15, .1, .05]))
         if start.endswith('a') and words[0][0] in 'aeiou': start += 'n'
         return ' '.join([start, *words]).strip() + (f', {say(self.view)} view' if self.view else '')
 
@@ -184,16 +197,19 @@ def parse(caption: str) -> Caption:
     alias |= {_plural(w): k for w, k in alias.items() if k in KINDS}
     known = [alias[w] for w in words if w in alias]
     unknown = tuple(w for w in words if w not in alias and w not in _FILLERS)
-    kind, color, view, finish = (next((w for w in known if w in group), None) for group in (KINDS, COLORS, VIEWS, FINISHES))
+    groups: tuple = (KINDS, COLORS, VIEWS, FINISHES)
+    kind, color, view, finish = (next((w for w in known if w in group), None) for group in groups)
     if kind is None:
         hint = next((m for w in unknown if (m := did_you_mean(w, list(KINDS)))), '')
-        raise ConfigError(f'prompt {str(caption)!r} names no toy that the toybox prior knows{hint}{" It" if hint else "; it"} '
+        raise ConfigError(f'prompt {str(caption)!r} names no toy that the toybox prior '
+                          f'knows{hint}{" It" if hint else "; it"} '
                           f'knows: {", ".join(KINDS)}; in the colours {", ".join(COLORS)}')
     return Caption(kind, color, view, finish, unknown + tuple(w for w in known if w in KINDS and w != kind))
 
 # %% ../nbs/10_toybox.ipynb #5af944f6
 def sdf(caption: str  # names a toy
-       ) -> Callable[[torch.Tensor], torch.Tensor]:  # points [N, 3] -> distances [N], on their device and in their dtype
+       # points [N, 3] -> distances [N], on their device and in their dtype
+       ) -> Callable[[torch.Tensor], torch.Tensor]:
     """Signed distance of the canonical toy: exact outside; inside negative, a lower bound of the depth.
 
     Raises `ConfigError` as `parse`."""
@@ -243,7 +259,8 @@ def render(caption: str,                # names a toy
            size: int = 64,              # pixels a side
            *,
            shading: str = 'albedo',     # 'albedo', 'lambertian', 'textureless' or 'normal'
-           light: torch.Tensor | np.ndarray | None = None,   # unit directions towards the light [B, 3]; None: the camera's
+           # unit directions towards the light [B, 3]; None: the camera's
+           light: torch.Tensor | np.ndarray | None = None,
            ambient: float | torch.Tensor | np.ndarray = 1.,  # share of light from everywhere, number or [B]
            background: tuple | torch.Tensor | np.ndarray = (1., 1., 1.),  # colour [3] or [B, 3]
            supersample: int = 2         # a pixel averages this number of rays squared
@@ -279,7 +296,8 @@ def held_out_pairs() -> list[tuple[str, str]]:
 def view_word(azimuth: float,  # degrees, 0 is the front
               polar: float     # degrees from +y
              ) -> str:         # 'front', 'side', 'back' or 'overhead'
-    "The word that a caption uses for a camera: overhead above 60° of elevation, else a sector of 90° to the front, back or side."
+    """The word that a caption uses for a camera: overhead above 60° of elevation, else a sector of 90° to the front,
+    back or side."""
     if polar < 30: return 'overhead'
     a = abs((azimuth + 180) % 360 - 180)
     return 'front' if a < 45 else 'back' if a > 135 else 'side'
@@ -312,7 +330,8 @@ def draw(n: int,                      # how many
     tints = [str(rng.choice(allowed[k])) if use else None for k, use in zip(picked, named)]
     finishes = rng.choice(['', *FINISHES], n, p=[.55, .1, .175, .175]).tolist()
     toys = [build(k, c, rng, f or None) for k, c, f in zip(picked, tints, finishes)]
-    modes = rng.choice([ALBEDO, LAMBERTIAN, TEXTURELESS, NORMAL], n, p=[.3, .6, .06, .04]) if mode is None else np.full(n, mode)
+    modes = np.full(n, mode)
+    if mode is None: modes = rng.choice([ALBEDO, LAMBERTIAN, TEXTURELESS, NORMAL], n, p=[.3, .6, .06, .04])
     light = light_near(cams, rng)
     images = render_rows(toys, cams, size, modes, light, rng.uniform(.2, 1., n), rng.random((n, 3)))
     words = [view_word(a, p) for a, p in zip(cams.azimuth.tolist(), cams.polar.tolist())]
