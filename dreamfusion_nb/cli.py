@@ -128,7 +128,7 @@ def _run(args: argparse.Namespace, config: Config, later: dict, seen: dict) -> N
     def remember(trainer, record): seen.update(step=trainer.step_count)
     if known := expected_cost(config, pick_device(args.device)): _say(known)
     common = dict(device=args.device, overwrite=args.overwrite)
-    result = train(args.prompt, config=config, out=args.out, resume=args.resume or 'auto', phases=args.schedules,
+    result = train(args.prompt, config=config, out=args.out, resume=args.resume or 'auto', schedules=args.schedules,
                    callbacks=[remember, Estimate(_say)], **common)
     print(*_written(result.folder), sep='\n')
     if not args.refine: return

@@ -6,10 +6,12 @@
 __all__ = ['start_run', 'train']
 
 # %% ../nbs/19a_run.ipynb #618a9baa
+import math
 import os
 import re
 import reprlib
 import shutil
+import time
 import weakref
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -23,10 +25,11 @@ from .checkpoints import VIDEO_KINDS, backup_folder, is_backup, is_finished, lis
 from .config import Config, load_config, preset as named_preset
 from .dmtet import EmptyMeshError
 from .docstrings import with_parameters
-from .errors import ConfigError, Interrupted, did_you_mean, notice
+from .errors import ConfigError, Interrupted, check_folder, did_you_mean, notice
+from .estimate import duration
 from .export import MESH_FORMATS, check_path, decimate, expanded, write_mesh, write_video
 from .parts import OwnParts, check_same_parts, parse_prompt, pick_device, record_parts, split_parts
-from .progress import LiveCell, ProgressBar, in_notebook
+from .progress import LiveCell, Pace, ProgressBar, in_notebook
 from .result import Result, load, missing_surface, orbit_of, save_picture, sheet_of
 from .show import to_pil
 from .threads import check_threads, limit_threads
@@ -41,17 +44,17 @@ def as_callbacks(callbacks: Any) -> list[Callable]:
     return list(callbacks)
 
 
-def check_call(prompt, preset, config, resume, overwrite, callbacks, phases=None) -> None:
-    "Raise `ConfigError` for arguments of `train` (`preset`, `resume`, `phases`, …) that are wrong in themselves"
+def check_call(prompt, preset, config, resume, overwrite, callbacks, schedules=None) -> None:
+    "Raise `ConfigError` for arguments of `train` (`preset`, `resume`, `schedules`, …) that are wrong in themselves"
     if not isinstance(prompt, str): raise ConfigError(f'prompt must be a text that is not empty, not {prompt!r}')
     if config is not None and preset != 'toybox':
         raise ConfigError(f'preset {preset!r} and config: choose one (a configuration can name its preset)')
     if resume not in ('auto', True, False): raise ConfigError(f"resume must be 'auto', True or False, not {resume!r}")
     if resume is True and overwrite: raise ConfigError('resume and overwrite: choose one')
-    if phases not in (None, 'keep', 'rescale'):
-        raise ConfigError(f"phases must be 'keep' or 'rescale', not {phases!r}{did_you_mean(phases, ['keep', 'rescale'])}")
-    if phases and resume is not True:
-        raise ConfigError(f'phases {phases!r} is for a run that is made longer: it needs resume=True (--resume) and more iters')
+    if schedules not in (None, 'keep', 'rescale'):
+        raise ConfigError(f"schedules must be 'keep' or 'rescale', not {schedules!r}{did_you_mean(schedules, ['keep', 'rescale'])}")
+    if schedules and resume is not True:
+        raise ConfigError(f'schedules {schedules!r} is for a run that is made longer: it needs resume=True (--resume) and more iters')
     as_callbacks(callbacks)
 
 # %% ../nbs/19a_run.ipynb #2aae1c65
@@ -70,21 +73,21 @@ def is_longer(config: Config, held: Config) -> bool:
     return config.iters > held.iters and config == held.replace(dict(iters=config.iters, phase_iters=config.phase_iters))
 
 
-def extend_run(config: Config, folder: Path, phases: str | None) -> Config:
-    """Return the configuration of a run that goes on beyond its end: its phases are parts of the old length or of the new one.
+def extend_run(config: Config, folder: Path, schedules: str | None) -> Config:
+    """Return the configuration of a run that goes on beyond its end: its schedules belong to the old length or to the new one.
 
-    Raises `ConfigError` if `phases` does not say which."""
+    Raises `ConfigError` if `schedules` does not say which."""
     held = load_config(folder/'config.yaml') if (folder/'config.yaml').exists() else config
     if not is_longer(config, held):
-        same = config == held.replace(dict(phase_iters=config.phase_iters)) and (held.phase_iters or phases != 'keep')
-        if not phases: return config
+        same = config == held.replace(dict(phase_iters=config.phase_iters)) and (held.phase_iters or schedules != 'keep')
+        if not schedules: return config
         if same: return held    # it has been made longer before, by the same call
-        raise ConfigError(f'phases {phases!r} is for a run that is made longer: the one in {folder} has {held.iters} steps, '
+        raise ConfigError(f'schedules {schedules!r} is for a run that is made longer: the one in {folder} has {held.iters} steps, '
             f'and {config.iters} are asked for')
-    if phases is None:
-        raise ConfigError(f"iters: the run in {folder} was planned with {held.iters} steps; to go on to {config.iters} say phases='keep' "
-            "(--phases keep: schedules stay where they were, the end of the last phase goes on) or phases='rescale' (they stretch to the new length)")
-    return config.replace(dict(phase_iters=(held.phase_iters or held.iters) if phases == 'keep' else None))
+    if schedules is None:
+        raise ConfigError(f"iters: the run in {folder} was planned with {held.iters} steps; to go on to {config.iters} say schedules='keep' "
+            "(--schedules keep: schedules stay where they were, the last part goes on) or schedules='rescale' (they stretch to the new length)")
+    return config.replace(dict(phase_iters=(held.phase_iters or held.iters) if schedules == 'keep' else None))
 
 # %% ../nbs/19a_run.ipynb #568c82c8
 def difference(config: Config, held: Config) -> str:
@@ -97,11 +100,7 @@ def difference(config: Config, held: Config) -> str:
 
 def claim_folder(folder: Path, config: Config, resume: str | bool = 'auto', overwrite: bool = False, parts: OwnParts | None = None) -> bool:
     "Return whether the run in `folder` is resumed (True) or begins (False); `resume` as of `train`. Raises `ConfigError` if something is in the way"
-    try: parent = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    except OSError as error: raise ConfigError(f'out: {str(folder)[:80]}… cannot be written: {error.strerror}') from None
-    if '\0' in str(folder): raise ConfigError(f'out: {str(folder)!r} is no name for a folder: it contains a zero byte')
-    if not parent.is_dir(): raise ConfigError(f'out: {parent} is a file, not a folder')
-    if not os.access(parent, os.W_OK): raise ConfigError(f'out: {parent} cannot be written; choose another folder with out= (--out)')
+    check_folder(folder)
     here = [p.name for p in folder.iterdir()] if folder.exists() else []
     if not here or overwrite: return False
     ways = 'choose another folder with out= (--out), or overwrite=True (--overwrite)'
@@ -240,7 +239,7 @@ def start_run(config: Config,
               *,
               device: str | torch.device | None = None,  # None: a GPU if there is one
               resume: str | bool = 'auto',               # as of `train`
-              phases: str | None = None,
+              schedules: str | None = None,
               overwrite: bool = False,
               hold: ExitStack | None = None              # keeps other programs out of the folder until it is closed
              ) -> Trainer:
@@ -248,7 +247,7 @@ def start_run(config: Config,
     parts = parts or OwnParts()
     config, device = record_parts(config, parts), pick_device(device)
     if folder is None: return Trainer(config, device=device, **parts.given())
-    if resume is True: config = extend_run(config, folder, phases)
+    if resume is True: config = extend_run(config, folder, schedules)
     resumed = claim_folder(folder, config, resume, overwrite, parts)
     if resume is True and not resumed: raise ConfigError(f'resume: {folder} holds no unfinished run')
     if resumed: trainer = Trainer.resume(folder, device=device, **parts.given())
@@ -260,6 +259,19 @@ def start_run(config: Config,
         check_still(folder, config, resume, overwrite, resumed, parts)
     open_folder(trainer, 'resumed' if resumed else 'started', overwrite)
     return trainer
+
+# %% ../nbs/19a_run.ipynb #5f48bcde
+def told(cameras: Cameras, tell: Callable[[str], Any], what: str, every: float = 2.) -> Iterator[Cameras]:
+    "Yield cameras one by one, and tell every two seconds how many pictures are made and how long the others take"
+    pace, shown = Pace(), -math.inf
+    tell(f'{what}, {len(cameras)} pictures')
+    for i in range(len(cameras)):
+        yield cameras[i:i + 1]
+        pace.count(i + 1)
+        left = pace.left(len(cameras))
+        if left is None or time.monotonic() - shown < every: continue
+        shown = time.monotonic()
+        tell(f'{what}, {i + 1} of {len(cameras)} pictures, {duration(left)} left')
 
 # %% ../nbs/19a_run.ipynb #3b8907a1
 def film_cameras(result: Result) -> Cameras:
@@ -289,8 +301,8 @@ def write_outputs(result: Result,
         tell('writing preview.png')
         save_picture(result.preview(val.height, val.width), folder/'preview.png')
         if result.config.export_video:
-            tell(f'writing turntable.mp4, {test.size} pictures')
-            result.video(folder/'turntable.mp4', height=test.height, width=test.width, cameras=film_cameras(result))
+            cameras = told(film_cameras(result), tell, 'writing turntable.mp4')
+            result.video(folder/'turntable.mp4', height=test.height, width=test.width, cameras=cameras)
         # a NeRF's surface comes in many more triangles than it has detail, and a fine mesh in more than can be cut open in a minute
         if mesh is not None:
             tell('writing model.glb')
@@ -334,17 +346,17 @@ def find_or_start(config: Config,
                   first: Path,      # result folder
                   numbers: bool,    # whether numbered folders beside it will do
                   parts: OwnParts,
-                  *, device, resume, phases, overwrite, hold
+                  *, device, resume, schedules, overwrite, hold
                  ) -> Result | Trainer:
     "Return the finished result of a configuration, or the trainer that makes it, with its folder held; options as of `start_run`"
     wanted = record_parts(config, parts)
     while True:
         folder = choose_folder(first, wanted, resume, parts) if numbers else first
-        asked = extend_run(wanted, folder, phases) if resume is True else wanted
+        asked = extend_run(wanted, folder, schedules) if resume is True else wanted
         if not overwrite and is_finished(folder) and asked == load_config(folder/'config.yaml') and holds_run(folder, asked, resume, parts):
             return read_back(folder, device, parts)
         try:
-            trainer = start_run(config, folder, parts, device=device, resume=resume, phases=phases, overwrite=overwrite, hold=hold)
+            trainer = start_run(config, folder, parts, device=device, resume=resume, schedules=schedules, overwrite=overwrite, hold=hold)
             remember_parts(folder, parts)
             return trainer
         except FolderTaken:    # another program was quicker
@@ -411,7 +423,7 @@ def train(prompt: str,                               # what to make
           device: str | torch.device | None = None,  # where to compute; None: a GPU if there is one
           out: str | Path | None = None,             # result folder; None: outputs/<prompt>
           resume: str | bool = 'auto',               # 'auto': an unfinished run of the same configuration goes on; False: never; True: it must
-          phases: str | None = None,                 # of a run that is made longer: 'keep' its schedules where they were or 'rescale' them
+          schedules: str | None = None,              # of a run that is made longer: 'keep' them where they were or 'rescale' them
           overwrite: bool = False,                   # replace what is in the folder
           callbacks: Callable | Sequence[Callable] = (),    # called as callback(trainer, record) after each step
           threads: int | None = None,                # to compute on; None: one for small work on a CPU, unless you have set a number
@@ -422,7 +434,8 @@ def train(prompt: str,                               # what to make
 
     The same call again reads the finished result back. A run that was interrupted goes on. A call that was changed takes a numbered
     folder, `outputs/a-hamburger-2`, unless `out` or `overwrite` says where."""
-    check_call(prompt, preset, config, resume, overwrite, callbacks, phases)
+    schedules = schedules or overrides.pop('phases', None)    # its earlier name
+    check_call(prompt, preset, config, resume, overwrite, callbacks, schedules)
     check_threads(threads)
     parts, keys = split_parts(dict(guidance=guidance, field=field, background=background, renderer=renderer, losses=losses, optimizer=optimizer))
     named = {k: v for k, v in dict(prompt=prompt, iters=iters, seed=seed).items() if v is not None}
@@ -431,7 +444,7 @@ def train(prompt: str,                               # what to make
     if settings.mode != 'fit': return run_mode(settings, first, pick_device(device), overwrite, parts)
     numbers = (out is None or isinstance(out, SuggestedFolder)) and not overwrite
     with ExitStack() as hold, limit_threads(threads), showing(progress) as display:
-        found = find_or_start(settings, first, numbers, parts, device=device, resume=resume, phases=phases, overwrite=overwrite, hold=hold)
+        found = find_or_start(settings, first, numbers, parts, device=device, resume=resume, schedules=schedules, overwrite=overwrite, hold=hold)
         if isinstance(found, Result): return found
         if warning := parse_prompt(found.guidance, settings.prompt)[1]: notice(warning)
         return run_to_end(found, as_callbacks(callbacks), display)

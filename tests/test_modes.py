@@ -111,15 +111,15 @@ def test_no_video(model, tmp_path):
 # Longer
 
 def test_longer(model, tmp_path):
-    "Kept phases: the first steps are those of the shorter run, and the schedules go on where they ended"
+    "Kept schedules: the first steps are those of the shorter run, and the last part goes on where they ended"
     options = dict(guidance=model, out=tmp_path/'result', progress=False)
     short = train('a hamburger', **options, **CHEAP)
-    with pytest.raises(ConfigError, match="phases='keep'"):
+    with pytest.raises(ConfigError, match="schedules='keep'"):
         train('a hamburger', resume=True, **options, **CHEAP | dict(iters=20))
     with pytest.raises(ConfigError, match='already holds a finished result'):
         train('a hamburger', **options, **CHEAP | dict(iters=20))
     steps = []
-    more = train('a hamburger', resume=True, phases='keep', callbacks=[lambda t, r: steps.append(r.step)], **options,
+    more = train('a hamburger', resume=True, schedules='keep', callbacks=[lambda t, r: steps.append(r.step)], **options,
                  **CHEAP | dict(iters=20))
     assert steps == list(range(12, 20)) and more.history[:12] == short.history
     assert load_config(tmp_path/'result').phase_iters == 12
@@ -128,9 +128,9 @@ def test_longer(model, tmp_path):
     for name, v in more.renderer.state_dict().items(): assert torch.equal(v, straight.renderer.state_dict()[name]), name
     # the same call again, in either form
     for given in (dict(iters=20, phase_iters=12), dict(iters=20)):
-        phases = None if 'phase_iters' in given else 'keep'
+        schedules = None if 'phase_iters' in given else 'keep'
         with pytest.warns(UserWarning, match='loaded the finished result'):
-            assert train('a hamburger', resume=True, phases=phases, **options, **CHEAP | given).history == more.history
+            assert train('a hamburger', resume=True, schedules=schedules, **options, **CHEAP | given).history == more.history
 
 
 def test_longer_rescales(model, tmp_path):
@@ -139,9 +139,9 @@ def test_longer_rescales(model, tmp_path):
     assert config.phase_iters is None and progress_at(12, config) == .5
 
 
-@pytest.mark.parametrize('given,says', [(dict(phases='kept', resume=True), "did you mean 'keep'"),
-                                        (dict(phases='keep'), 'needs resume=True')])
-def test_phases_that_cannot_be_meant(given, says, tmp_path):
+@pytest.mark.parametrize('given,says', [(dict(schedules='kept', resume=True), "did you mean 'keep'"),
+                                        (dict(schedules='keep'), 'needs resume=True')])
+def test_schedules_that_cannot_be_meant(given, says, tmp_path):
     with pytest.raises(ConfigError, match=says): train('a hamburger', out=tmp_path/'result', **given)
 
 
