@@ -26,7 +26,8 @@ from .parts import make_optimizer
 
 # %% ../nbs/17_checkpoints.ipynb #0ede76a8
 VIDEO_KINDS = ('rgb', 'depth', 'normal')    # in the order of `Result.maps`
-RESULT_FILES = ('config.yaml', 'history.jsonl', 'checkpoints', 'preview.png', 'turntable.mp4', 'model.glb', 'log.txt', 'validation',
+RESULT_FILES = ('config.yaml', 'history.jsonl', 'checkpoints', 'preview.png', 'turntable.mp4', 'model.glb', 'log.txt',
+    'validation',
                 'validation.png', *(f'test-{kind}.mp4' for kind in VIDEO_KINDS))
 
 
@@ -59,7 +60,9 @@ FORMAT = 1    # of what a checkpoint folder holds; a later one may be unreadable
 
 
 def discard(folder: Path) -> None:
-    "Delete a checkpoint folder in two steps: a crash in between leaves rubbish under another name, not half a checkpoint"
+    """Delete a checkpoint folder in two steps:
+
+    a crash in between leaves rubbish under another name, not half a checkpoint"""
     if not folder.exists(): return
     rubbish = folder.with_name(folder.name + '.old.tmp')
     shutil.rmtree(rubbish, ignore_errors=True)
@@ -87,12 +90,14 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], d
     try:
         state = json.loads((folder/'state.json').read_text())
         if state.get('format', FORMAT) > FORMAT:
-            raise ConfigError(f'checkpoint {folder} was written by a newer version of dreamfusion_nb (format {state["format"]}, this version '
+            raise ConfigError(f'checkpoint {folder} was written by a newer version of dreamfusion_nb (format '
+                f'{state["format"]}, this version '
                 f'reads {FORMAT}): upgrade to read it')
         return {name: load_file(folder/f'{name}.safetensors') for name in ('model', 'optimizer')}, state
     except ConfigError: raise
     except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:
-        raise ConfigError(f'checkpoint {folder} is damaged: {one_line(error)}; delete that folder to go on from an earlier one') from None
+        raise ConfigError(f'checkpoint {folder} is damaged: {one_line(error)}; delete that folder to go on from an '
+            'earlier one') from None
 
 # %% ../nbs/17_checkpoints.ipynb #50a7baa7
 def list_checkpoints(folder: str | Path) -> list[Path]:
@@ -107,14 +112,17 @@ def keep_newest(folder: Path, n: int) -> None:
 
 def remove_partial_files(folder: Path, n: int) -> None:
     "Remove what a killed run has left half-written, and checkpoints beyond `n`; only files that a run writes"
-    ours = [folder/f'.{Path(name).stem}.tmp{Path(name).suffix}' for name in RESULT_FILES if Path(name).suffix]    # as `write_whole` calls them
+    # as `write_whole` calls them
+    ours = [folder/f'.{Path(name).stem}.tmp{Path(name).suffix}' for name in RESULT_FILES if Path(name).suffix]
     for p in [*(p for p in ours if p.is_file()), *(folder/'checkpoints').glob('step-*.tmp')]:
         shutil.rmtree(p) if p.is_dir() else p.unlink()
     keep_newest(folder, n)
 
 
 def find_result(path: str | Path) -> tuple[Path, list[Path]]:
-    "Return (result folder, its checkpoints up to the one meant) of a result folder or one of its checkpoints. Raises `ConfigError`"
+    """Return (result folder, its checkpoints up to the one meant) of a result folder or one of its checkpoints.
+
+    Raises `ConfigError`"""
     path = expanded(path)
     folder = path.parent.parent if path.parent.name == 'checkpoints' else path
     found = [p for p in list_checkpoints(folder) if folder == path or p <= path]
@@ -138,7 +146,8 @@ def read_history(folder: str | Path, steps: int) -> list[dict]:
 def check_finite(tensors: dict[str, torch.Tensor]) -> None:
     "Raise `ConfigError` if one of the named tensors holds NaN or infinity"
     for name, v in tensors.items():
-        if v.is_floating_point() and not v.isfinite().all(): raise ConfigError(f'{name} holds values that are not finite')
+        if v.is_floating_point() and not v.isfinite().all():
+            raise ConfigError(f'{name} holds values that are not finite')
 
 
 def check_state(path: Path,                      # of the checkpoint
@@ -155,7 +164,8 @@ def check_state(path: Path,                      # of the checkpoint
 def _flatten(state):
     "Optimiser state -> (tensors by name, plain numbers by name)"
     flat = {f'{i}.{k}': v for i, s in state.items() for k, v in s.items()}
-    return {k: v for k, v in flat.items() if torch.is_tensor(v)}, {k: v for k, v in flat.items() if not torch.is_tensor(v)}
+    return {k: v for k, v in flat.items() if torch.is_tensor(v)}, {k: v for k,
+        v in flat.items() if not torch.is_tensor(v)}
 
 
 def _is_plain(value):
@@ -183,7 +193,7 @@ def training_state(renderer: torch.nn.Module,
     tensors = dict(model=renderer.state_dict(), optimizer=moments | {'generator': generator.get_state()})
     # Adan counts its steps in the group, Adam beside the moments
     counts = [dict(step=int(group['step']), setup=True) for group in state['param_groups'] if 'step' in group]
-    # not every parameter has had a gradient: albedo in the latent phase or in white light, a gloss or a sky that no step has used yet
+    # not every parameter has had a gradient: albedo in the latent phase or in white light, a sky that no step has used
     kept = dict(step=step, numbers=numbers, counts=counts, learnt=sorted(state['state']))
     if not own: return tensors, kept
     # nothing is known of the optimiser: all plain numbers of its groups may have changed
@@ -195,7 +205,9 @@ def check_moments(optim,                                # group `optim` of the c
                   params: dict[int, torch.nn.Parameter],
                   state: dict[int, dict]                # number -> moments by name
                  ) -> None:
-    "Raise `ValueError` unless the moments are what this optimiser keeps for these parameters: compiled optimisers do not look"
+    """Raise `ValueError` unless the moments are what this optimiser keeps for these parameters:
+
+    compiled optimisers do not look"""
     probe = torch.nn.Parameter(torch.zeros(2))
     optimizer = make_optimizer(optim, [probe])
     probe.grad = torch.zeros(2)
@@ -203,7 +215,8 @@ def check_moments(optim,                                # group `optim` of the c
     wanted = optimizer.state[probe]
     for i, p in params.items():
         held = state.get(i, {})
-        if set(held) != set(wanted): raise ValueError(f'moments of parameter {i} are {", ".join(sorted(held)) or "missing"}')
+        if set(held) != set(wanted):
+            raise ValueError(f'moments of parameter {i} are {", ".join(sorted(held)) or "missing"}')
         for k, v in held.items():
             like = wanted[k]
             if not torch.is_tensor(like): continue
@@ -229,7 +242,8 @@ def load_training_state(path: Path,                        # of the checkpoint
         groups = optimizer.state_dict()['param_groups']
         params = [p for group in optimizer.param_groups for p in group['params']]
         learnt = state.get('learnt', list(moments))    # checkpoints of earlier versions do not say
-        if own: check_finite({f'{i}.{k}': v for i, held in moments.items() for k, v in held.items() if torch.is_tensor(v)})
+        if own:
+            check_finite({f'{i}.{k}': v for i, held in moments.items() for k, v in held.items() if torch.is_tensor(v)})
         else: check_moments(config.optim, {i: params[i] for i in learnt}, moments)
         for group, count in zip(groups, state['counts']):
             group.update(step=torch.tensor(count['step'], dtype=torch.int32), setup=count['setup'])
@@ -237,14 +251,18 @@ def load_training_state(path: Path,                        # of the checkpoint
         optimizer.load_state_dict(dict(param_groups=groups, state=moments))
         return state['step']
     except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        raise ConfigError(f'checkpoint {path} is damaged or does not belong to this configuration: {one_line(error)}') from None
+        said = one_line(error)
+        raise ConfigError(f'checkpoint {path} is damaged or does not belong to this configuration: {said}') from None
 
 # %% ../nbs/17_checkpoints.ipynb #db81c4fc
 MESH_STATE = ('sdf', 'deform', 'scale', 'initialised')    # what only a `MeshRenderer` has
 
 
 def state_dict_mismatch(model: dict[str, torch.Tensor], checkpoint: dict[str, torch.Tensor]) -> dict[str, str]:
-    "Return `{name: reason}` for every tensor of `checkpoint` that cannot be loaded into `model` (missing, unexpected, or of another shape or dtype)"
+    """Return `{name:
+
+    reason}` for every tensor of `checkpoint` that cannot be loaded into `model` (missing, unexpected, or of another
+    shape or dtype)"""
     wrong = {name: 'not there' for name in model if name not in checkpoint}
     wrong |= {name: 'unknown here' for name in checkpoint if name not in model}
     for name in model.keys() & checkpoint.keys():
@@ -254,12 +272,15 @@ def state_dict_mismatch(model: dict[str, torch.Tensor], checkpoint: dict[str, to
     # parts that mean nothing without each other
     together = dict(grid=[n for n in model if n.startswith('grid.')], shape=[n for n in model if n in MESH_STATE])
     for part, names in together.items():
-        if any(name in wrong for name in names): wrong = {name: f'goes with the rest of the {part}' for name in names} | wrong
+        if any(name in wrong for name in names):
+            wrong = {name: f'goes with the rest of the {part}' for name in names} | wrong
     return wrong
 
 # %% ../nbs/17_checkpoints.ipynb #3f683898
 def warm_start(renderer: torch.nn.Module, path: str | Path) -> list[str]:
-    "Take the weights of another result, as far as they fit. Returns lines that say what was taken, what not, and why. Raises `ConfigError`"
+    """Take the weights of another result, as far as they fit. Returns lines that say what was taken, what not, and why.
+
+    Raises `ConfigError`"""
     _, found = find_result(path)
     held, own = read_checkpoint(found[-1])[0]['model'], renderer.state_dict()
     wrong = state_dict_mismatch(own, held)
@@ -269,13 +290,17 @@ def warm_start(renderer: torch.nn.Module, path: str | Path) -> list[str]:
     ours = [name for name in own if name.startswith('field.')] or list(own)    # a renderer may have no field
     large = [name for name in ours if own[name].ndim > 1] or ours
     if not any(name in taken for name in large):    # a bias alone is no field
-        name, reason = next(((n, r) for n, r in wrong.items() if n in ours), ('field', 'there is nothing to learn in it'))
-        raise ConfigError(f'resume_from_checkpoint: nothing of the field in {found[-1]} fits this configuration ({name}: {reason})')
+        name, reason = next(((n, r) for n, r in wrong.items() if n in ours),
+            ('field', 'there is nothing to learn in it'))
+        raise ConfigError(f'resume_from_checkpoint: nothing of the field in {found[-1]} fits this configuration '
+            f'({name}: {reason})')
     renderer.load_state_dict({name: held[name] for name in taken}, strict=False)
-    lines = [f'began with {found[-1]}: took {", ".join(taken)}', *(f'did not take {name}: {why}' for name, why in sorted(wrong.items()))]
+    lines = [f'began with {found[-1]}: took {", ".join(taken)}',
+        *(f'did not take {name}: {why}' for name, why in sorted(wrong.items()))]
     # between a NeRF and a mesh, the grid of the one and the shape of the other are expected to be missing
     expected = isinstance(renderer, MeshRenderer)
-    odd = [f'{n} ({why})' for n, why in sorted(wrong.items()) if not (expected and (n.startswith('grid.') or n in MESH_STATE))]
+    odd = [f'{n} ({why})' for n, why in sorted(wrong.items()) if not (expected and (n.startswith('grid.')
+        or n in MESH_STATE))]
     if odd: notice(f'resume_from_checkpoint: {len(taken)} tensors taken from {found[-1]}, not taken: {", ".join(odd)}')
     return lines
 
@@ -304,11 +329,14 @@ def is_backup(folder: Path) -> bool:
 
 
 def back_up_result(folder: Path) -> None:
-    "Make room for a run that overwrites: move a finished result to its backup folder, delete an unfinished one. Only result files are touched"
+    """Make room for a run that overwrites: move a finished result to its backup folder, delete an unfinished one.
+
+    Only result files are touched"""
     backup = backup_folder(folder)
     keep = is_finished(folder) and not is_backup(backup)
     if keep:
-        if backup.exists(): raise ConfigError(f'out: the result in {folder} would wait in {backup}, which is taken; move that away')
+        if backup.exists():
+            raise ConfigError(f'out: the result in {folder} would wait in {backup}, which is taken; move that away')
         backup.mkdir()
         (backup/BACKUP_MARKER).touch()
     for p in (folder/name for name in RESULT_FILES):

@@ -23,7 +23,8 @@ from .driver import STEP_PICTURES, add_steps, between_steps, driver_of, jpeg_byt
 from .export import expanded
 from .panels import Dashboard, Frontend, buttons, check_whole, close_stale, curves_plot, draw_run, error_html, guarded
 from .panels import html_table, montage, open_trainer_for, text_card, tile
-from .parts import parse_prompt, split_parts
+from .own_parts import split_parts
+from .parts import parse_prompt
 from .shading import SHADINGS
 from .result import Result
 from .run import slug, start_run

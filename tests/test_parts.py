@@ -11,8 +11,8 @@ import trimesh
 from conftest import CHEAP, MESH
 from torch import nn
 
-from dreamfusion_nb import ConfigError, Trainer, load, load_config, parts, train
-from dreamfusion_nb.parts import OwnParts, assemble, own_losses, rehearse, split_parts
+from dreamfusion_nb import ConfigError, Trainer, load, load_config, own_parts, parts, train
+from dreamfusion_nb.own_parts import NEEDS, RESERVED, OwnParts, assemble, own_losses, rehearse, split_parts
 from dreamfusion_nb.raymarch import Renderer, RenderOutput
 from dreamfusion_nb.run import start_run
 
@@ -85,7 +85,7 @@ def says(**own):
     "What is wrong with parts, in the line that the user reads; the same for a trainer of them"
     with pytest.raises(ConfigError) as caught: Trainer(config(), own.pop('guidance', Target), **own)
     line = str(caught.value)
-    assert '\n' not in line and line.split()[0].strip(':=') in parts.NEEDS | dict(losses=0, optimizer=0), line
+    assert '\n' not in line and line.split()[0].strip(':=') in NEEDS | dict(losses=0, optimizer=0), line
     return line
 
 
@@ -173,7 +173,7 @@ def test_losses_are_weighted_and_in_the_history():
     assert all({'half', 'plain'} <= set(row) for row in rows)
     assert ['late' in row for row in rows] == [False, False, False, True]
     assert rows[3]['late'] == pytest.approx(2*rows[3]['half'])
-    weighted = (*losses, *parts.RESERVED[:8])
+    weighted = (*losses, *RESERVED[:8])
     assert rows[3]['loss'] == pytest.approx(sum(v for k, v in rows[3].items() if k in weighted))
 
 
@@ -301,9 +301,9 @@ def without(name):
     return type('Less', (), {k: v for k, v in vars(Target).items() if k not in (name, '__dict__', '__weakref__')})
 
 
-@pytest.mark.parametrize('name', list(parts.NEEDS['guidance']))
+@pytest.mark.parametrize('name', list(NEEDS['guidance']))
 def test_a_guidance_lacks_something(name):
-    assert f'guidance: Less lacks {parts.NEEDS["guidance"][name]}' in says(guidance=without(name))
+    assert f'guidance: Less lacks {NEEDS["guidance"][name]}' in says(guidance=without(name))
 
 
 class Flat(Target):
@@ -386,7 +386,7 @@ def test_protocols_and_checks_agree():
     for kind, protocol in protocols.items():
         members = {name for name, v in vars(protocol).items() if inspect.isfunction(v) and not name.startswith('_')}
         members |= set(typing.get_type_hints(protocol))
-        assert members == set(parts.NEEDS[kind]) - {'parameters'}, kind
+        assert members == set(NEEDS[kind]) - {'parameters'}, kind
 
 
 # The folder
@@ -493,6 +493,6 @@ def test_a_dashboard_takes_parts_too():
 def test_a_run_of_our_parts_is_not_rehearsed(monkeypatch):
     def refuse(*args): raise AssertionError('tried')
     for name in ('try_field', 'try_background', 'try_renderer', 'try_guidance'):
-        monkeypatch.setattr(parts, name, refuse)
+        monkeypatch.setattr(own_parts, name, refuse)
     rehearse(OwnParts(), None, None, CPU)
     assert own_losses(None) == {} and 'parts' not in config().to_dict()
