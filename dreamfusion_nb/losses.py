@@ -70,9 +70,6 @@ def jitter_points(positions: torch.Tensor,            # points [M, 3]
         device=generator.device if generator else positions.device)
     return positions + sigma*shift.to(positions)
 
-# %% ../nbs/12_losses.ipynb #c9409742
-jitter = jitter_points    # the older name
-
 # %% ../nbs/12_losses.ipynb #e078a7ec
 def normal_smooth_3d(normals: torch.Tensor,  # unit normals at points [M, 3]
                      nearby: torch.Tensor,   # unit normals at the same points after `jitter_points` [M, 3]

@@ -19,9 +19,6 @@ from .errors import did_you_mean
 # %% ../nbs/05_shading.ipynb #1689ed9f
 SHADINGS = ("albedo", "textureless", "lambertian", "phong", "normal")
 
-# %% ../nbs/05_shading.ipynb #1501fbad
-MODES = SHADINGS    # the older name
-
 # %% ../nbs/05_shading.ipynb #8bf2994b
 Given = TypeVar("Given")
 
