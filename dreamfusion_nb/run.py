@@ -467,7 +467,7 @@ def train(prompt: str,               # what to make
           device: str | torch.device | None = None,  # where to compute; None: a GPU if there is one
           out: str | Path | None = None,             # result folder; None: outputs/<prompt>
           resume: str | bool = 'auto',      # 'auto': go on with an unfinished run; False: never; True: it must be there
-          schedules: str | None = None,     # of a run that is made longer: 'keep' them where they were or 'rescale' them
+          schedules: str | None = None,     # of a run made longer: 'keep' them where they were or 'rescale' them
           overwrite: bool = False,          # replace what is in the folder
           callbacks: Callable | Sequence[Callable] = (),  # called as callback(trainer, record) after each step
           threads: int | None = None,       # to compute on; None: one for small work, unless you have set a number
