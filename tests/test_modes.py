@@ -130,7 +130,8 @@ def test_longer(model, tmp_path):
     for given in (dict(iters=20, phase_iters=12), dict(iters=20)):
         schedules = None if 'phase_iters' in given else 'keep'
         with pytest.warns(UserWarning, match='loaded the finished result'):
-            assert train('a hamburger', resume=True, schedules=schedules, **options, **CHEAP | given).history == more.history
+            assert train('a hamburger', resume=True, schedules=schedules, **options,
+                         **CHEAP | given).history == more.history
 
 
 def test_longer_rescales(model, tmp_path):

@@ -40,7 +40,8 @@ def test_toys_are_private():
 def test_moved_names_are_found_where_they_were():
     from dreamfusion_nb import benchmark, judge, pipelines, prior_training
     from dreamfusion_nb.guidance import LatentDiffusion, find_pipeline
-    from dreamfusion_nb.metrics import benchmark as run, prompt_set
+    from dreamfusion_nb.metrics import benchmark as run
+    from dreamfusion_nb.metrics import prompt_set
     from dreamfusion_nb.prior import Judge, Run, shipped_judge
     assert (LatentDiffusion, find_pipeline) == (pipelines.LatentDiffusion, pipelines.find_pipeline)
     assert (run, prompt_set) == (benchmark.benchmark, benchmark.prompt_set)

@@ -1,6 +1,7 @@
 """Makes the pictures of the README with the default settings and the default seed: python tools/gallery.py
 
-Each prompt runs once, as `dreamfusion PROMPT` would, and two go on as meshes, as with --refine; nothing is chosen afterwards.
+Each prompt runs once, as `dreamfusion PROMPT` would, and two go on as meshes, as with --refine; nothing is chosen
+afterwards.
 
     python tools/gallery.py --scored FOLDER    the two pictures of the held-out prompts instead, from a folder of
                                                `python -m dreamfusion_nb.metrics --prompts heldout24`"""
@@ -34,7 +35,8 @@ def scored(folder):
     "The two pictures of scored prompts"
     folders = sorted(Path(folder).glob('[0-9]*'))
     for i, name in enumerate('ab'):
-        contact_sheet(folders[i::2], cols=1).save(IMAGES/f'heldout24-{name}.jpg', quality=60, optimize=True, progressive=True)
+        contact_sheet(folders[i::2], cols=1).save(IMAGES/f'heldout24-{name}.jpg', quality=60, optimize=True,
+                                                  progressive=True)
 
 
 def main():
@@ -42,7 +44,8 @@ def main():
     parser.add_argument('--out', default='outputs/gallery', help='folder of the results')
     parser.add_argument('--prompts', nargs='*', default=PROMPTS)
     parser.add_argument('--keep', action='store_true', help='what is finished there is not made again')
-    parser.add_argument('--scored', metavar='FOLDER', help='make the pictures of the held-out prompts, and nothing else')
+    parser.add_argument('--scored', metavar='FOLDER',
+                        help='make the pictures of the held-out prompts, and nothing else')
     options = parser.parse_args()
     if options.scored: return scored(options.scored)
     def made(folder): return options.keep and is_finished(folder)
