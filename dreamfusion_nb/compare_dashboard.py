@@ -74,7 +74,7 @@ def mode_box() -> widgets.Dropdown:
 
 def link_cameras(viewers: list[Viewer]) -> list:
     "Links in the page: turning the first of the viewers turns them all, and the other way round."
-    angles = ('azimuth', 'elevation', 'radius')
+    angles = ('azimuth', 'elevation', 'target', 'radius')
     return [widgets.jslink((viewers[0], name), (v, name)) for v in viewers[1:] for name in angles]
 
 
@@ -191,7 +191,7 @@ class CompareDashboard(Loop, Dashboard):
         check_whole('CompareDashboard', 16, size=size)
         self.trainers, self.names = make_trainers(what, overrides)
         self.every, self.labels = every, [widgets.HTML() for _ in self.trainers]
-        self.viewers = [Viewer(width=size, height=size, controls=False) for _ in self.trainers]
+        self.viewers = [Viewer(width=size, height=size, controls=False, alt=t.config.prompt) for t in self.trainers]
         self.plot = curves_plot({'gradient': 'log', 'mean opacity': 'linear'}, height=200)
         self.plot.update_layout(showlegend=False, margin_b=36)    # the labels show each run's colour and dashes
         self.links = link_cameras(self.viewers)
