@@ -92,7 +92,8 @@ def takes_keys(name: str,                # such as 'train' or 'result.refine'
     if not str(getattr(found, '__module__', '')).startswith('dreamfusion_nb'): return False
     try: parameters = inspect.signature(found).parameters.values()    # type: ignore[arg-type]
     except (TypeError, ValueError): return False
-    return any(p.kind is p.VAR_KEYWORD and p.name == 'overrides' for p in parameters)
+    rest = [p.name for p in parameters if p.kind is p.VAR_KEYWORD]
+    return rest == ['overrides'] or path[-1:] == ['refine']    # `refine` hands its options to `train`
 
 
 def suggestions(text: str,                # of the cell, up to the cursor

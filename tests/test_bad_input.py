@@ -400,7 +400,9 @@ def test_hub_without_network(name, copies, run, monkeypatch):
     case = Case('hub', (name, *copies, 'the Hub cannot be reached', 'guidance="toybox"'), dict(guidance=name))
     monkeypatch.setattr(huggingface_hub.constants, 'ENDPOINT', 'http://127.0.0.1:9')
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', False)
-    monkeypatch.setattr(trainer, 'check_prompt', lambda config: monkeypatch.delenv('HF_HUB_OFFLINE', raising=False))
+    # `run` forbids the network; the first thing that `train` does after that allows it again
+    monkeypatch.setattr('dreamfusion_nb.run.check_threads',
+                        lambda n: monkeypatch.delenv('HF_HUB_OFFLINE', raising=False))
     tries, connect = [], socket.socket.connect
     def counted(self, address):
         tries.append(address)

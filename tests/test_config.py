@@ -63,10 +63,11 @@ def test_configuration_as_a_table():
 
 @pytest.fixture(scope='module')
 def tab():
-    from dreamfusion_nb import train
+    from dreamfusion_nb import Result, train
     shell = InteractiveShell()
     assert offer_completions(shell)
-    shell.user_ns.update(train=train, config=Config(), preset=preset, load_config=load_config)
+    result = object.__new__(Result)
+    shell.user_ns.update(train=train, config=Config(), preset=preset, load_config=load_config, result=result)
 
     def offered(text):
         with provisionalcompleter():
@@ -76,13 +77,15 @@ def tab():
 
 @pytest.mark.parametrize('text, wanted', [
     ('train("a mug", guidance_s', 'guidance_scale='), ('train("a mug",\n    ite', 'iters='),
+    ('result.refine(ite', 'iters='),
     ('train("a mug", preset="qu', 'quality'),
     ("train('a mug', kind='", 'csd'), ('train("a mug", export_video=', 'True'), ('config.optim.name = "', 'adan'),
     ('preset("toybox-d', 'toybox-dmtet'), ('config.nerf.bl', 'blob_density'), ('train("a mug", preset=', "'quality'")])
 def test_tab(tab, text, wanted): assert any(found.endswith(wanted) for found in tab(text)), tab(text)
 
 
-@pytest.mark.parametrize('text', ['print(guidance_s', 'guidance_s', '"train(guidance_s', '# train(guidance_s'])
+@pytest.mark.parametrize('text', ['print(guidance_s', 'guidance_s', 'result.show(guidance_s',
+                                  '"train(guidance_s', '# train(guidance_s'])
 def test_tab_offers_keys_only_where_they_are_taken(tab, text):
     assert not any('guidance_scale=' in found for found in tab(text))
 
