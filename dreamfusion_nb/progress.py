@@ -33,18 +33,21 @@ def sparkline(values: list[float], width: int = 240, height: int = 36) -> str:
     step = max(1, len(values)//width)
     v = [sum(values[i:i + step])/len(values[i:i + step]) for i in range(0, len(values), step)]
     low, high = min(v), max(v)
-    points = ' '.join(f'{i*width/max(len(v) - 1, 1):.1f},{height - 2 - (x - low)/(high - low or 1)*(height - 4):.1f}' for i, x in enumerate(v))
-    return f'<svg width="{width}" height="{height}"><polyline points="{points}" fill="none" stroke="#1f77b4" stroke-width="1.2"/></svg>'
+    across, up = width/max(len(v) - 1, 1), (height - 4)/(high - low or 1)
+    points = ' '.join(f'{i*across:.1f},{height - 2 - (x - low)*up:.1f}' for i, x in enumerate(v))
+    line = f'<polyline points="{points}" fill="none" stroke="#1f77b4" stroke-width="1.2"/>'
+    return f'<svg width="{width}" height="{height}">{line}</svg>'
 
 
-CURVES = dict(grad_norm='norm of the SDS gradient', entropy='entropy loss', opacity_loss='opacity loss', orientation='orientation loss',
-    opacity='mean opacity')
+CURVES = dict(grad_norm='norm of the SDS gradient', entropy='entropy loss', opacity_loss='opacity loss',
+    orientation='orientation loss', opacity='mean opacity')
 
 
 def curves(history: list[dict]) -> str:
     "Return a small curve of each number that `CURVES` names and the history has, with its newest value, as HTML"
     found = {name: values for name in CURVES if (values := [row[name] for row in history if name in row])}
-    return ''.join(f'<div>{CURVES[name]}: {values[-1]:.3g}<br>{sparkline(values)}</div>' for name, values in found.items())
+    def small(name, values): return f'<div>{CURVES[name]}: {values[-1]:.3g}<br>{sparkline(values)}</div>'
+    return ''.join(small(name, values) for name, values in found.items())
 
 
 def _img(image: Image.Image, fmt='JPEG'):
@@ -124,7 +127,9 @@ class LiveCell:
         steps = f'{t.step_count} of {t.config.iters} steps · {html.escape(self.status)}'
         head = f'<b>{html.escape(t.config.prompt)}</b>, front and side · {steps}'
         advice = ''.join(f'<div>{html.escape(line)}</div>' for line in self.advice)
-        return f'<div class="dfnb-live">{head}{advice}<div style="display:flex;gap:20px;align-items:center">{_img(t.glance())}<div>{curves(t.history)}</div></div></div>'
+        looks = f'{_img(t.glance())}<div>{curves(t.history)}</div>'
+        row = f'<div style="display:flex;gap:20px;align-items:center">{looks}</div>'
+        return f'<div class="dfnb-live">{head}{advice}{row}</div>'
 
     def close(self) -> None:
         "The run has ended. One that never began leaves nothing"
@@ -142,7 +147,8 @@ class ProgressBar:
 
     def __call__(self, trainer: Trainer, record: StepRecord) -> None:
         c = trainer.config
-        if self.bar is None: self.bar = tqdm(total=c.iters, initial=record.step, unit='step', desc=c.prompt[:40], dynamic_ncols=True)
+        if self.bar is None:
+            self.bar = tqdm(total=c.iters, initial=record.step, unit='step', desc=c.prompt[:40], dynamic_ncols=True)
         self.bar.update()
         if record.step % 10 == 0: self.bar.set_postfix_str(f'gradient {record.grad_norm:.2f}', refresh=False)
         if trainer.step_count >= c.iters: self.bar.refresh()

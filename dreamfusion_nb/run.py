@@ -19,7 +19,8 @@ import torch
 from tqdm import tqdm
 
 from .cameras import Cameras, orbit
-from .checkpoints import VIDEO_KINDS, backup_folder, is_backup, is_finished, list_checkpoints, log, writing
+from dreamfusion_nb.checkpoints import (VIDEO_KINDS, backup_folder, is_backup, is_finished, list_checkpoints, log,
+    writing)
 from .config import Config, load_config, preset as named_preset
 from .dmtet import EmptyMeshError
 from .docstrings import with_parameters
@@ -49,9 +50,11 @@ def check_call(prompt, preset, config, resume, overwrite, callbacks, phases=None
     if resume not in ('auto', True, False): raise ConfigError(f"resume must be 'auto', True or False, not {resume!r}")
     if resume is True and overwrite: raise ConfigError('resume and overwrite: choose one')
     if phases not in (None, 'keep', 'rescale'):
-        raise ConfigError(f"phases must be 'keep' or 'rescale', not {phases!r}{did_you_mean(phases, ['keep', 'rescale'])}")
+        meant = did_you_mean(phases, ['keep', 'rescale'])
+        raise ConfigError(f"phases must be 'keep' or 'rescale', not {phases!r}{meant}")
     if phases and resume is not True:
-        raise ConfigError(f'phases {phases!r} is for a run that is made longer: it needs resume=True (--resume) and more iters')
+        raise ConfigError(f'phases {phases!r} is for a run that is made longer: it needs resume=True (--resume) '
+            'and more iters')
     as_callbacks(callbacks)
 
 # %% ../nbs/19a_run.ipynb #2aae1c65
@@ -67,23 +70,25 @@ def result_folder(out: str | Path | None, prompt: str) -> Path:
 # %% ../nbs/19a_run.ipynb #6999c6cf
 def is_longer(config: Config, held: Config) -> bool:
     "Return whether a configuration is that of a run, `held`, with more steps"
-    return config.iters > held.iters and config == held.replace(dict(iters=config.iters, phase_iters=config.phase_iters))
+    longer = dict(iters=config.iters, phase_iters=config.phase_iters)
+    return config.iters > held.iters and config == held.replace(longer)
 
 
 def extend_run(config: Config, folder: Path, phases: str | None) -> Config:
-    """Return the configuration of a run that goes on beyond its end: its phases are parts of the old length or of the new one.
+    """Return the configuration of a run that goes on beyond its end.
 
-    Raises `ConfigError` if `phases` does not say which."""
+    Its phases are parts of the old length or of the new one. Raises `ConfigError` if `phases` does not say which."""
     held = load_config(folder/'config.yaml') if (folder/'config.yaml').exists() else config
     if not is_longer(config, held):
         same = config == held.replace(dict(phase_iters=config.phase_iters)) and (held.phase_iters or phases != 'keep')
         if not phases: return config
         if same: return held    # it has been made longer before, by the same call
-        raise ConfigError(f'phases {phases!r} is for a run that is made longer: the one in {folder} has {held.iters} steps, '
-            f'and {config.iters} are asked for')
+        raise ConfigError(f'phases {phases!r} is for a run that is made longer: the one in {folder} has {held.iters} '
+            f'steps, and {config.iters} are asked for')
     if phases is None:
-        raise ConfigError(f"iters: the run in {folder} was planned with {held.iters} steps; to go on to {config.iters} say phases='keep' "
-            "(--phases keep: schedules stay where they were, the end of the last phase goes on) or phases='rescale' (they stretch to the new length)")
+        raise ConfigError(f"iters: the run in {folder} was planned with {held.iters} steps; to go on to {config.iters} "
+            "say phases='keep' (--phases keep: schedules stay where they were, the end of the last phase goes on) "
+            "or phases='rescale' (they stretch to the new length)")
     return config.replace(dict(phase_iters=(held.phase_iters or held.iters) if phases == 'keep' else None))
 
 # %% ../nbs/19a_run.ipynb #568c82c8
@@ -92,26 +97,36 @@ def difference(config: Config, held: Config) -> str:
     here, there = config.flat(), held.flat()
     keys = [key for key in here if here[key] != there.get(key) and not key.startswith('parts.')]
     if not keys: return ''
-    return f' ({keys[0]} is {there.get(keys[0])} there, {here[keys[0]]} here' + f'; {len(keys) - 1} more'*(len(keys) > 1) + ')'
+    more = f'; {len(keys) - 1} more' if len(keys) > 1 else ''
+    return f' ({keys[0]} is {there.get(keys[0])} there, {here[keys[0]]} here{more})'
 
 
-def claim_folder(folder: Path, config: Config, resume: str | bool = 'auto', overwrite: bool = False, parts: OwnParts | None = None) -> bool:
-    "Return whether the run in `folder` is resumed (True) or begins (False); `resume` as of `train`. Raises `ConfigError` if something is in the way"
+def claim_folder(folder: Path, config: Config, resume: str | bool = 'auto', overwrite: bool = False,
+                 parts: OwnParts | None = None) -> bool:
+    """Return whether the run in `folder` is resumed (True) or begins (False); `resume` as of `train`.
+
+    Raises `ConfigError` if something is in the way."""
     try: parent = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    except OSError as error: raise ConfigError(f'out: {str(folder)[:80]}… cannot be written: {error.strerror}') from None
+    except OSError as error:
+        raise ConfigError(f'out: {str(folder)[:80]}… cannot be written: {error.strerror}') from None
     if '\0' in str(folder): raise ConfigError(f'out: {str(folder)!r} is no name for a folder: it contains a zero byte')
     if not parent.is_dir(): raise ConfigError(f'out: {parent} is a file, not a folder')
-    if not os.access(parent, os.W_OK): raise ConfigError(f'out: {parent} cannot be written; choose another folder with out= (--out)')
+    if not os.access(parent, os.W_OK):
+        raise ConfigError(f'out: {parent} cannot be written; choose another folder with out= (--out)')
     here = [p.name for p in folder.iterdir()] if folder.exists() else []
     if not here or overwrite: return False
     ways = 'choose another folder with out= (--out), or overwrite=True (--overwrite)'
-    if 'config.yaml' not in here: raise ConfigError(f'out: {folder} holds something that is no result of ours ({here[0]}, …): {ways}')
+    if 'config.yaml' not in here:
+        raise ConfigError(f'out: {folder} holds something that is no result of ours ({here[0]}, …): {ways}')
     held = load_config(folder/'config.yaml')
     if resume is True and is_longer(config, held): return bool(list_checkpoints(folder))
     if is_finished(folder):
-        raise ConfigError(f'out: {folder} already holds a finished result{difference(config, held)}: load it with load({str(folder)!r}), {ways}')
+        raise ConfigError(f'out: {folder} already holds a finished result{difference(config, held)}: '
+            f'load it with load({str(folder)!r}), {ways}')
     check_same_parts(held, parts or OwnParts(), folder)
-    if held != config: raise ConfigError(f'out: {folder} holds an unfinished run of another configuration{difference(config, held)}: {ways}')
+    if held != config:
+        raise ConfigError(f'out: {folder} holds an unfinished run of another configuration'
+            f'{difference(config, held)}: {ways}')
     if resume is False: raise ConfigError(f'out: {folder} holds an unfinished run and resume is False: {ways}')
     return bool(list_checkpoints(folder))
 
@@ -139,7 +154,7 @@ def free_folder(first: Path) -> Path:
         n += 1
 
 # %% ../nbs/19a_run.ipynb #7a31c0d3
-_made_with: dict[Path, dict[str, Any]] = {}    # result folder -> what its run was given in this process: code, or weak references
+_made_with: dict[Path, dict[str, Any]] = {}    # result folder -> `_marks` of what its run was given in this process
 
 
 def _mark(part: Any) -> Any:
@@ -175,14 +190,14 @@ def other_parts(folder: Path, config: Config, parts: OwnParts) -> bool:
 
 # %% ../nbs/19a_run.ipynb #7a31c0de
 def is_outdated(folder: Path, config: Config) -> bool:
-    "Return whether the result that a run began with was written again after the run in `folder` (a mesh stage, and its NeRF)"
+    "Return whether the result that a run began with (a mesh stage with its NeRF) was written again after it"
     if config.resume_from_checkpoint is None: return False
     began, made = list_checkpoints(expanded(config.resume_from_checkpoint)), list_checkpoints(folder)
     return bool(began and made) and began[-1].stat().st_mtime > made[-1].stat().st_mtime
 
 # %% ../nbs/19a_run.ipynb #7a31c0d4
 def holds_run(folder: Path, config: Config, resume: str | bool, parts: OwnParts) -> bool:
-    "Return whether a folder holds the run of a configuration, so that it is read back or goes on; `resume` as of `train`"
+    "Return whether a folder holds the run of a configuration, to be read back or to go on; `resume` as of `train`"
     try:
         held = load_config(folder/'config.yaml')
         check_same_parts(held, parts, folder)
@@ -192,7 +207,9 @@ def holds_run(folder: Path, config: Config, resume: str | bool, parts: OwnParts)
 
 
 def choose_folder(first: Path, config: Config, resume: str | bool = 'auto', parts: OwnParts | None = None) -> Path:
-    "Return the folder of a run: of `first`, `first-2`, … the one that holds it already (finished before unfinished), or else a free one"
+    """Return the folder of a run: of `first`, `first-2`, … the one that holds it already, or else a free one.
+
+    A finished one comes before an unfinished one."""
     same = [path for path in numbered(first) if holds_run(path, config, resume, parts or OwnParts())]
     finished = [path for path in same if is_finished(path)]
     if same: return (finished or same)[0]
@@ -214,7 +231,8 @@ def hold_folder(folder: Path) -> Iterator[None]:
     try:
         try: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise FolderTaken(f'out: another run is at work in {folder}: wait for it, or choose another folder with out= (--out)') from None
+            raise FolderTaken(f'out: another run is at work in {folder}: wait for it, or choose another folder '
+                'with out= (--out)') from None
         except OSError: pass    # a file system without locks
         yield
     finally: os.close(handle)
@@ -227,7 +245,8 @@ def is_held(folder: Path) -> bool:
     except FolderTaken: return True
 
 
-def check_still(folder: Path, config: Config, resume: str | bool, overwrite: bool, resumed: bool, parts: OwnParts) -> None:
+def check_still(folder: Path, config: Config, resume: str | bool, overwrite: bool, resumed: bool,
+                parts: OwnParts) -> None:
     "Raise `FolderTaken` if a folder is no longer as it was when it was claimed: another program has been quicker"
     try: now = claim_folder(folder, config, resume, overwrite, parts)
     except ConfigError as error: raise FolderTaken(str(error)) from None
@@ -244,7 +263,9 @@ def start_run(config: Config,
               overwrite: bool = False,
               hold: ExitStack | None = None              # keeps other programs out of the folder until it is closed
              ) -> Trainer:
-    "Return the trainer of a new run or of the one in `folder`, with the folder made ready. Raises `ConfigError` before anything is written"
+    """Return the trainer of a new run or of the one in `folder`, with the folder made ready.
+
+    Raises `ConfigError` before anything is written."""
     parts = parts or OwnParts()
     config, device = record_parts(config, parts), pick_device(device)
     if folder is None: return Trainer(config, device=device, **parts.given())
@@ -263,11 +284,12 @@ def start_run(config: Config,
 
 # %% ../nbs/19a_run.ipynb #3b8907a1
 def film_cameras(result: Result) -> Cameras:
-    "Return the cameras of a result's turntable: those of `data.test`, moved back until all is inside, unless their distance was asked for"
+    "Return the cameras of the turntable, those of `data.test`; without a distance of their own they fit the object"
     test = result.config.data.test
     usual = named_preset(result.config.preset).data.test.default_radius
     aspect = test.width/test.height
-    radius = max(usual, result.framing(test.default_fovy, aspect)) if test.default_radius == usual else test.default_radius
+    radius = test.default_radius
+    if radius == usual: radius = max(usual, result.framing(test.default_fovy, aspect))
     return orbit(test.size, elevation=90 - test.default_polar, radius=radius, fovy=test.default_fovy)
 
 
@@ -291,7 +313,7 @@ def write_outputs(result: Result,
         if result.config.export_video:
             tell(f'writing turntable.mp4, {test.size} pictures')
             result.video(folder/'turntable.mp4', height=test.height, width=test.width, cameras=film_cameras(result))
-        # a NeRF's surface comes in many more triangles than it has detail, and a fine mesh in more than can be cut open in a minute
+        # a NeRF's surface has more triangles than detail, and a fine mesh more than can be cut open in a minute
         if mesh is not None:
             tell('writing model.glb')
             few = decimate(mesh, 50_000)
@@ -302,8 +324,9 @@ def write_outputs(result: Result,
     return result
 
 # %% ../nbs/19a_run.ipynb #476d0441
-def run_mode(config: Config, folder: Path, device: torch.device | None = None, overwrite: bool = False, parts: OwnParts | None = None) -> Result:
-    """Do what `mode` says, with the result in `folder` (or `resume_from_checkpoint`): 'validate', 'test' or 'export-mesh'.
+def run_mode(config: Config, folder: Path, device: torch.device | None = None, overwrite: bool = False,
+             parts: OwnParts | None = None) -> Result:
+    """Do what `mode` says ('validate', 'test', 'export-mesh') with the result in `folder` or `resume_from_checkpoint`.
 
     Returns the `Result`. Raises `ConfigError`."""
     source = config.resume_from_checkpoint
@@ -312,17 +335,21 @@ def run_mode(config: Config, folder: Path, device: torch.device | None = None, o
     result = load(source or folder, device, **(parts or OwnParts()).given())
     val, test = config.data.val, config.data.test
     mesh_file = check_path(config.mesh_fname, MESH_FORMATS, 'mesh') if config.mesh_fname else folder/'model.glb'
-    names = {'validate': ['validation.png'], 'test': [f'test-{kind}.mp4' for kind in VIDEO_KINDS], 'export-mesh': []}[config.mode]
+    films = [f'test-{kind}.mp4' for kind in VIDEO_KINDS]
+    names = {'validate': ['validation.png'], 'test': films, 'export-mesh': []}[config.mode]
     targets = [folder/name for name in names] or [mesh_file]
     for path in targets:
         if path.exists() and not overwrite:
-            raise ConfigError(f'mode {config.mode}: {path} exists; choose another folder with out= (--out), or overwrite=True (--overwrite)')
+            raise ConfigError(f'mode {config.mode}: {path} exists; choose another folder with out= (--out), '
+                'or overwrite=True (--overwrite)')
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if config.mode == 'validate': save_picture(sheet_of(result.passes(orbit_of(val), val.height, val.width)), targets[0])
+        if config.mode == 'validate':
+            save_picture(sheet_of(result.passes(orbit_of(val), val.height, val.width)), targets[0])
         elif config.mode == 'export-mesh': result.export(mesh_file, config.mesh_resolution)
         else:
-            seen = tqdm(result.passes(orbit_of(test), test.height, test.width), total=test.size, unit='view', desc='test')
+            passes = result.passes(orbit_of(test), test.height, test.width)
+            seen = tqdm(passes, total=test.size, unit='view', desc='test')
             # as bytes: a hundred views of 800 pixels are 0.6 GB so, and four times as much in floating point
             frames = zip(*([to_pil(picture) for picture in maps] for maps in seen))
             for path, each in zip(targets, frames): write_video(each, path)
@@ -336,15 +363,16 @@ def find_or_start(config: Config,
                   parts: OwnParts,
                   *, device, resume, phases, overwrite, hold
                  ) -> Result | Trainer:
-    "Return the finished result of a configuration, or the trainer that makes it, with its folder held; options as of `start_run`"
+    "Return the finished result of a configuration, or the trainer that makes it; options as of `start_run`"
     wanted = record_parts(config, parts)
     while True:
         folder = choose_folder(first, wanted, resume, parts) if numbers else first
         asked = extend_run(wanted, folder, phases) if resume is True else wanted
-        if not overwrite and is_finished(folder) and asked == load_config(folder/'config.yaml') and holds_run(folder, asked, resume, parts):
-            return read_back(folder, device, parts)
+        done = not overwrite and is_finished(folder) and asked == load_config(folder/'config.yaml')
+        if done and holds_run(folder, asked, resume, parts): return read_back(folder, device, parts)
+        options: dict[str, Any] = dict(device=device, resume=resume, phases=phases, overwrite=overwrite, hold=hold)
         try:
-            trainer = start_run(config, folder, parts, device=device, resume=resume, phases=phases, overwrite=overwrite, hold=hold)
+            trainer = start_run(config, folder, parts, **options)
             remember_parts(folder, parts)
             return trainer
         except FolderTaken:    # another program was quicker
@@ -355,7 +383,8 @@ def read_back(folder: Path, device: str | torch.device | None, parts: OwnParts) 
     "Load a result that the same call has made before, and say so"
     result = load(folder, device, **parts.given())
     known = folder.resolve() in _made_with or not parts.given()
-    unsure = '' if known else f' (its {" and ".join(parts.given())} had the same name as yours; if it has changed since, do that)'
+    names = ' and '.join(parts.given())
+    unsure = '' if known else f' (its {names} had the same name as yours; if it has changed since, do that)'
     line = f'loaded the finished result in {folder}; overwrite=True (--overwrite) makes it anew{unsure}'
     print(line) if in_notebook() else notice(line)
     return result
@@ -386,7 +415,7 @@ def how_to_go_on(trainer: Trainer) -> str:
 
 @contextmanager
 def showing(progress: bool) -> Iterator[LiveCell | ProgressBar | None]:
-    "What shows a run: a live cell in a notebook, a bar in a shell, None if `progress` is False. It is closed at the end, also after an error"
+    "What shows a run, closed at the end: a live cell in a notebook, a bar in a shell, None if `progress` is False"
     if not progress:
         yield None
         return
@@ -398,40 +427,42 @@ def showing(progress: bool) -> Iterator[LiveCell | ProgressBar | None]:
 @with_parameters
 def train(prompt: str,                               # what to make
           *,
-          preset: str = 'toybox',                    # 'toybox', 'quality', 'dreamfusion'; for a mesh stage 'toybox-dmtet', 'dreamfusion-dmtet'
+          preset: str = 'toybox',                    # 'quality', 'dreamfusion', …; of a mesh stage 'toybox-dmtet', …
           config: Any = None,                        # file, folder, mapping, YAML text or `Config` instead of a preset
-          guidance: Any = None,                      # 'toybox', a Stable Diffusion folder or Hub name, or see `GuidanceProtocol`
-          field: Any = None,                         # your own, see `FieldProtocol`: an object or a callable (config, generator)
+          guidance: Any = None,                      # 'toybox', a Stable Diffusion folder or Hub name, or your own
+          field: Any = None,                         # your own (`FieldProtocol`), or a callable (config, generator)
           background: Any = None,                    # likewise, see `BackgroundProtocol`
           renderer: Any = None,                      # likewise, see `RendererProtocol`
-          losses: Any = None,                        # more losses: name -> function(out, field, generator), or (weight, function)
+          losses: Any = None,                        # {name: function(out, field, generator) or (weight, function)}
           optimizer: Any = None,                     # function or class: (parameters) -> torch.optim.Optimizer
           iters: int | None = None,                  # steps; None: those of the configuration
           seed: int | None = None,                   # of every random draw; None: that of the configuration
           device: str | torch.device | None = None,  # where to compute; None: a GPU if there is one
           out: str | Path | None = None,             # result folder; None: outputs/<prompt>
-          resume: str | bool = 'auto',               # 'auto': an unfinished run of the same configuration goes on; False: never; True: it must
-          phases: str | None = None,                 # of a run that is made longer: 'keep' its schedules where they were or 'rescale' them
+          resume: str | bool = 'auto',               # whether an unfinished run goes on; False: never; True: it must
+          phases: str | None = None,                 # schedules of a run that is made longer: 'keep' or 'rescale' them
           overwrite: bool = False,                   # replace what is in the folder
           callbacks: Callable | Sequence[Callable] = (),    # called as callback(trainer, record) after each step
-          threads: int | None = None,                # to compute on; None: one for small work on a CPU, unless you have set a number
+          threads: int | None = None,                # None: one for small work on a CPU, unless you have set a number
           progress: bool = True,                     # a live cell in notebooks, a progress bar elsewhere
-          **overrides                                # any key of the configuration, dotted (through **{'nerf.bound': 1}) or plain
+          **overrides                                # any key of the configuration, plain or **{'nerf.bound': 1}
          ) -> Result:
     """Make a 3D object from a sentence, and return the `Result`. Raises `ConfigError`, one line, for bad input.
 
-    The same call again reads the finished result back. A run that was interrupted goes on. A call that was changed takes a numbered
-    folder, `outputs/a-hamburger-2`, unless `out` or `overwrite` says where."""
+    The same call again reads the finished result back. A run that was interrupted goes on. A call that was changed
+    takes a numbered folder, `outputs/a-hamburger-2`, unless `out` or `overwrite` says where."""
     check_call(prompt, preset, config, resume, overwrite, callbacks, phases)
     check_threads(threads)
-    parts, keys = split_parts(dict(guidance=guidance, field=field, background=background, renderer=renderer, losses=losses, optimizer=optimizer))
+    given = dict(guidance=guidance, field=field, background=background, renderer=renderer)
+    parts, keys = split_parts(given | dict(losses=losses, optimizer=optimizer))
     named = {k: v for k, v in dict(prompt=prompt, iters=iters, seed=seed).items() if v is not None}
     settings = load_config(preset if config is None else config, overrides, keys, named)
     first = result_folder(out, settings.prompt)
     if settings.mode != 'fit': return run_mode(settings, first, pick_device(device), overwrite, parts)
     numbers = (out is None or isinstance(out, SuggestedFolder)) and not overwrite
     with ExitStack() as hold, limit_threads(threads), showing(progress) as display:
-        found = find_or_start(settings, first, numbers, parts, device=device, resume=resume, phases=phases, overwrite=overwrite, hold=hold)
+        found = find_or_start(settings, first, numbers, parts, device=device, resume=resume, phases=phases,
+            overwrite=overwrite, hold=hold)
         if isinstance(found, Result): return found
         if warning := parse_prompt(found.guidance, settings.prompt)[1]: notice(warning)
         return run_to_end(found, as_callbacks(callbacks), display)
