@@ -255,6 +255,10 @@ def _write_model(result, path, resolution, threshold, faces, texture, normals, m
         path)
 
 # %% ../nbs/17a_result.ipynb #716da9db
+class SuggestedFolder(str):
+    "A result folder that nobody asked for by name. If it is taken, a numbered one beside it will do"
+
+
 def _carried(result):
     "The parts that a mesh stage gets from its NeRF; it must not train those of the NeRF itself, so objects are copied"
     given, found = result.parts.given(), {}
@@ -266,7 +270,7 @@ def _carried(result):
 # %% ../nbs/17a_result.ipynb #2fbea87b
 def _refine(result, preset, out, options):
     "Train a mesh stage from a result"
-    from dreamfusion_nb.run import SuggestedFolder, train
+    from dreamfusion_nb import train    # by its lazy name: `run` comes later and imports this module
     if 'prompt' in options:
         raise ConfigError('refine: the mesh gets the prompt of its NeRF; prompt cannot be changed here')
     if 'config' in options:
@@ -320,6 +324,8 @@ class Pictures:
         height, width] in 0..1"""
         yield from _maps(self, cameras, height, width, background)
 
+    maps = passes    # an earlier name
+
     def render(self, azimuth=0., elevation=15., radius=None, fovy=20., size=256, shading='albedo') -> Image.Image:
         """One view; angles in degrees, `size` in pixels; `radius`: distance of the camera, None: all is in the
         picture. Raises `ConfigError`.
@@ -345,11 +351,15 @@ class Pictures:
 # %% ../nbs/17a_result.ipynb #e0c4352a
 class Result(Pictures):
     "A finished field: renders, exports, shows itself. `train` and `load` make it"
-    def __init__(self, config: Config, renderer: torch.nn.Module, folder: str | Path | None = None,
-        history: Iterable[dict] = (),
-                 parts: OwnParts | None = None):
+    def __init__(self,
+                 config: Config,
+                 renderer: torch.nn.Module,
+                 folder: str | Path | None = None,    # where it lies; None: nowhere
+                 history: Iterable[dict] = (),        # a line of each step
+                 parts: OwnParts | None = None        # those that are not ours
+                ):
         self.config = config
-        self.parts = parts or OwnParts()    # what it was made with that is not ours
+        self.parts = parts or OwnParts()
         self.renderer = renderer
         self.history = list(history)
         self.folder = Path(folder) if folder else None
@@ -357,7 +367,9 @@ class Result(Pictures):
     field = property(lambda self: getattr(self.renderer, 'field', None), doc='None if the renderer has none')
     device = property(lambda self: next(self.renderer.parameters()).device)
     is_mesh = property(lambda self: isinstance(self.renderer, MeshRenderer), doc='Whether this is a mesh stage')
-    def __repr__(self): return f'Result({self.config.prompt!r}, folder={str(self.folder)!r})'
+    of_mesh = is_mesh    # an earlier name
+
+    def __repr__(self) -> str: return f'Result({self.config.prompt!r}, folder={str(self.folder)!r})'
 
     def mesh(self, resolution=128, threshold='auto', *, min_share=1.) -> trimesh.Trimesh:
         """The surface, closed, with vertex colours. Raises `EmptyMeshError` if there is none, `ConfigError`.
@@ -369,12 +381,14 @@ class Result(Pictures):
         return _surface(self, resolution, threshold, min_share)
 
     def isosurfaces(self, resolution=64) -> Isosurfaces:
-        """`Isosurfaces` of a NeRF:
+        """`Isosurfaces` of a NeRF. Raises `ConfigError` for a mesh stage.
 
-        `.mesh(threshold)` is quick enough for a slider, `.auto` and `.range` say where to look. Raises `ConfigError`"""
+        `.mesh(threshold)` is quick enough for a slider; `.auto` and `.range` say where to look."""
         if self.is_mesh:
             raise ConfigError('isosurfaces: a mesh stage has one surface, see mesh(); thresholds are for a NeRF')
         return _surfaces(self, resolution)
+
+    surfaces = isosurfaces    # an earlier name
 
     def export(self, path, resolution=128, threshold='auto', *, faces=None, texture=None, normals=False, min_share=1.,
         seconds=60) -> Path:
@@ -388,9 +402,9 @@ class Result(Pictures):
         return _write_model(self, path, resolution, threshold, faces, texture, normals, min_share, seconds)
 
     def textured(self, mesh, size=1024, fine=None, seconds=60) -> trimesh.Trimesh:
-        """A mesh of this result with a texture instead of vertex colours, and the normals of `fine`;
+        """A mesh of this result with a texture instead of vertex colours, and the normals of `fine`.
 
-        unchanged, with a warning, if that fails"""
+        If that fails, a warning says why and the mesh is unchanged."""
         return _paint(self, mesh, size, fine, seconds)
 
     def refine(self, *, preset=None, out=None, **options) -> 'Result':
@@ -398,8 +412,7 @@ class Result(Pictures):
         `ConfigError`.
 
         `options` are those of `train`; `out` is by default the folder beside this one that ends in -refined. Guidance,
-        field and background
-        of one's own are taken along."""
+        field and background of your own are taken along."""
         return _refine(self, preset, out, options)
 
     def show(self, resolution=96, **options):
@@ -412,11 +425,6 @@ class Result(Pictures):
         buffer = io.BytesIO()
         self.preview(128).save(buffer, 'PNG')
         return {'text/plain': repr(self), 'image/png': buffer.getvalue()}
-
-# %% ../nbs/17a_result.ipynb #2fa484f5
-# earlier names, for notebooks that have them
-for _earlier, _name in dict(of_mesh='is_mesh', surfaces='isosurfaces', maps='passes').items():
-    setattr(Result, _earlier, getattr(Result, _name))
 
 # %% ../nbs/17a_result.ipynb #66ff9087
 @with_parameters

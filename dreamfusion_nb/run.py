@@ -32,7 +32,7 @@ from .export import MESH_FORMATS, check_path, decimate, expanded, write_mesh, wr
 from .own_parts import OwnParts, check_same_parts, record_parts, split_parts
 from .parts import parse_prompt, pick_device
 from .progress import LiveCell, Pace, ProgressBar, in_notebook
-from .result import Result, load, missing_surface, orbit_of, save_picture, sheet_of
+from .result import Result, SuggestedFolder, load, missing_surface, orbit_of, save_picture, sheet_of
 from .show import to_pil
 from .threads import check_threads, limit_threads
 from .trainer import Trainer, open_folder
@@ -133,10 +133,6 @@ def claim_folder(folder: Path, config: Config, resume: str | bool = 'auto', over
     return bool(list_checkpoints(folder))
 
 # %% ../nbs/19a_run.ipynb #7a31c0d2
-class SuggestedFolder(str):
-    "A result folder that nobody asked for by name. If it is taken, a numbered one beside it will do"
-
-
 def numbered(first: Path) -> list[Path]:
     "Return the folders `first`, `first-2`, `first-3`, … that exist"
     if not first.parent.is_dir(): return []
