@@ -33,22 +33,21 @@ def sparkline(values: list[float], width: int = 240, height: int = 36) -> str:
     step = max(1, len(values)//width)
     v = [sum(values[i:i + step])/len(values[i:i + step]) for i in range(0, len(values), step)]
     low, high = min(v), max(v)
-    points = ' '.join(f'{i*width/max(len(v) - 1, 1):.1f},{height - 2 - (x - low)/(high - low or 1)*(height - 4):.1f}'
-        for i, x in enumerate(v))
+    across, up = width/max(len(v) - 1, 1), (height - 4)/(high - low or 1)
+    points = ' '.join(f'{i*across:.1f},{height - 2 - (x - low)*up:.1f}' for i, x in enumerate(v))
     line = f'<polyline points="{points}" fill="none" stroke="#1f77b4" stroke-width="1.2"/>'
     return f'<svg width="{width}" height="{height}">{line}</svg>'
 
 
 CURVES = dict(grad_norm='norm of the SDS gradient', entropy='entropy loss', opacity_loss='opacity loss',
-    orientation='orientation loss',
-    opacity='mean opacity')
+    orientation='orientation loss', opacity='mean opacity')
 
 
 def curves(history: list[dict]) -> str:
     "Return a small curve of each number that `CURVES` names and the history has, with its newest value, as HTML"
     found = {name: values for name in CURVES if (values := [row[name] for row in history if name in row])}
-    return ''.join(f'<div>{CURVES[name]}: {values[-1]:.3g}<br>{sparkline(values)}</div>' for name,
-        values in found.items())
+    def small(name, values): return f'<div>{CURVES[name]}: {values[-1]:.3g}<br>{sparkline(values)}</div>'
+    return ''.join(small(name, values) for name, values in found.items())
 
 
 def _img(image: Image.Image, fmt='JPEG'):
