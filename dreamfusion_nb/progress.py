@@ -6,11 +6,14 @@
 __all__ = ['LiveCell', 'ProgressBar']
 
 # %% ../nbs/19_progress.ipynb #b907edbf
+import asyncio
 import base64
+import contextvars
 import html
 import io
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -71,6 +74,47 @@ class Pace:
         done = self.step - self.first if self.counted else 0
         return (self.now - self.began)/done*(iters - self.step) if done else None
 
+# %% ../nbs/19_progress.ipynb #5b20e1a6
+ANSWERED = ('kernel_info_request', 'comm_info_request', 'comm_open', 'comm_msg', 'comm_close')
+
+
+def _finish(coroutine):
+    "Run a coroutine that waits for nothing, in a context of its own"
+    context = contextvars.copy_context()
+    try: context.run(coroutine.send, None)
+    except StopIteration: return
+    coroutine.close()    # it would wait for something
+
+
+def _answer(kernel, frames) -> bool:
+    "Let a kernel answer one message, if it is `ANSWERED`; returns whether it was"
+    message = kernel.session.deserialize(kernel.session.feed_identities(frames, copy=False)[1], content=False, copy=False)
+    if message['header']['msg_type'] not in ANSWERED: return False
+    parent = kernel.get_parent('shell')
+    ident = kernel._get_shell_context_var(kernel._shell_parent_ident)
+    kernel._publish_status('busy', 'shell', message)
+    try: _finish(kernel.dispatch_shell(frames, subshell_id=None, concurrent=True))
+    finally: kernel.set_parent(ident, parent, channel='shell')
+    kernel._publish_status('idle', 'shell', message)
+    kernel._publish_status('busy', 'shell')    # the cell goes on
+    return True
+
+
+def answer_pages() -> None:
+    "Let the kernel answer a page that was opened while a cell runs. Needs ipykernel 7.4; any other one answers after the cell"
+    shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
+    kernel = getattr(shell, 'kernel', None)
+    box = getattr(getattr(getattr(kernel, 'shell_channel_thread', None), 'manager', None), '_shell_channel_to_main', None)
+    usual = getattr(getattr(box, 'to_stream', None), '_recv_callback', None)    # what becomes of a message otherwise
+    if usual is None or threading.current_thread() is not threading.main_thread(): return
+    import zmq
+    while True:
+        try: frames = box.to_socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        except zmq.Again: return
+        try: answered = _answer(kernel, list(frames))
+        except Exception: answered = False    # not a message, or another kernel: it takes the usual way
+        if not answered: asyncio.ensure_future(usual(frames))
+
 # %% ../nbs/19_progress.ipynb #5b20e1a5
 STILL_SECONDS = 20.    # between two updates of the still
 
@@ -79,8 +123,11 @@ def open_output(text: str) -> Callable[[str, bool], None]:
     "Open the output of a live cell: returns a function that puts HTML there, `put(html, last)`"
     from IPython.display import HTML, display
     from dreamfusion_nb.viewer import LIVE, STILL_STYLE, splits_outputs
-    handle = display(HTML(text), display_id=True)
-    if not splits_outputs(): return lambda body, last: handle.update(HTML(body))
+    if not splits_outputs():
+        plain = display(HTML(text), display_id=True)
+        return lambda body, last: plain.update(HTML(body))
+    def still(body): return HTML(f'<style>{STILL_STYLE}</style><div class="dfnb-still">{body}</div>')
+    handle = display(still(text), display_id=True)
     import ipywidgets
     widget = ipywidgets.HTML(text)
     display({LIVE: dict(model_id=widget.model_id, version_major=2, version_minor=0), 'text/plain': ''}, raw=True)
@@ -90,7 +137,7 @@ def open_output(text: str) -> Callable[[str, bool], None]:
         widget.value = body
         if not last and time.monotonic() - written[0] < STILL_SECONDS: return
         written[0] = time.monotonic()
-        handle.update(HTML(f'<style>{STILL_STYLE}</style><div class="dfnb-still">{body}</div>'))
+        handle.update(still(body))
     return put
 
 # %% ../nbs/19_progress.ipynb #d3939ae0
@@ -109,6 +156,7 @@ class LiveCell:
         if self.trainer is None and (cost := expected_cost(trainer.config, trainer.device)): self.advice.append(cost)
         self.trainer = trainer
         self.pace.count(trainer.step_count)
+        answer_pages()
         self.estimate(trainer)
         left = self.pace.left(trainer.config.iters)
         text = 'the first step is done' if left is None else f'{duration(left)} left'
