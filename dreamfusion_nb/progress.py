@@ -6,11 +6,14 @@
 __all__ = ['LiveCell', 'ProgressBar']
 
 # %% ../nbs/19_progress.ipynb #b907edbf
+import asyncio
 import base64
+import contextvars
 import html
 import io
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -33,22 +36,21 @@ def sparkline(values: list[float], width: int = 240, height: int = 36) -> str:
     step = max(1, len(values)//width)
     v = [sum(values[i:i + step])/len(values[i:i + step]) for i in range(0, len(values), step)]
     low, high = min(v), max(v)
-    points = ' '.join(f'{i*width/max(len(v) - 1, 1):.1f},{height - 2 - (x - low)/(high - low or 1)*(height - 4):.1f}'
-        for i, x in enumerate(v))
+    across, up = width/max(len(v) - 1, 1), (height - 4)/(high - low or 1)
+    points = ' '.join(f'{i*across:.1f},{height - 2 - (x - low)*up:.1f}' for i, x in enumerate(v))
     line = f'<polyline points="{points}" fill="none" stroke="#1f77b4" stroke-width="1.2"/>'
     return f'<svg width="{width}" height="{height}">{line}</svg>'
 
 
 CURVES = dict(grad_norm='norm of the SDS gradient', entropy='entropy loss', opacity_loss='opacity loss',
-    orientation='orientation loss',
-    opacity='mean opacity')
+    orientation='orientation loss', opacity='mean opacity')
 
 
 def curves(history: list[dict]) -> str:
     "Return a small curve of each number that `CURVES` names and the history has, with its newest value, as HTML"
     found = {name: values for name in CURVES if (values := [row[name] for row in history if name in row])}
-    return ''.join(f'<div>{CURVES[name]}: {values[-1]:.3g}<br>{sparkline(values)}</div>' for name,
-        values in found.items())
+    def small(name, values): return f'<div>{CURVES[name]}: {values[-1]:.3g}<br>{sparkline(values)}</div>'
+    return ''.join(small(name, values) for name, values in found.items())
 
 
 def _img(image: Image.Image, fmt='JPEG'):
@@ -72,6 +74,47 @@ class Pace:
         done = self.step - self.first if self.counted else 0
         return (self.now - self.began)/done*(iters - self.step) if done else None
 
+# %% ../nbs/19_progress.ipynb #5b20e1a6
+ANSWERED = ('kernel_info_request', 'comm_info_request', 'comm_open', 'comm_msg', 'comm_close')
+
+
+def _finish(coroutine):
+    "Run a coroutine that waits for nothing, in a context of its own"
+    context = contextvars.copy_context()
+    try: context.run(coroutine.send, None)
+    except StopIteration: return
+    coroutine.close()    # it would wait for something
+
+
+def _answer(kernel, frames) -> bool:
+    "Let a kernel answer one message, if it is `ANSWERED`; returns whether it was"
+    message = kernel.session.deserialize(kernel.session.feed_identities(frames, copy=False)[1], content=False, copy=False)
+    if message['header']['msg_type'] not in ANSWERED: return False
+    parent = kernel.get_parent('shell')
+    ident = kernel._get_shell_context_var(kernel._shell_parent_ident)
+    kernel._publish_status('busy', 'shell', message)
+    try: _finish(kernel.dispatch_shell(frames, subshell_id=None, concurrent=True))
+    finally: kernel.set_parent(ident, parent, channel='shell')
+    kernel._publish_status('idle', 'shell', message)
+    kernel._publish_status('busy', 'shell')    # the cell goes on
+    return True
+
+
+def answer_pages() -> None:
+    "Let the kernel answer a page that was opened while a cell runs. Needs ipykernel 7.4; any other one answers after the cell"
+    shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
+    kernel = getattr(shell, 'kernel', None)
+    box = getattr(getattr(getattr(kernel, 'shell_channel_thread', None), 'manager', None), '_shell_channel_to_main', None)
+    usual = getattr(getattr(box, 'to_stream', None), '_recv_callback', None)    # what becomes of a message otherwise
+    if usual is None or threading.current_thread() is not threading.main_thread(): return
+    import zmq
+    while True:
+        try: frames = box.to_socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        except zmq.Again: return
+        try: answered = _answer(kernel, list(frames))
+        except Exception: answered = False    # not a message, or another kernel: it takes the usual way
+        if not answered: asyncio.ensure_future(usual(frames))
+
 # %% ../nbs/19_progress.ipynb #5b20e1a5
 STILL_SECONDS = 20.    # between two updates of the still
 
@@ -80,8 +123,11 @@ def open_output(text: str) -> Callable[[str, bool], None]:
     "Open the output of a live cell: returns a function that puts HTML there, `put(html, last)`"
     from IPython.display import HTML, display
     from dreamfusion_nb.viewer import LIVE, STILL_STYLE, splits_outputs
-    handle = display(HTML(text), display_id=True)
-    if not splits_outputs(): return lambda body, last: handle.update(HTML(body))
+    if not splits_outputs():
+        plain = display(HTML(text), display_id=True)
+        return lambda body, last: plain.update(HTML(body))
+    def still(body): return HTML(f'<style>{STILL_STYLE}</style><div class="dfnb-still">{body}</div>')
+    handle = display(still(text), display_id=True)
     import ipywidgets
     widget = ipywidgets.HTML(text)
     display({LIVE: dict(model_id=widget.model_id, version_major=2, version_minor=0), 'text/plain': ''}, raw=True)
@@ -91,7 +137,7 @@ def open_output(text: str) -> Callable[[str, bool], None]:
         widget.value = body
         if not last and time.monotonic() - written[0] < STILL_SECONDS: return
         written[0] = time.monotonic()
-        handle.update(HTML(f'<style>{STILL_STYLE}</style><div class="dfnb-still">{body}</div>'))
+        handle.update(still(body))
     return put
 
 # %% ../nbs/19_progress.ipynb #d3939ae0
@@ -110,6 +156,7 @@ class LiveCell:
         if self.trainer is None and (cost := expected_cost(trainer.config, trainer.device)): self.advice.append(cost)
         self.trainer = trainer
         self.pace.count(trainer.step_count)
+        answer_pages()
         self.estimate(trainer)
         left = self.pace.left(trainer.config.iters)
         text = 'the first step is done' if left is None else f'{duration(left)} left'

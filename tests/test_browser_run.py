@@ -36,7 +36,7 @@ def steps(page):
     return int(found[1]) if found else -1
 
 
-def wait_until(page, holds, seconds=120):
+def wait_until(page, holds, seconds=400):
     for _ in range(5*seconds):
         if holds(): return
         page.wait_for_timeout(200)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CHEAP, MESH, snapshot
+from jupyter_client import KernelManager
 from PIL import Image
 
 import dreamfusion_nb
@@ -401,3 +402,40 @@ def test_help_describes_every_parameter(function):
     text = inspect.getdoc(function)
     for name, parameter in inspect.signature(function).parameters.items():
         assert re.search(rf'^ *(\*\*)?{name}\b.*: \S', text, re.M), name
+
+
+# A page that is reloaded while a cell runs
+
+BUSY = '''
+import os, time
+from dreamfusion_nb.progress import answer_pages
+print('begun')
+while not os.path.exists({flag!r}):
+    answer_pages()
+    time.sleep(.01)
+print('ended')
+'''
+
+
+def test_a_busy_kernel_answers_a_new_page_and_keeps_the_order_of_its_cells(tmp_path):
+    "What a reloaded page asks first is answered between two steps; cells that wait are run afterwards, in their order"
+    manager = KernelManager()
+    manager.start_kernel(env=os.environ | dict(PYTHONPATH=str(ROOT)))
+    client = manager.client()
+    try:
+        client.start_channels()
+        client.wait_for_ready(timeout=300)
+        cells = [client.execute(BUSY.format(flag=str(tmp_path/'go'))), client.execute('2'), client.execute('3')]
+        while client.get_iopub_msg(timeout=300)['content'].get('text') != 'begun\n': pass
+        asked, answered = [client.kernel_info(), client.comm_info()], []
+        while len(answered) < 2:    # the replies to what `wait_for_ready` asked may still be there
+            reply = client.get_shell_msg(timeout=300)
+            if reply['parent_header']['msg_id'] in asked: answered.append(reply['msg_type'])
+            assert reply['parent_header']['msg_id'] not in cells
+        (tmp_path/'go').touch()
+        replies = [client.get_shell_msg(timeout=300) for _ in cells]
+        assert [reply['parent_header']['msg_id'] for reply in replies] == cells
+        assert [reply['content']['execution_count'] for reply in replies] == [1, 2, 3]
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
