@@ -473,8 +473,7 @@ def train(prompt: str,               # what to make
     """Make a 3D object from a sentence, and return the `Result`. Raises `ConfigError`, one line, for bad input.
 
     The same call again reads the finished result back. A run that was interrupted goes on. A call that was changed
-    takes a numbered
-    folder, `outputs/a-hamburger-2`, unless `out` or `overwrite` says where."""
+    takes a numbered folder, `outputs/a-hamburger-2`, unless `out` or `overwrite` says where."""
     schedules = schedules or overrides.pop('phases', None)    # its earlier name
     check_call(prompt, preset, config, resume, overwrite, callbacks, schedules)
     check_threads(threads)
