@@ -242,7 +242,7 @@ def check_closed(mesh: 'trimesh.Trimesh',
     if reach > bound:
         raise ValueError(f'init_from_mesh: the mesh reaches to {reach:.3g}, beyond the box ±{bound:g}; scale it down')
 
-
+# %% ../nbs/08_dmtet.ipynb #8a6cca78
 def signed_distances(mesh: 'trimesh.Trimesh',  # closed, in the cube ±scale
                      grid: torch.Tensor,       # vertices of `tet_grid(resolution)` [V, 3]
                      resolution: int,
@@ -287,7 +287,7 @@ def check_threshold(threshold: Any) -> None:
     if isinstance(threshold, bool) or not isinstance(threshold, Real) or not float(threshold) > 0:
         raise ValueError(f'init_from_density: threshold is "auto" or a positive density, not {threshold!r}')
 
-
+# %% ../nbs/08_dmtet.ipynb #82d8e02c
 @torch.no_grad()
 def cut_density(density: Density,                       # points [N,3] -> [N]
                 grid: torch.Tensor,                     # vertices of a grid of tetrahedra, world units [V, 3]

@@ -310,7 +310,7 @@ def _find_outlines(bottom, top, p, tri, other, seen, z, out):
                 n += 1
     return n
 
-
+# %% ../nbs/07_rasterize.ipynb #18da1bd9
 def find_outlines(rast: torch.Tensor,  # from `rasterize` [B, H, W, 4]
                   pos: torch.Tensor,   # vertices in clip space [B, V, 4]
                   tri: torch.Tensor,   # vertex numbers of triangles [F, 3]

@@ -327,7 +327,7 @@ def test_a_resumed_run_says_no_more_than_is_true(cloud, model, tmp_path):
 
 
 def test_refine_keeps_the_words(cloud):
-    with pytest.raises(ConfigError, match='the words of its cloud'): cloud.refine(prompt='a mug')
+    with pytest.raises(ConfigError, match='the prompt of its NeRF'): cloud.refine(prompt='a mug')
     with pytest.raises(ConfigError, match='name single keys'): cloud.refine(config='toybox-dmtet')
 
 
@@ -373,7 +373,7 @@ assert open(path, 'rb').read() == before
 
 
 def test_refine_makes_a_mesh(cloud, tmp_path):
-    with pytest.raises(ConfigError, match='makes a cloud; toybox-dmtet makes'):
+    with pytest.raises(ConfigError, match='makes a NeRF; toybox-dmtet makes'):
         cloud.refine(preset='toybox', out=tmp_path/'x')
     assert not (tmp_path/'x').exists()
 

@@ -647,7 +647,7 @@ def test_an_interrupt_is_not_lost_in_an_error(model):
 
 
 @pytest.mark.parametrize('options, said', [
-    (dict(threshold=1e38), 'threshold is "auto" or a positive density'), (dict(resolution=100_000), 'at most 1024'),
+    (dict(threshold=1e38), 'threshold is "auto" or a positive density'), (dict(resolution=100_000), 'from 4 to 1024'),
     (dict(min_share=2), 'min_share is a number'),
     (dict(min_share=float('nan')), 'min_share is a number'), (dict(min_share='a'), 'min_share is a number'),
     (dict(seconds='a'), 'seconds is a time limit'), (dict(seconds=float('nan')), 'seconds is a time limit')])
