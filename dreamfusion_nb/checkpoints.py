@@ -110,10 +110,18 @@ def keep_newest(folder: Path, n: int) -> None:
     for old in list_checkpoints(folder)[:-max(n, 1)] if n >= 0 else []: discard(old)
 
 
+# half-written files, as `write_whole` calls them
+PARTIAL_FILES = tuple(f'.{Path(name).stem}.tmp{Path(name).suffix}' for name in RESULT_FILES if Path(name).suffix)
+
+
+def names_in(folder: Path) -> list[str]:
+    "Return the names in a folder, if it exists, without what a killed run has left half-written"
+    return [path.name for path in folder.iterdir() if path.name not in PARTIAL_FILES] if folder.exists() else []
+
+
 def remove_partial_files(folder: Path, n: int) -> None:
     "Remove what a killed run has left half-written, and checkpoints beyond `n`; only files that a run writes"
-    # as `write_whole` calls them
-    ours = [folder/f'.{Path(name).stem}.tmp{Path(name).suffix}' for name in RESULT_FILES if Path(name).suffix]
+    ours = [folder/name for name in PARTIAL_FILES]
     for p in [*(p for p in ours if p.is_file()), *(folder/'checkpoints').glob('step-*.tmp')]:
         shutil.rmtree(p) if p.is_dir() else p.unlink()
     keep_newest(folder, n)

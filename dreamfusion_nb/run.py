@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from .cameras import Cameras, orbit
 from dreamfusion_nb.checkpoints import (VIDEO_KINDS, backup_folder, is_backup, is_finished, list_checkpoints, log,
+    names_in,
     writing)
 from .config import Config, load_config, preset as named_preset
 from .dmtet import EmptyMeshError
@@ -115,7 +116,7 @@ def claim_folder(folder: Path, config: Config, resume: str | bool = 'auto', over
 
     Raises `ConfigError` if something is in the way"""
     check_folder(folder)
-    here = [p.name for p in folder.iterdir()] if folder.exists() else []
+    here = names_in(folder)
     if not here or overwrite: return False
     ways = 'choose another folder with out= (--out), or overwrite=True (--overwrite)'
     if 'config.yaml' not in here:
@@ -148,7 +149,7 @@ def free_folder(first: Path) -> Path:
     n = 1
     while True:
         path = first if n == 1 else first.with_name(f'{first.name}-{n}')
-        if not path.exists() or path.is_dir() and not any(path.iterdir()) and not is_held(path): return path
+        if not path.exists() or path.is_dir() and not names_in(path) and not is_held(path): return path
         n += 1
 
 # %% ../nbs/19a_run.ipynb #7a31c0d3

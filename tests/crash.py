@@ -36,7 +36,9 @@ def child(job, pipe, train, checkpoints, model, save):
 
     def watch(event, args):
         if busy: return
-        if event == 'open' and below(args[0]) and isinstance(args[1], str) and set(args[1]) & set('wax+'):
+        # a file without a name in a folder (`check_folder`) leaves nothing
+        named = event == 'open' and below(args[0]) and not os.path.isdir(args[0])
+        if named and isinstance(args[1], str) and set(args[1]) & set('wax+'):
             change('write', args[0], lambda: half(args[0], 'ab' if 'a' in args[1] else 'wb'))
         elif event in ('os.rename', 'os.mkdir') and below(args[0]): change(event, args[0], lambda: None)
         elif event in ('os.remove', 'os.rmdir') and (args[1] >= 0 or below(args[0])):
