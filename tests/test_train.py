@@ -1,4 +1,5 @@
 "The whole run: same bytes from the same seed, whatever kills it on the way; and what it leaves behind"
+import copy
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import sys
 import time
 import types
 import warnings
+from functools import partial
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -27,7 +29,7 @@ from dreamfusion_nb import ConfigError, Trainer, checkpoints, cli, load, load_co
 from dreamfusion_nb.cameras import orbit, view_weights
 from dreamfusion_nb.export import srgb_to_linear
 from dreamfusion_nb.guidance import perp_neg
-from dreamfusion_nb.prior import shipped_judge
+from dreamfusion_nb.prior import ToyboxPrior, shipped_judge
 from dreamfusion_nb.show import image_grid
 
 ROOT = Path(dreamfusion_nb.__file__).parents[1]
@@ -478,7 +480,9 @@ def test_command_interrupted(pipeline, tmp_path):
 
 
 def test_unknown_words_are_named(model, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(parts, 'toybox_prior', lambda **options: model)
+    toys = copy.copy(model)
+    toys.parse_prompt = partial(ToyboxPrior.parse_prompt, toys)
+    monkeypatch.setattr(parts, 'toybox_prior', lambda **options: toys)
     monkeypatch.chdir(tmp_path)
     few = CHEAP | dict(iters=1)
     with pytest.warns(UserWarning, match="'shiny'.*'a red hamburger'"):
