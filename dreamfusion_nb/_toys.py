@@ -228,7 +228,7 @@ RED, GREEN, ORANGE, YELLOW, WHITE = (COLORS[c] for c in ('red', 'green', 'orange
 
 # %% ../nbs/10_toys.ipynb #b9d0ae48
 @toy((.86, .58, .24))
-def hamburger(p, main):
+def hamburger(p: Parts, main: Paint) -> None:
     p.cylinder((0, -.45, 0), .80, .16, main, round=.1)
     p.cylinder((0, -.18, 0), .86, .13, (.33, .16, .08), round=.08)
     p.box((0, -.03, 0), (.66, .03, .66), (.98, .78, .15), turn=(0, 45, 0))
@@ -238,7 +238,7 @@ def hamburger(p, main):
 
 
 @toy(COLORS['blue'])
-def mug(p, main):
+def mug(p: Parts, main: Paint) -> None:
     p.cylinder((0, 0, 0), .55, .65, main, round=.06)
     p.cylinder((0, .64, 0), .45, .03, (.25, .13, .06))
     p.torus((.62, 0, 0), .32, .10, main, turn=(90, 0, 0))
@@ -320,7 +320,7 @@ def build(kind: str,                                # a name in `KINDS`
 
 # %% ../nbs/10_toys.ipynb #89f04168
 @toy(COLORS['yellow'])
-def duck(p, main):
+def duck(p: Parts, main: Paint) -> None:
     p.ellipsoid((0, -.25, 0), (.52, .42, .75), main)
     p.ball((0, .38, .38), .36, main)
     p.ellipsoid((0, .32, .80), (.19, .08, .22), ORANGE)
@@ -331,7 +331,7 @@ def duck(p, main):
 
 
 @toy(COLORS['gray'])
-def robot(p, main):
+def robot(p: Parts, main: Paint) -> None:
     p.box((0, 0, 0), (.42, .45, .28), main, round=.05)
     p.box((0, .72, 0), (.30, .25, .26), main, round=.05)
     p.box((0, .02, .28), (.24, .18, .03), (.95, .75, .2))
@@ -345,7 +345,7 @@ def robot(p, main):
 
 
 @toy(COLORS['white'])
-def snowman(p, main):
+def snowman(p: Parts, main: Paint) -> None:
     p.ball((0, -.55, 0), .52, main)
     p.ball((0, .14, 0), .38, main)
     p.ball((0, .64, 0), .28, main)
@@ -358,7 +358,7 @@ def snowman(p, main):
 
 # %% ../nbs/10_toys.ipynb #a0817076
 @toy(COLORS['red'])
-def car(p, main):
+def car(p: Parts, main: Paint) -> None:
     p.box((0, -.10, 0), (.44, .20, .95), main, round=.09)
     p.box((0, .20, -.12), (.37, .20, .50), SKY, round=.08)
     p.box((0, .38, -.12), (.36, .05, .44), main, round=.04)
@@ -370,7 +370,7 @@ def car(p, main):
 
 
 @toy(COLORS['brown'])
-def chair(p, main):
+def chair(p: Parts, main: Paint) -> None:
     p.box((0, -.05, 0), (.50, .08, .50), main, round=.03)
     p.box((0, .55, -.44), (.50, .55, .08), main, round=.03)
     for x in (-.41, .41):
@@ -378,14 +378,14 @@ def chair(p, main):
 
 
 @toy(COLORS['brown'])
-def table(p, main):
+def table(p: Parts, main: Paint) -> None:
     p.box((0, .38, 0), (.90, .09, .60), main, round=.03)
     for x in (-.74, .74):
         for z in (-.44, .44): p.box((x, -.15, z), (.11, .48, .11), shade_of(main, .75))
 
 
 @toy(COLORS['red'])
-def mushroom(p, main):
+def mushroom(p: Parts, main: Paint) -> None:
     p.cone((0, -.40, 0), .32, .25, .45, CREAM)
     p.ellipsoid((0, .15, 0), (.80, .50, .80), main)
     p.ellipsoid((0, .10, 0), (.70, .20, .70), CREAM)
@@ -396,7 +396,7 @@ def mushroom(p, main):
 
 # %% ../nbs/10_toys.ipynb #253301cf
 @toy((.93, .80, .55))
-def house(p, main):
+def house(p: Parts, main: Paint) -> None:
     p.box((0, -.30, 0), (.62, .45, .52), main)
     p.box((0, .15, 0), (.43, .43, .50), main, turn=(0, 0, 45))
     for s in (-1, 1): p.box((s*.35, .45, 0), (.55, .06, .62), (.66, .22, .16), turn=(0, 0, -s*45))
@@ -408,13 +408,13 @@ def house(p, main):
 
 
 @toy(COLORS['green'])
-def tree(p, main):
+def tree(p: Parts, main: Paint) -> None:
     p.cylinder((0, -.72, 0), .16, .30, WOOD)
     for y, r, h in ((-.22, .62, .34), (.18, .50, .32), (.58, .36, .32)): p.cone((0, y, 0), r, .03, h, main)
 
 
 @toy(COLORS['white'])
-def teapot(p, main):
+def teapot(p: Parts, main: Paint) -> None:
     p.ellipsoid((0, -.05, 0), (.58, .48, .58), main)
     p.cylinder((0, -.48, 0), .34, .06, main)
     p.ellipsoid((0, .38, 0), (.33, .12, .33), shade_of(main, .8))
@@ -424,7 +424,7 @@ def teapot(p, main):
 
 
 @toy(COLORS['white'])
-def rocket(p, main):
+def rocket(p: Parts, main: Paint) -> None:
     p.cylinder((0, .0, 0), .32, .58, main, round=.04)
     p.cone((0, .83, 0), .32, .02, .26, RED)
     p.cylinder((0, .20, .27), .16, .07, (.2, .45, .9), turn=(90, 0, 0))
@@ -435,7 +435,7 @@ def rocket(p, main):
 
 # %% ../nbs/10_toys.ipynb #673056c8
 @toy((.58, .36, .18))
-def bear(p, main):
+def bear(p: Parts, main: Paint) -> None:
     light = shade_of(main, 1.5)
     p.ellipsoid((0, -.25, 0), (.44, .48, .38), main)
     p.ball((0, .45, .02), .39, main)
@@ -450,14 +450,14 @@ def bear(p, main):
 
 # %% ../nbs/10_toys.ipynb #85cd26a1
 @toy(COLORS['pink'])
-def cupcake(p, main):
+def cupcake(p: Parts, main: Paint) -> None:
     p.cone((0, -.40, 0), .40, .56, .32, (.55, .34, .17))
     for y, r, h in ((.0, .64, .24), (.24, .48, .22), (.46, .30, .20)): p.ellipsoid((0, y, 0), (r, h, r), main)
     p.ball((0, .70, 0), .14, (.8, .05, .1))
 
 
 @toy(COLORS['blue'])
-def boat(p, main):
+def boat(p: Parts, main: Paint) -> None:
     p.box((0, -.48, -.15), (.40, .24, .55), main, round=.08)
     p.ellipsoid((0, -.46, .40), (.39, .25, .55), main)
     p.box((0, -.15, -.38), (.27, .20, .25), WHITE)
@@ -470,7 +470,7 @@ PINK, TAN, LEAF = COLORS['pink'], (.82, .66, .42), (.20, .55, .18)
 
 
 @toy((.93, .52, .70))
-def donut(p, main):
+def donut(p: Parts, main: Paint) -> None:
     p.torus((0, -.06, 0), .56, .32, (.80, .56, .28))
     p.torus((0, .05, 0), .56, .30, main)
     for i, c in enumerate((YELLOW, (.2, .5, .9), WHITE, RED, GREEN)*2):
@@ -480,7 +480,7 @@ def donut(p, main):
 
 
 @toy(COLORS['red'])
-def apple(p, main):
+def apple(p: Parts, main: Paint) -> None:
     for s in (-1, 1): p.ellipsoid((s*.14, 0, 0), (.60, .62, .66), main)
     p.ellipsoid((0, -.30, 0), (.48, .40, .48), main)
     p.cylinder((.02, .70, 0), .05, .18, WOOD, turn=(0, 0, -12))
@@ -488,7 +488,7 @@ def apple(p, main):
 
 # %% ../nbs/10_toys.ipynb #7b8d09cd
 @toy((.93, .70, .15))
-def pineapple(p, main):
+def pineapple(p: Parts, main: Paint) -> None:
     p.ellipsoid((0, -.25, 0), (.48, .66, .48), main)
     for i in range(3):
         for k in range(6):
@@ -502,7 +502,7 @@ def pineapple(p, main):
 
 
 @toy((.97, .62, .75))
-def cake(p, main):
+def cake(p: Parts, main: Paint) -> None:
     p.cylinder((0, -.38, 0), .85, .24, main, round=.05)
     p.cylinder((0, .08, 0), .58, .22, shade_of(main, 1.1), round=.05)
     p.cylinder((0, -.60, 0), .98, .03, WHITE)
@@ -515,7 +515,7 @@ def cake(p, main):
 
 # %% ../nbs/10_toys.ipynb #076daffd
 @toy(COLORS['blue'])
-def sofa(p, main):
+def sofa(p: Parts, main: Paint) -> None:
     p.box((0, -.22, 0), (.95, .18, .45), main, round=.06)
     p.box((0, .18, -.36), (.95, .45, .14), main, round=.08)
     for s in (-1, 1):
@@ -525,7 +525,7 @@ def sofa(p, main):
 
 
 @toy(COLORS['red'])
-def bed(p, main):
+def bed(p: Parts, main: Paint) -> None:
     p.box((0, -.30, 0), (.60, .10, .95), WOOD, round=.03)
     p.box((0, -.12, .0), (.56, .12, .90), WHITE, round=.06)
     p.box((0, -.08, .25), (.59, .13, .68), main, round=.06)
@@ -535,7 +535,7 @@ def bed(p, main):
 
 
 @toy(COLORS['yellow'])
-def lamp(p, main):
+def lamp(p: Parts, main: Paint) -> None:
     p.cylinder((0, -.80, 0), .38, .05, DARK)
     p.cylinder((0, -.25, 0), .05, .55, STEEL)
     p.cone((0, .48, 0), .62, .34, .34, main)
@@ -543,7 +543,7 @@ def lamp(p, main):
 
 # %% ../nbs/10_toys.ipynb #abeace5a
 @toy(COLORS['green'])
-def bench(p, main):
+def bench(p: Parts, main: Paint) -> None:
     for z in (-.22, .04, .30): p.box((0, -.10, z), (1., .04, .10), main)
     for y in (.22, .48): p.box((0, y, -.40), (1., .10, .04), main)
     for s in (-1, 1):
@@ -554,7 +554,7 @@ def bench(p, main):
 
 
 @toy(COLORS['black'])
-def television(p, main):
+def television(p: Parts, main: Paint) -> None:
     p.box((0, .10, 0), (.90, .58, .18), main, round=.05)
     p.box((-.12, .12, .17), (.68, .46, .04), SKY, round=.03)
     p.box((0, .10, -.26), (.55, .40, .14), shade_of(main, .7), round=.06)
@@ -565,7 +565,7 @@ def television(p, main):
 
 # %% ../nbs/10_toys.ipynb #df655847
 @toy(COLORS['orange'])
-def truck(p, main):
+def truck(p: Parts, main: Paint) -> None:
     p.box((0, .08, .62), (.38, .34, .28), main, round=.06)
     p.box((0, .20, .86), (.32, .13, .07), SKY, round=.03)
     p.box((0, .18, -.35), (.42, .42, .66), CREAM, round=.03)
@@ -578,7 +578,7 @@ def truck(p, main):
 
 
 @toy(COLORS['yellow'])
-def bus(p, main):
+def bus(p: Parts, main: Paint) -> None:
     p.box((0, .10, 0), (.38, .40, 1.05), main, round=.08)
     p.box((0, .22, 0), (.40, .14, .88), SKY, round=.03)
     p.box((0, .20, 1.02), (.31, .17, .05), SKY, round=.03)
@@ -591,7 +591,7 @@ def bus(p, main):
 
 # %% ../nbs/10_toys.ipynb #68189455
 @toy(COLORS['green'])
-def _train(p, main):  # `train` is what makes objects; a toy's name is its function's without the underscore
+def _train(p: Parts, main: Paint) -> None:  # `train` is what makes objects; a toy's name is its function's without the underscore
     p.cylinder((0, .08, .28), .34, .62, main, turn=(90, 0, 0), round=.04)
     p.cylinder((0, .08, .90), .28, .05, DARK, turn=(90, 0, 0))
     p.box((0, .22, -.58), (.42, .50, .32), shade_of(main, .8), round=.03)
@@ -607,7 +607,7 @@ def _train(p, main):  # `train` is what makes objects; a toy's name is its funct
 
 
 @toy(COLORS['white'])
-def airplane(p, main):
+def airplane(p: Parts, main: Paint) -> None:
     p.ellipsoid((0, 0, 0), (.22, .23, 1.05), main)
     p.ellipsoid((0, .13, .60), (.15, .13, .24), SKY)
     p.ellipsoid((0, -.02, .15), (1.10, .05, .26), RED)
@@ -617,7 +617,7 @@ def airplane(p, main):
 
 # %% ../nbs/10_toys.ipynb #184aeb6d
 @toy(COLORS['red'])
-def tractor(p, main):
+def tractor(p: Parts, main: Paint) -> None:
     p.box((0, .02, .42), (.26, .24, .48), main, round=.05)
     p.box((0, .0, .90), (.20, .18, .03), DARK)
     p.box((0, .34, -.28), (.34, .42, .30), SKY, round=.03)
@@ -631,7 +631,7 @@ def tractor(p, main):
 
 
 @toy(COLORS['yellow'])
-def submarine(p, main):
+def submarine(p: Parts, main: Paint) -> None:
     p.ellipsoid((0, -.10, 0), (.38, .38, 1.), main)
     p.box((0, .32, .05), (.16, .24, .28), main, round=.06)
     p.cylinder((0, .68, .12), .04, .20, STEEL)
@@ -654,7 +654,7 @@ def _two_eyes(p, x, y, z, r=.06):
 
 
 @toy(COLORS['orange'])
-def cat(p, main):
+def cat(p: Parts, main: Paint) -> None:
     p.ellipsoid((0, -.20, -.10), (.34, .32, .58), main)
     p.ball((0, .32, .42), .34, main)
     for s in (-1, 1):
@@ -668,7 +668,7 @@ def cat(p, main):
 
 
 @toy(COLORS['brown'])
-def dog(p, main):
+def dog(p: Parts, main: Paint) -> None:
     p.ellipsoid((0, -.08, -.12), (.33, .30, .66), main)
     p.ball((0, .38, .52), .31, main)
     p.ellipsoid((0, .26, .84), (.16, .14, .24), shade_of(main, 1.4))
@@ -681,7 +681,7 @@ def dog(p, main):
 
 # %% ../nbs/10_toys.ipynb #14dace85
 @toy(COLORS['pink'])
-def pig(p, main):
+def pig(p: Parts, main: Paint) -> None:
     p.ellipsoid((0, -.05, -.10), (.46, .42, .68), main)
     p.ball((0, .15, .58), .36, main)
     p.cylinder((0, .08, .92), .17, .08, shade_of(main, .85), turn=(90, 0, 0), round=.03)
@@ -694,7 +694,7 @@ def pig(p, main):
 
 
 @toy(COLORS['black'])
-def penguin(p, main):
+def penguin(p: Parts, main: Paint) -> None:
     p.ellipsoid((0, -.15, 0), (.48, .65, .42), main)
     p.ellipsoid((0, -.22, .12), (.36, .52, .34), WHITE)
     p.ball((0, .58, 0), .33, main)
@@ -707,7 +707,7 @@ def penguin(p, main):
 
 # %% ../nbs/10_toys.ipynb #01de4117
 @toy(COLORS['brown'])
-def owl(p, main):
+def owl(p: Parts, main: Paint) -> None:
     p.ellipsoid((0, -.15, 0), (.50, .62, .44), main)
     p.ellipsoid((0, -.22, .20), (.34, .44, .28), CREAM)
     p.ball((0, .50, 0), .42, main)
@@ -721,7 +721,7 @@ def owl(p, main):
 
 
 @toy(COLORS['orange'])
-def fish(p, main):
+def fish(p: Parts, main: Paint) -> None:
     p.ellipsoid((0, 0, .10), (.26, .46, .72), main)
     p.ellipsoid((0, 0, -.78), (.06, .42, .20), shade_of(main, .8))
     p.ellipsoid((0, .46, .0), (.05, .20, .34), shade_of(main, .8))
@@ -735,7 +735,7 @@ def fish(p, main):
 
 # %% ../nbs/10_toys.ipynb #07f81255
 @toy(COLORS['green'])
-def turtle(p, main):
+def turtle(p: Parts, main: Paint) -> None:
     p.ellipsoid((0, .0, 0), (.62, .46, .70), main)
     p.cylinder((0, -.18, 0), .70, .07, shade_of(main, .6), round=.05)
     for x, z in ((0, 0), (.34, .30), (-.34, .30), (.34, -.32), (-.34, -.32)):
@@ -748,7 +748,7 @@ def turtle(p, main):
 
 
 @toy(COLORS['white'])
-def rabbit(p, main):
+def rabbit(p: Parts, main: Paint) -> None:
     p.ellipsoid((0, -.35, -.05), (.38, .40, .42), main)
     p.ball((0, .18, .15), .32, main)
     for s in (-1, 1):
@@ -762,7 +762,7 @@ def rabbit(p, main):
 
 # %% ../nbs/10_toys.ipynb #f19b2491
 @toy(COLORS['gray'])
-def elephant(p, main):
+def elephant(p: Parts, main: Paint) -> None:
     p.ellipsoid((0, .02, -.15), (.48, .46, .66), main)
     p.ball((0, .26, .56), .36, main)
     for s in (-1, 1):
@@ -776,7 +776,7 @@ def elephant(p, main):
 
 
 @toy(COLORS['green'])
-def frog(p, main):
+def frog(p: Parts, main: Paint) -> None:
     p.ellipsoid((0, -.20, -.05), (.52, .36, .56), main)
     p.ellipsoid((0, -.26, .18), (.40, .26, .38), shade_of(main, 1.6))
     p.ellipsoid((0, .10, .28), (.46, .27, .34), main)
@@ -791,7 +791,7 @@ def frog(p, main):
 
 # %% ../nbs/10_toys.ipynb #f4beacf7
 @toy(COLORS['green'])
-def cactus(p, main):
+def cactus(p: Parts, main: Paint) -> None:
     p.cone((0, -.68, 0), .30, .42, .24, (.72, .38, .22))
     p.cylinder((0, .10, 0), .26, .66, main, round=.22)
     for s, y in ((-1, .0), (1, .22)):
@@ -801,7 +801,7 @@ def cactus(p, main):
 
 
 @toy(COLORS['pink'])
-def flower(p, main):
+def flower(p: Parts, main: Paint) -> None:
     p.cone((0, -.78, 0), .26, .36, .20, (.72, .38, .22))
     p.cylinder((0, -.20, 0), .05, .50, LEAF)
     for k in range(7):
@@ -812,7 +812,7 @@ def flower(p, main):
 
 # %% ../nbs/10_toys.ipynb #e3ab5111
 @toy(COLORS['gray'])
-def castle(p, main):
+def castle(p: Parts, main: Paint) -> None:
     p.box((0, -.25, 0), (.60, .40, .60), main)
     for x in (-.62, .62):
         for z in (-.62, .62):
@@ -825,7 +825,7 @@ def castle(p, main):
 
 
 @toy(COLORS['white'])
-def lighthouse(p, main):
+def lighthouse(p: Parts, main: Paint) -> None:
     p.cylinder((0, -.92, 0), .55, .10, (.45, .45, .42), round=.05)
     p.cone((0, -.30, 0), .38, .24, .58, main)
     for y in (-.55, -.05): p.cone((0, y, 0), .385 - .14*(y + .62), .365 - .14*(y + .62), .12, RED)
@@ -835,7 +835,7 @@ def lighthouse(p, main):
 
 
 @toy(COLORS['white'])
-def windmill(p, main):
+def windmill(p: Parts, main: Paint) -> None:
     p.cone((0, -.35, 0), .46, .28, .60, main)
     p.cone((0, .42, 0), .34, .02, .20, (.66, .22, .16))
     p.cylinder((0, .22, .36), .06, .14, DARK, turn=(90, 0, 0))
@@ -847,7 +847,7 @@ def windmill(p, main):
 
 # %% ../nbs/10_toys.ipynb #b83e5016
 @toy(COLORS['brown'])
-def hammer(p, main):
+def hammer(p: Parts, main: Paint) -> None:
     p.cylinder((0, -.30, 0), .10, .80, main, round=.05)
     p.box((0, .58, 0), (.46, .16, .17), STEEL, round=.04)
     p.cylinder((.55, .58, 0), .22, .08, STEEL, turn=(0, 0, 90))
@@ -855,7 +855,7 @@ def hammer(p, main):
 
 
 @toy(COLORS['blue'])
-def bucket(p, main):
+def bucket(p: Parts, main: Paint) -> None:
     p.cone((0, -.15, 0), .42, .60, .48, main)
     p.torus((0, .33, 0), .60, .05, shade_of(main, .8))
     p.cylinder((0, .32, 0), .54, .03, (.45, .30, .18))
@@ -863,7 +863,7 @@ def bucket(p, main):
 
 
 @toy(COLORS['red'])
-def clock(p, main):
+def clock(p: Parts, main: Paint) -> None:
     p.cylinder((0, 0, 0), .66, .20, main, turn=(90, 0, 0), round=.05)
     p.cylinder((0, 0, .19), .55, .03, WHITE, turn=(90, 0, 0))
     p.box((0, .18, .24), (.04, .20, .02), DARK)
@@ -875,7 +875,7 @@ def clock(p, main):
 
 # %% ../nbs/10_toys.ipynb #36f5035c
 @toy(COLORS['black'])
-def camera(p, main):
+def camera(p: Parts, main: Paint) -> None:
     p.box((0, 0, 0), (.72, .44, .24), main, round=.06)
     p.box((0, .10, .0), (.73, .10, .25), STEEL)
     p.cylinder((0, -.02, .36), .34, .20, DARK, turn=(90, 0, 0))
@@ -887,7 +887,7 @@ def camera(p, main):
 
 
 @toy(COLORS['red'])
-def drum(p, main):
+def drum(p: Parts, main: Paint) -> None:
     p.cylinder((0, -.10, 0), .70, .40, main)
     p.cylinder((0, .32, 0), .66, .03, CREAM)
     for y in (-.48, .28): p.torus((0, y, 0), .70, .06, YELLOW)
@@ -897,7 +897,7 @@ def drum(p, main):
 
 
 @toy((.75, .40, .15))
-def guitar(p, main):
+def guitar(p: Parts, main: Paint) -> None:
     p.ellipsoid((0, -.50, 0), (.48, .42, .13), main)
     p.ellipsoid((0, -.05, 0), (.36, .34, .13), main)
     p.cylinder((0, -.22, .09), .16, .06, DARK, turn=(90, 0, 0))

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .config import load_config
+from .config import Config, Optim, load_config
 from .dmtet import MeshRenderer
 from .errors import ConfigError, notice
 from .export import expanded, write_whole
@@ -161,7 +161,7 @@ def check_finite(tensors: dict[str, torch.Tensor]) -> None:
 def check_state(path: Path,                      # of the checkpoint
                 model: dict[str, torch.Tensor],  # its tensors by name
                 state: dict[str, Any],           # what its JSON holds
-                config                           # `Config`
+                config: Config
                ) -> None:
     "Raise `ValueError` for a checkpoint that cannot be what its name says"
     step = state['step']
@@ -209,13 +209,11 @@ def training_state(renderer: torch.nn.Module,
     return tensors, kept | dict(counts=[], groups=groups)
 
 # %% ../nbs/17_checkpoints.ipynb #41eb712f
-def check_moments(optim,                                # group `optim` of the configuration
+def check_moments(optim: Optim,                         # of the configuration
                   params: dict[int, torch.nn.Parameter],
                   state: dict[int, dict]                # number -> moments by name
                  ) -> None:
-    """Raise `ValueError` unless the moments are what this optimiser keeps for these parameters:
-
-    compiled optimisers do not look"""
+    "Raise `ValueError` unless the moments fit optimiser and parameters: compiled optimisers do not look"
     probe = torch.nn.Parameter(torch.zeros(2))
     optimizer = make_optimizer(optim, [probe])
     probe.grad = torch.zeros(2)
@@ -234,7 +232,7 @@ def check_moments(optim,                                # group `optim` of the c
 
 # %% ../nbs/17_checkpoints.ipynb #085d30b4
 def load_training_state(path: Path,                        # of the checkpoint
-                        config,                            # `Config`
+                        config: Config,
                         renderer: torch.nn.Module,
                         optimizer: torch.optim.Optimizer,
                         generator: torch.Generator,

@@ -22,7 +22,7 @@ from .trainer import Trainer
 from .viewer import Viewer
 
 # %% ../nbs/20f_compare_dashboard.ipynb #f5446886
-def expand_runs(what, overrides: dict) -> list[tuple]:
+def expand_runs(what: Any, overrides: dict) -> list[tuple]:
     "[(prompt or trainer, overrides)] of the runs; arguments as of `CompareDashboard`. Raises `ConfigError`."
     lists = {k: v for k, v in overrides.items() if isinstance(v, list)}
     counts = {len(v) for v in lists.values()} | ({len(what)} if isinstance(what, (list, tuple)) else set())
@@ -48,7 +48,7 @@ RUN_STYLES = [('#0c75df', 'solid', '━━'), ('#c65205', 'dash', '╍╍'), ('#
               ('#cd389b', 'dashdot', '━╍'), ('#787806', 'longdash', '━ ━'), ('#757575', 'longdashdot', '━ ╍')]
 
 
-def make_trainers(what, overrides: dict) -> tuple[list[Trainer], list[str]]:
+def make_trainers(what: Any, overrides: dict) -> tuple[list[Trainer], list[str]]:
     "(trainers, names) of the runs; `what` and `overrides` as in `CompareDashboard`. Raises `ConfigError`."
     pairs = expand_runs(list(what.values()) if isinstance(what, dict) else what, overrides)
     if overrides and any(isinstance(t, Trainer) for t, _ in pairs):
@@ -182,7 +182,7 @@ class CompareDashboard(Loop, Dashboard):
     each_step, busy = False, False    # it shows no pictures of single steps
 
     def __init__(self,
-                 what, *,            # a prompt or `Trainer`, a list of them, or a dictionary of them by name
+                 what: Any, *,       # a prompt or `Trainer`, a list of them, or a dictionary of them by name
                  every: int = 10,    # steps between two looks at the objects
                  size: int = 240,    # pixels along an edge of a viewer
                  **overrides         # of the configuration; a list is one value for each run

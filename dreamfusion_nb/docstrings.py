@@ -9,7 +9,7 @@ __all__ = ['F', 'C', 'with_parameters', 'with_init_parameters']
 import inspect
 import re
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 # %% ../nbs/00c_docstrings.ipynb #fb054845
 def parameter_comments(function: Callable) -> dict[str, str]:
@@ -47,5 +47,6 @@ C = TypeVar('C', bound=type)
 
 def with_init_parameters(cls: C) -> C:
     "Decorator of a class: adds the parameters of its `__init__` to the docstring of the class"
-    if parameter_comments(cls.__init__): cls.__doc__ = f'{inspect.getdoc(cls)}\n\n{parameters_text(cls.__init__)}'
+    made: Any = vars(cls)['__init__']
+    if parameter_comments(made): cls.__doc__ = f'{inspect.getdoc(cls)}\n\n{parameters_text(made)}'
     return cls

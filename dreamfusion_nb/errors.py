@@ -17,8 +17,8 @@ from numbers import Integral
 from pathlib import Path
 
 # %% ../nbs/00_errors.ipynb #f8339bec
-class _OneLine:
-    "An exception that a notebook shows as one line. Scripts, and notebooks after `%xmode Verbose`, show the whole traceback"
+class _OneLine(BaseException):
+    "Shown by a notebook as one line. Scripts, and notebooks after `%xmode Verbose`, show the whole traceback"
     def _render_traceback_(self) -> list[str]:
         from IPython import get_ipython
         tracer = get_ipython().InteractiveTB

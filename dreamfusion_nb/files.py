@@ -187,7 +187,7 @@ def _encode(path: Path, size: tuple[int, int], frames: Iterator, fps: float) -> 
             picture = _frame(i, frame)
             if picture.size != size:
                 raise ConfigError(f'frame {i} is {picture.width}×{picture.height}, the first was {size[0]}×{size[1]}')
-            video.send(np.ascontiguousarray(np.asarray(picture.crop((0, 0, *even)))))
+            video.send(np.ascontiguousarray(np.asarray(picture.crop((0, 0, even[0], even[1])))))
     finally: video.close()
     # imageio hides ffmpeg's exit status; if the disk was full, fewer frames can be read back
     try: written, _ = imageio_ffmpeg.count_frames_and_secs(str(path))

@@ -213,7 +213,7 @@ OUR_VALUES = {    # NeMo's key without `model.`: its value here
     'resume_from_checkpoint': lambda value, config: value.replace('\\=', '=')}    # Hydra's way to write =
 
 
-def our_value(key, value, config):
+def our_value(key: str, value: Any, config: Any) -> Any:    # `config`: the rest of the configuration, as NeMo has it
     "What a value of NeMo's is here; unchanged if that is wrong, and the check will say so"
     convert = next((convert for pattern, convert in OUR_VALUES.items() if fnmatchcase(plain_name(key), pattern)), None)
     try: return convert(value, config) if convert else value

@@ -333,8 +333,9 @@ def rehearse(parts: OwnParts, guidance: Any, renderer: nn.Module, device: torch.
     field, background = getattr(renderer, 'field', None), getattr(renderer, 'background', None)
     if parts.field is not None: try_field(field, device)
     if parts.background is not None: try_background(background, device)
+    trial: Any = renderer
     try: trial = copy.deepcopy(renderer)
-    except Exception: trial = renderer    # not everything can be copied; then the part itself is tried
+    except Exception: pass    # not everything can be copied; then the part itself is tried
     generator = torch.Generator().manual_seed(0)
     if hasattr(trial, 'update'):
         with _blame('renderer', trial, 'in update(0, generator)'): trial.update(0, generator)

@@ -72,17 +72,15 @@ def sky_of_grid(background: Any, generator: torch.Generator | None) -> nn.Module
 
 # %% ../nbs/15_parts.ipynb #2aa2b845
 def volume_renderer(config: Config, field: nn.Module, background: nn.Module,
-                    material: nn.Module | None) -> VolumeRenderer:
+                    material: Material | None) -> VolumeRenderer:
     "Return the volume renderer that the keys of `renderer` describe"
     r = config.renderer
-    return VolumeRenderer(field, background, bound=config.nerf.bound, material=material,
-        grid_resolution=r.grid_resolution,
-        grid_decay=r.grid_decay, density_thresh=r.density_thresh, update_interval=r.update_interval,
-        max_steps=r.max_steps,
-        near=r.near_plane, dt_gamma=r.dt_gamma)
+    return VolumeRenderer(field, background, bound=config.nerf.bound, material=material, near=r.near_plane,
+        dt_gamma=r.dt_gamma, max_steps=r.max_steps, grid_resolution=r.grid_resolution, grid_decay=r.grid_decay,
+        density_thresh=r.density_thresh, update_interval=r.update_interval)
 
 
-def mesh_renderer(config: Config, field: nn.Module, background: nn.Module, material: nn.Module | None) -> MeshRenderer:
+def mesh_renderer(config: Config, field: nn.Module, background: nn.Module, material: Material | None) -> MeshRenderer:
     "Return the mesh renderer that the keys of `renderer` describe, with the parameters frozen that must not learn"
     r = config.renderer
     made = MeshRenderer(field, background, resolution=r.grid_resolution, bound=config.nerf.bound, material=material,

@@ -57,7 +57,7 @@ for _tag, _pattern, _first in _PLAIN_VALUES:
         _kind.add_implicit_resolver(f'tag:yaml.org,2002:{_tag}', re.compile(f'^(?:{_pattern})$'), list(_first))
 
 
-def read_yaml(written: str, name: str):
+def read_yaml(written: str, name: str) -> Any:
     "The value that a YAML text stands for; `name` says in the error where it came from"
     try: return yaml.load(written, Loader=_Reader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -26,7 +26,7 @@ from .trainer import StepRecord, Trainer
 # %% ../nbs/19_progress.ipynb #1daea2cf
 def in_notebook() -> bool:
     "Return whether a kernel runs this, and not a shell"
-    shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
+    shell: Any = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
     return bool(shell) and shell.has_trait('kernel')
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 from .cameras import Cameras, fit_radius, orbit
 from dreamfusion_nb.checkpoints import (VIDEO_KINDS, check_finite, check_state, find_result, one_line, read_checkpoint,
     read_history)
-from .config import Config, load_config, mesh_preset
+from .config import Config, Preview, load_config, mesh_preset
 from .dmtet import MeshRenderer
 from .docstrings import with_parameters
 from .errors import ConfigError, did_you_mean, is_whole, notice
@@ -51,7 +51,7 @@ def evaluating(renderer: torch.nn.Module) -> Iterator[torch.nn.Module]:
     finally: renderer.train(training)
 
 
-def orbit_of(views, device: torch.device | None = None) -> Cameras:
+def orbit_of(views: Preview, device: torch.device | None = None) -> Cameras:
     "Return cameras once around; `views` is group `data.val` or `data.test` of a configuration"
     return orbit(views.size, elevation=90 - views.default_polar, radius=views.default_radius, fovy=views.default_fovy,
         device=device)
@@ -104,10 +104,10 @@ USUAL_RADIUS = 3.2    # distance for an object of the usual size; only a larger 
 FRAME_MARGIN = .08
 
 
-def visible_points(result: 'Result', resolution: int = 48) -> torch.Tensor:
-    """Return points [N, 3] that pictures of a result must show: the vertices of all pieces of its surface;
-
-    [0, 3] if it has none"""
+def visible_points(result: Any,             # `Result`
+                   resolution: int = 48
+                  ) -> torch.Tensor:        # [N, 3]; [0, 3] if there is no surface
+    "Return the points that pictures of a result must show: the vertices of all pieces of its surface"
     try: return torch.as_tensor(result.mesh(resolution, min_share=0.).vertices).float()
     except (ValueError, AttributeError): return torch.zeros(0, 3)    # empty, or a renderer that makes no mesh
 
@@ -212,7 +212,8 @@ def _film(result, path, n, height, width, kind, cameras):
         raise ConfigError(f'kind must be one of {kinds}, not {kind!r}{did_you_mean(kind, VIDEO_KINDS)}')
     check_pictures(result, height, width or height)
     if cameras is None: check_count(n)
-    each = orbit(n, radius=result.framing(aspect=(width or height)/height)) if cameras is None else cameras
+    each: Any = orbit(n, radius=result.framing(aspect=(width or height)/height)) if cameras is None else cameras
+    frames: Iterable[torch.Tensor]
     if kind == 'rgb': frames = (result.views(camera, height, width)[0] for camera in each)
     else: frames = (maps[VIDEO_KINDS.index(kind)] for maps in result.passes(each, height, width))
     return write_video(frames, path)
@@ -314,34 +315,44 @@ class Pictures:
         return fitting_radius(self._points, fovy, aspect)
 
     @torch.no_grad()
-    def views(self, cameras, height, width=None, shading='albedo', background=RESULT_BACKGROUND) -> torch.Tensor:
+    def views(self,
+              cameras: Cameras,
+              height: int,                             # pixels
+              width: int | None = None,                # None: square
+              shading: str = 'albedo',
+              background: Any = RESULT_BACKGROUND      # a colour, or see `BackgroundProtocol`
+             ) -> torch.Tensor:
         "Pictures [B, 3, height, width] of any cameras; lit modes have their lamp at the camera"
         return _views(self, cameras, height, width, shading, background)
 
     @torch.no_grad()
-    def passes(self, cameras, height, width=None, background=RESULT_BACKGROUND) -> Iterator[tuple[torch.Tensor, ...]]:
-        """For each camera its picture, depth (white where the cube begins, black where it ends) and normals, [3,
-        height, width] in 0..1"""
+    def passes(self, cameras: Cameras, height: int, width: int | None = None,
+               background: Any = RESULT_BACKGROUND) -> Iterator[tuple[torch.Tensor, ...]]:
+        """For each camera its picture, depth and normals, [3, height, width] in 0..1.
+
+        Depth is white where the cube begins and black where it ends."""
         yield from _maps(self, cameras, height, width, background)
 
     maps = passes    # an earlier name
 
-    def render(self, azimuth=0., elevation=15., radius=None, fovy=20., size=256, shading='albedo') -> Image.Image:
+    def render(self, azimuth: float = 0., elevation: float = 15., radius: float | None = None, fovy: float = 20.,
+               size: int = 256, shading: str = 'albedo') -> Image.Image:
         """One view; angles in degrees, `size` in pixels; `radius`: distance of the camera, None: all is in the
         picture. Raises `ConfigError`.
 
         `shading`: 'albedo', 'lambertian', 'textureless', 'phong' (of a run that had it) or 'normal'."""
         return _one_view(self, azimuth, elevation, radius, fovy, size, shading)
 
-    def turntable(self, n=60, size=256, shading='albedo') -> list[Image.Image]:
+    def turntable(self, n: int = 60, size: int = 256, shading: str = 'albedo') -> list[Image.Image]:
         "`n` views once around from the front, `size` pixels square; shading as of `render`. Raises `ConfigError`"
         return _turn(self, n, size, shading)
 
-    def preview(self, height=256, width=None) -> Image.Image:
+    def preview(self, height: int = 256, width: int | None = None) -> Image.Image:
         "Six views in one picture, `height` by `width` pixels each (None: square). Raises `ConfigError`"
         return _six(self, height, width)
 
-    def video(self, path, n=60, height=256, width=None, *, kind='rgb', cameras=None) -> Path:
+    def video(self, path: str | Path, n: int = 60, height: int = 256, width: int | None = None, *, kind: str = 'rgb',
+              cameras: Cameras | None = None) -> Path:
         """Write a turntable of `n` views as .mp4, or what `cameras` see, one after the other. Raises `ConfigError`.
 
         `kind`: 'rgb', 'depth' (white where the cube begins, black where it ends) or 'normal' (world axes as
@@ -371,7 +382,7 @@ class Result(Pictures):
 
     def __repr__(self) -> str: return f'Result({self.config.prompt!r}, folder={str(self.folder)!r})'
 
-    def mesh(self, resolution=128, threshold='auto', *, min_share=1.) -> trimesh.Trimesh:
+    def mesh(self, resolution: int = 128, threshold: str | float = 'auto', *, min_share: float = 1.) -> trimesh.Trimesh:
         """The surface, closed, with vertex colours. Raises `EmptyMeshError` if there is none, `ConfigError`.
 
         A NeRF is cut on a grid of `resolution` points an axis at a density `threshold`; a mesh stage has one surface
@@ -380,7 +391,7 @@ class Result(Pictures):
         do."""
         return _surface(self, resolution, threshold, min_share)
 
-    def isosurfaces(self, resolution=64) -> Isosurfaces:
+    def isosurfaces(self, resolution: int = 64) -> Isosurfaces:
         """`Isosurfaces` of a NeRF. Raises `ConfigError` for a mesh stage.
 
         `.mesh(threshold)` is quick enough for a slider; `.auto` and `.range` say where to look."""
@@ -390,8 +401,9 @@ class Result(Pictures):
 
     surfaces = isosurfaces    # an earlier name
 
-    def export(self, path, resolution=128, threshold='auto', *, faces=None, texture=None, normals=False, min_share=1.,
-        seconds=60) -> Path:
+    def export(self, path: str | Path, resolution: int = 128, threshold: str | float = 'auto', *,
+               faces: int | None = None, texture: int | None = None, normals: bool = False, min_share: float = 1.,
+               seconds: float = 60) -> Path:
         """Write the mesh as .glb, .obj, .ply or .stl, by the ending of `path`. Raises `ConfigError`, `EmptyMeshError`.
 
         `resolution`, `threshold`, `min_share`: as of `mesh`; `faces`: at most so many triangles;
@@ -401,13 +413,14 @@ class Result(Pictures):
         `seconds`: limit for cutting the surface open for a texture; beyond it vertex colours stay."""
         return _write_model(self, path, resolution, threshold, faces, texture, normals, min_share, seconds)
 
-    def textured(self, mesh, size=1024, fine=None, seconds=60) -> trimesh.Trimesh:
+    def textured(self, mesh: trimesh.Trimesh, size: int = 1024, fine: trimesh.Trimesh | None = None,
+                 seconds: float = 60) -> trimesh.Trimesh:
         """A mesh of this result with a texture instead of vertex colours, and the normals of `fine`.
 
         If that fails, a warning says why and the mesh is unchanged."""
         return _paint(self, mesh, size, fine, seconds)
 
-    def refine(self, *, preset=None, out=None, **options) -> 'Result':
+    def refine(self, *, preset: str | None = None, out: str | Path | None = None, **options: Any) -> 'Result':
         """Go on as a mesh (DMTet): `train` with a preset of the mesh stage, started from this result. Raises
         `ConfigError`.
 
@@ -415,7 +428,7 @@ class Result(Pictures):
         field and background of your own are taken along."""
         return _refine(self, preset, out, options)
 
-    def show(self, resolution=96, **options):
+    def show(self, resolution: int = 96, **options: Any) -> Any:    # a `viewer.Viewer`
         "The mesh in a `Viewer`, which takes `options`"
         from dreamfusion_nb.viewer import Viewer
         return Viewer(self.mesh(resolution), **options)
@@ -458,7 +471,7 @@ def load(folder: str | Path,                       # of a result, or of one of i
     return Result(config, made.to(device), folder, read_history(folder, state['step']), parts)
 
 # %% ../nbs/17a_result.ipynb #6736e184
-def init_mesh(renderer: torch.nn.Module, path: str | None, device: torch.device, parts: OwnParts) -> list[str]:
+def init_mesh(renderer: MeshRenderer, path: str | None, device: torch.device, parts: OwnParts) -> list[str]:
     """Give a mesh stage its first shape: that of the result at `path`, or a ball. Returns a line that says which.
 
     Raises `ConfigError`"""

@@ -47,7 +47,8 @@ def as_callbacks(callbacks: Any) -> list[Callable]:
     return list(callbacks)
 
 
-def check_call(prompt, preset, config, resume, overwrite, callbacks, schedules=None) -> None:
+def check_call(prompt: Any, preset: Any, config: Any, resume: Any, overwrite: Any, callbacks: Any,
+               schedules: Any = None, threads: Any = None) -> None:
     "Raise `ConfigError` for arguments of `train` (`preset`, `resume`, `schedules`, …) that are wrong in themselves"
     if not isinstance(prompt, str): raise ConfigError(f'prompt must be a text that is not empty, not {prompt!r}')
     if config is not None and preset != 'toybox':
@@ -61,6 +62,7 @@ def check_call(prompt, preset, config, resume, overwrite, callbacks, schedules=N
         raise ConfigError(f'schedules {schedules!r} is for a run that is made longer: it needs resume=True (--resume) '
             'and more iters')
     as_callbacks(callbacks)
+    check_threads(threads)
 
 # %% ../nbs/19a_run.ipynb #2aae1c65
 def slug(prompt: str) -> str:
@@ -380,11 +382,14 @@ def find_or_start(config: Config,
                   first: Path,      # result folder
                   numbers: bool,    # whether numbered folders beside it will do
                   parts: OwnParts,
-                  *, device, resume, schedules, overwrite, hold
+                  *,
+                  device: str | torch.device | None,    # this and the rest as of `start_run`
+                  resume: str | bool,
+                  schedules: str | None,
+                  overwrite: bool,
+                  hold: ExitStack
                  ) -> Result | Trainer:
-    """Return the finished result of a configuration, or the trainer that makes it, with its folder held;
-
-    options as of `start_run`"""
+    "Return the finished result of a configuration, or the trainer that makes it, with its folder held"
     wanted = record_parts(config, parts)
     while True:
         folder = choose_folder(first, wanted, resume, parts) if numbers else first
@@ -414,6 +419,7 @@ def read_back(folder: Path, device: str | torch.device | None, parts: OwnParts) 
 # %% ../nbs/19a_run.ipynb #7a31c0da
 def run_to_end(trainer: Trainer, callbacks: list[Callable], display: LiveCell | ProgressBar | None) -> Result:
     "Do all steps that are left, and write the result. Raises `Interrupted`"
+    if warning := parse_prompt(trainer.guidance, trainer.config.prompt)[1]: notice(warning)
     shown = [] if display is None else [display]
     try:
         trainer.fit(callbacks=[*callbacks, *shown])
@@ -476,8 +482,7 @@ def train(prompt: str,               # what to make
     The same call again reads the finished result back. A run that was interrupted goes on. A call that was changed
     takes a numbered folder, `outputs/a-hamburger-2`, unless `out` or `overwrite` says where."""
     schedules = schedules or overrides.pop('phases', None)    # its earlier name
-    check_call(prompt, preset, config, resume, overwrite, callbacks, schedules)
-    check_threads(threads)
+    check_call(prompt, preset, config, resume, overwrite, callbacks, schedules, threads)
     parts, keys = split_parts(dict(guidance=guidance, field=field, background=background, renderer=renderer,
         losses=losses, optimizer=optimizer))
     named = {k: v for k, v in dict(prompt=prompt, iters=iters, seed=seed).items() if v is not None}
@@ -488,6 +493,4 @@ def train(prompt: str,               # what to make
     with ExitStack() as hold, limit_threads(threads), showing(progress) as display:
         found = find_or_start(settings, first, numbers, parts, device=device, resume=resume, schedules=schedules,
             overwrite=overwrite, hold=hold)
-        if isinstance(found, Result): return found
-        if warning := parse_prompt(found.guidance, settings.prompt)[1]: notice(warning)
-        return run_to_end(found, as_callbacks(callbacks), display)
+        return found if isinstance(found, Result) else run_to_end(found, as_callbacks(callbacks), display)

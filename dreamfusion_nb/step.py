@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 
-from . import losses as loss_functions
 from .cameras import Cameras, progressive_ranges, sample_cameras, view_weights
 from .config import Config, check_latents
 from .errors import ConfigError
-from .field import normal_at
 from .guidance import SDSOutput, ViewPrompts, sds
+from .losses import LOSSES
 from dreamfusion_nb.own_parts import (OwnParts, assemble, make_part, own_optimizer, record_parts, rehearse, short_name,
     weighted_losses)
 from .parts import make_guidance, make_optimizer, parse_prompt, pick_device
@@ -87,8 +86,8 @@ def optimizer_of(optim: Any,  # group `optim` of the configuration
     if factory is not None: return own_optimizer(factory, learning)
     # `encoder_lr_scale` gives the parameters of the encoding a learning rate of their own
     encoding = getattr(getattr(renderer, 'field', None), 'encoding', None)
-    scaled = optim.encoder_lr_scale != 1 and encoding is not None
-    tables = [q for q in encoding.parameters() if q.requires_grad] if scaled else []
+    scaled = optim.encoder_lr_scale != 1
+    tables = [q for q in encoding.parameters() if q.requires_grad] if encoding is not None and scaled else []
     return make_optimizer(optim, [q for q in learning if not any(q is table for table in tables)], tables)
 
 # %% ../nbs/17b_step.ipynb #70e04e8f
@@ -133,38 +132,19 @@ def distill(trainer: Any, cameras: Cameras, look: ShadingChoice, out: RenderOutp
         as_latent=look.as_latent, generator=trainer.generator)
 
 # %% ../nbs/17b_step.ipynb #0f313a49
-def volume_losses(trainer: Any, out: RenderOutput, weight: Callable[[str], float]) -> dict[str, torch.Tensor]:
-    "Return the weighted losses of normals at samples along rays, by name"
-    found: dict[str, torch.Tensor] = {}
-    if w := weight('orientation'):
-        loss = loss_functions.orientation(out.weights, out.normals, out.directions, out.opacity.numel())
-        found['orientation'] = w*loss
-    if w := weight('2d_normal_smooth'):
-        size = (len(out.image), *out.image.shape[2:])
-        picture = loss_functions.normal_picture(out.weights, out.normals, out.ray_index, size)
-        found['2d_normal_smooth'] = w*loss_functions.normal_smooth_2d(picture)
-    if w := weight('3d_normal_smooth'):
-        bound = getattr(trainer.field, 'bound', trainer.config.nerf.bound)
-        nearby = loss_functions.jitter_points(out.positions, generator=trainer.generator).clamp(-bound, bound)
-        found['3d_normal_smooth'] = w*loss_functions.normal_smooth_3d(out.normals, normal_at(trainer.field, nearby))
-    return found
-
-
 def regularise(trainer: Any, out: RenderOutput) -> dict[str, torch.Tensor]:
     "Return the weighted small losses of a rendering, by name; only of what the renderer offers"
-    c, step = trainer.config.loss, trainer.step_count
+    weights, step = trainer.config.loss, trainer.step_count
     found: dict[str, torch.Tensor] = {}
-    def weight(name): return value_at(getattr(c, f'lambda_{name}'), step)
-    # entropy waits until there is something to decide about, as in NeMo; a schedule says itself when
-    ramp = 1. if isinstance(c.lambda_entropy, tuple) else min(1., 2*progress_at(step, trainer.config))
-    if w := weight('opacity'): found['opacity_loss'] = w*loss_functions.opacity(out.opacity)
-    if w := weight('entropy'): found['entropy'] = w*ramp*loss_functions.entropy(out.opacity)
-    if out.vertices is not None:
-        for name in ('mesh_normal', 'mesh_laplacian'):
-            if w := weight(name): found[name] = w*getattr(loss_functions, name)(out.vertices, out.faces)
-        if w := weight('2d_normal_smooth'): found['2d_normal_smooth'] = w*loss_functions.normal_smooth_2d(out.normal)
-    if out.normals is None: return found    # plain albedo has none, unless they are asked for
-    return found | volume_losses(trainer, out, weight)
+    for name, function in LOSSES.items():
+        weight = value_at(getattr(weights, f'lambda_{name}'), step)
+        value = function(out, trainer.field, trainer.generator) if weight else None
+        if value is None: continue
+        # entropy waits until there is something to decide about, as in NeMo; a schedule says itself when
+        if name == 'entropy' and not isinstance(weights.lambda_entropy, tuple):
+            weight *= min(1., 2*progress_at(step, trainer.config))
+        found['opacity_loss' if name == 'opacity' else name] = weight*value    # `opacity` is a column of its own
+    return found
 
 # %% ../nbs/17b_step.ipynb #f6d2539d
 def check_gradients(trainer: Any, losses: dict[str, torch.Tensor]) -> None:

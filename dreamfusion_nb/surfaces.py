@@ -71,7 +71,7 @@ def auto_threshold(density: torch.Tensor,  # what the renderer sees [R, R, R]
     seen = seen[order].long()
     lost = F.pad(seen.cumsum(0), (1, 0))[:-1]  # seen pixels that a cut just below this one would lose
     wrong = lost + (1 - seen).flip(0).cumsum(0).flip(0)  # and empty pixels that it would cover
-    below = F.pad(peak[:-1], (1, 0), value=peak[0]/100)
+    below = torch.cat([peak[:1]/100, peak[:-1]])
     best = torch.where(wrong == wrong.min(), peak/below, 0.).argmax()
     return (peak[best]*below[best]).sqrt().item()
 
@@ -264,7 +264,9 @@ def decimate(mesh: 'trimesh.Trimesh',  # closed
     if not mesh.is_watertight:
         raise ConfigError('faces: only a closed mesh can have fewer triangles, and this one is open')
     small = by_quadrics(mesh, faces) or by_short_edges(mesh, faces)
-    if mesh.visual.kind == 'vertex':
+    before: Any = mesh.visual
+    after: Any = small.visual
+    if before.kind == 'vertex':
         _, nearest = cKDTree(mesh.vertices).query(small.vertices)
-        small.visual.vertex_colors = mesh.visual.vertex_colors[nearest]
+        after.vertex_colors = before.vertex_colors[nearest]
     return small

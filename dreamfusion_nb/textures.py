@@ -78,7 +78,8 @@ def tangents(mesh: 'trimesh.Trimesh'  # with texture coordinates
     """Return tangents as glTF 2.0 stores them (section 3.7.2.1), means over the triangles around each vertex.
 
     v grows along sign·cross(normal, tangent)."""
-    uv, corners, normal = np.asarray(mesh.visual.uv)[mesh.faces], mesh.triangles, mesh.vertex_normals
+    visual: Any = mesh.visual
+    uv, corners, normal = np.asarray(visual.uv)[mesh.faces], mesh.triangles, mesh.vertex_normals
     (u1, v1), (u2, v2) = (uv[:, 1] - uv[:, 0]).T, (uv[:, 2] - uv[:, 0]).T
     a, b = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     side = np.sign(u1*v2 - u2*v1)[:, None]    # -1 where the picture is mirrored

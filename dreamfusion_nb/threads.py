@@ -9,12 +9,13 @@ __all__ = ['SMALL', 'user_chose_threads', 'threads_for', 'check_threads', 'limit
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 
 import torch
 
+from .config import Config
 from .errors import ConfigError, is_whole
 
 # %% ../nbs/15a_threads.ipynb #07442252
@@ -76,12 +77,16 @@ def limit_threads(n: int | None  # None: change nothing
         _blocks.depth -= 1
 
 # %% ../nbs/15a_threads.ipynb #f3872479
-def picture_edges(config) -> tuple[float, float]:
+def picture_edges(config: Config) -> tuple[float, float]:
     "The largest width and height, in pixels, of the pictures that a `Config` trains with"
-    def largest(edge): return max(edge[1:3]) if isinstance(edge, tuple) else edge    # a schedule: first step, from, to, last step
+    # a schedule is (first step, from, to, last step)
+    def largest(edge): return max(edge[1:3]) if isinstance(edge, tuple) else edge
     return largest(config.data.train.width), largest(config.data.train.height)
 
 
-def limit_for(config, device: torch.device | str, image_size: float = 0):  # `image_size`: pixels that the diffusion model sees
+def limit_for(config: Config,
+              device: torch.device | str,
+              image_size: float = 0       # pixels an edge of what the diffusion model sees
+             ) -> AbstractContextManager[None]:
     "A `limit_threads` block for the work that a `Config` describes"
     return limit_threads(threads_for(device, *picture_edges(config), image_size))

@@ -10,44 +10,45 @@ import difflib
 import reprlib
 from dataclasses import field
 from types import NoneType
-from typing import get_args
+from typing import Any, get_args
 
 from .errors import ConfigError
 
 # %% ../nbs/00b_values.ipynb #59d48668
-def number(default,         # value where none is given; None where the annotation allows it
-           low, high,       # bounds, both allowed
-           scheduled=False  # a schedule is allowed too, see `value_at`
-          ):                # `dataclasses.field`
+def number(default: Any,            # value where none is given; None where the annotation allows it
+           low: float,              # bounds, both allowed
+           high: float,
+           scheduled: bool = False  # a schedule is allowed too, see `value_at`
+          ) -> Any:                 # `dataclasses.field`
     """A key that holds a number from `low` to `high`, or several such numbers: the annotation says how many, and
     whether they are whole"""
     return field(default=default, metadata=dict(low=low, high=high, scheduled=scheduled))
 
 
-def choice(default,  # one of them
-           *options  # texts
-          ):         # `dataclasses.field`
+def choice(default: str,  # one of them
+           *options: str
+          ) -> Any:       # `dataclasses.field`
     "A key that holds one of `options`"
     return field(default=default, metadata=dict(choices=options))
 
 
-def range_key(default,         # pair (smaller, larger), or None where the annotation allows it
-              low, high,       # bounds of both, allowed themselves
-              scheduled=False  # either end may be a schedule, see `value_at`
-             ):                # `dataclasses.field`
+def range_key(default: tuple | None,   # pair (smaller, larger), or None where the annotation allows it
+              low: float,              # bounds of both, allowed themselves
+              high: float,
+              scheduled: bool = False  # either end may be a schedule, see `value_at`
+             ) -> Any:                 # `dataclasses.field`
     "A key that holds two numbers from `low` to `high`, the smaller one first"
     return field(default=default, metadata=dict(low=low, high=high, scheduled=scheduled, rising=True))
 
 
-def text(default,    # text, or None where the annotation allows it
-         empty=True  # whether '' and blanks are allowed
-        ):           # `dataclasses.field`
+def text(default: str | None,  # text, or None where the annotation allows it
+         empty: bool = True    # whether '' and blanks are allowed
+        ) -> Any:              # `dataclasses.field`
     "A key that holds a text"
     return field(default=default, metadata=dict(empty=empty))
 
 
-def flag(default  # True or False
-        ):        # `dataclasses.field`
+def flag(default: bool) -> Any:    # `dataclasses.field`
     "A key that is true or false"
     return field(default=default)
 
@@ -78,9 +79,9 @@ def _nearest_one(value, kind, rule):
     return _nearest_number(value, kind, rule)
 
 # %% ../nbs/00b_values.ipynb #eaf3d3fa
-def value_at(value,  # a number (or None), or a schedule (start_step, start, end, end_step)
-             step    # of the run, counted from 0
-            ):       # the number at that step, whole if both ends are whole
+def value_at(value: Any,  # a number (or None), or a schedule (start_step, start, end, end_step)
+             step: int    # of the run, counted from 0
+            ) -> Any:     # the number at that step, whole if both ends are whole
     """What a key that may be scheduled is at a step: linear between the two steps, constant outside them (after
     threestudio)"""
     if not isinstance(value, (list, tuple)): return value
@@ -134,14 +135,14 @@ def _allowed(kind, rule):
     return f'a {"whole " if kind is int else ""}number {limits}{schedule}'
 
 # %% ../nbs/00b_values.ipynb #6534c22f
-def as_tuples(value): return tuple(map(as_tuples, value)) if isinstance(value, (list, tuple)) else value
-def as_lists(value): return list(map(as_lists, value)) if isinstance(value, (list, tuple)) else value
+def as_tuples(value: Any) -> Any: return tuple(map(as_tuples, value)) if isinstance(value, (list, tuple)) else value
+def as_lists(value: Any) -> Any: return list(map(as_lists, value)) if isinstance(value, (list, tuple)) else value
 
 
-def checked(value,  # what somebody wrote
-            spec,   # `dataclasses.Field` of the key
-            name,   # how the message calls the key
-           ):       # the value, lists as tuples, and whole numbers as floats where a float is meant
+def checked(value: Any,   # what somebody wrote
+            spec: Any,    # `dataclasses.Field` of the key
+            name: str     # how the message calls the key
+           ) -> Any:      # the value, lists as tuples, and whole numbers as floats where a float is meant
     "The value if it is right. Raises `ConfigError` with what is allowed and the nearest right value"
     if hasattr(value, 'tolist'): value = value.tolist()    # numbers of NumPy and torch
     near = _nearest(value, spec.type, spec.metadata)

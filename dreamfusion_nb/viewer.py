@@ -138,7 +138,7 @@ Bundle = tuple[dict[str, Any], dict[str, Any]]    # data by MIME type, metadata
 LIVE = 'application/vnd.jupyter.widget-view+json'
 
 
-def with_still(bundle,                # what a widget's `_repr_mimebundle_` returned
+def with_still(bundle: Any,           # what a widget's `_repr_mimebundle_` returned
                picture: Image.Image,
                alt: str = ''          # what the picture shows, in one sentence
               ) -> Bundle:
@@ -306,11 +306,11 @@ class Viewer(StillWidget, anywidget.AnyWidget):
         "What is shown, drawn by the package's own rasteriser (with the lamp at the camera, without edges)"
         width = width or min(self.width, 640)
         size = round(width*self.height/self.width), width
-        back = tuple(int(self.background[i:i + 2], 16)/255 for i in (1, 3, 5))
+        red, green, blue = (int(self.background[i:i + 2], 16)/255 for i in (1, 3, 5))
         if not self.mesh_data: return Image.new('RGB', size[::-1], self.background)
         mesh = moved(self.mesh, self.target, 3.2/self.radius)
         camera = orbit(1, elevation=self.elevation, radius=3.2, fovy=self.fovy, azimuth_start=self.azimuth)
-        return to_pil(mesh_views(mesh, camera, *size, MODES[self.mode], back)[0])
+        return to_pil(mesh_views(mesh, camera, *size, MODES[self.mode], (red, green, blue))[0])
 
     def alt_text(self) -> str:
         "What the still picture shows, in one sentence"
