@@ -591,7 +591,7 @@ def bus(p: Parts, main: Paint) -> None:
 
 # %% ../nbs/10_toys.ipynb #68189455
 @toy(COLORS['green'])
-def _train(p: Parts, main: Paint) -> None:  # `train` is what makes objects; a toy's name is its function's without the underscore
+def _train(p: Parts, main: Paint) -> None:  # `train` makes objects; a toy's name has no underscore
     p.cylinder((0, .08, .28), .34, .62, main, turn=(90, 0, 0), round=.04)
     p.cylinder((0, .08, .90), .28, .05, DARK, turn=(90, 0, 0))
     p.box((0, .22, -.58), (.42, .50, .32), shade_of(main, .8), round=.03)

@@ -7,7 +7,7 @@ __all__ = ['CompareDashboard']
 
 # %% ../nbs/20f_compare_dashboard.ipynb #f0000003
 import html
-import time
+from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
@@ -18,6 +18,7 @@ from .dmtet import EmptyMeshError
 from .driver import Driver, Loop, driver_of
 from .panels import (Dashboard, Plot, buttons, check_whole, curves_plot, draw_curve, guarded,
     history_columns, montage, slider, wrapping)
+from .progress import Pace
 from .trainer import Trainer
 from .viewer import Viewer
 
@@ -146,70 +147,36 @@ def show_mesh(viewer: Viewer, trainer: Trainer) -> str:
     return ''
 
 # %% ../nbs/20f_compare_dashboard.ipynb #e8020ae4
-class Clock:
-    "Time left of a run, from the time that its steps took since `start`"
-    def __init__(self): self.start(0)
-
-    def start(self, step: int) -> None:
-        self.began, self.first = time.perf_counter(), step
-
-    def left(self, step: int, steps: int) -> str:
-        "Text for a run at `step` of `steps`, or an empty string while nothing is known."
-        made = step - self.first
-        if made < 2 or step >= steps: return ''
-        seconds = (time.perf_counter() - self.began)/made*(steps - step)
-        return f'{seconds:.0f} s left' if seconds < 90 else f'{seconds/60:.0f} min left'
-
 def steps_of(trainers: list[Trainer]) -> tuple[int, int]:
     "(steps that all runs have made together, steps that they will have made)"
     return sum(t.step_count for t in trainers), sum(t.config.iters for t in trainers)
 
 
-def status_html(done: bool, running: bool, trainers: list[Trainer], clock: Clock) -> str:
+def status_html(done: bool, running: bool, trainers: list[Trainer], pace: Pace) -> str:
     "What the runs do, and how long it will take."
     made, planned = steps_of(trainers)
     if done: state = 'done'
-    elif running: state = clock.left(made, planned) or 'running'
+    elif running: state = pace.words(planned) or 'running'
     else: state = 'paused' if made else 'ready'
     return f'<div class="dfnb-note" aria-live="polite">{state}</div>'
 
-# %% ../nbs/20f_compare_dashboard.ipynb #146ae75b
-class CompareDashboard(Loop, Dashboard):
-    """Several runs side by side, in step, with one camera: `CompareDashboard(['a mug', 'a duck'])`.
+# %% ../nbs/20f_compare_dashboard.ipynb #729d51fa
+class RunsInTurn(Loop):
+    "Several runs that take turns, a step each. A subclass shows them: it has `refresh`, `tell` and `complain`."
+    drivers: list[Driver]
+    trainers: list[Trainer]
+    names: list[str]
+    every: int            # steps between two looks at the objects
+    pace: Pace
+    busy, sure = False, False    # in a step; whether the next press of Reset is the second one
 
-    Also `CompareDashboard({'weak': trainer, …})`, or one prompt with a list of values: `CompareDashboard('a duck',
-    seed=[0, 1])`. Raises `ConfigError`."""
-    each_step, busy = False, False    # it shows no pictures of single steps
+    def refresh(self) -> None: raise NotImplementedError
 
-    def __init__(self,
-                 what: Any, *,       # a prompt or `Trainer`, a list of them, or a dictionary of them by name
-                 every: int = 10,    # steps between two looks at the objects
-                 size: int = 240,    # pixels along an edge of a viewer
-                 **overrides         # of the configuration; a list is one value for each run
-                ):
-        check_whole('CompareDashboard', every=every)
-        check_whole('CompareDashboard', 16, size=size)
-        self.trainers, self.names = make_trainers(what, overrides)
-        self.every, self.labels = every, [widgets.HTML() for _ in self.trainers]
-        self.viewers = [Viewer(width=size, height=size, controls=False, alt=t.config.prompt) for t in self.trainers]
-        self.plot = curves_plot({'gradient': 'log', 'mean opacity': 'linear'}, height=200)
-        self.plot.update_layout(showlegend=False, margin_b=36)    # the labels show each run's colour and dashes
-        self.links = link_cameras(self.viewers)
-        self.mode, self.clock, self.sure = mode_box(), Clock(), False
-        self.smooth = slider('smooth', 0, .98, .02, 230, 50, readout_format='.2f')
-        self.smooth.value = .9
-        self.mode.observe(guarded(self, lambda _: self.set_mode()), 'value')
-        self.smooth.observe(guarded(self, lambda _: self.draw()), 'value')
-        self.error, self.status = widgets.HTML(), widgets.HTML()
-        self.button = buttons(self, step=('Step', 'one step of each', self.step),
-            run=('Run', 'go on until Pause', self.toggle),
-            reset=('Reset', 'forget what all runs have learnt, and begin again', self.reset))
-        top = widgets.HBox([*self.button.values(), self.mode, self.smooth], layout=widgets.Layout(flex_flow='row wrap'))
-        rows = [top, self.status, self.error, run_columns(self.labels, self.viewers, size), self.plot]
-        super().__init__(rows, 'dfnb-compare-dashboard', [driver_of(t) for t in self.trainers])
-        self.tell()
+    @property
+    def done(self) -> bool: return all(driver.done for driver in self.drivers)
 
-    done = property(lambda self: all(d.done for d in self.drivers))
+    @property
+    def by_name(self) -> dict[str, Driver]: return dict(zip(self.names, self.drivers))
 
     def step(self) -> None:
         self.sure = False
@@ -218,13 +185,14 @@ class CompareDashboard(Loop, Dashboard):
 
     def advance(self) -> None:
         "A step of every run that is not done or ahead of the others. An error in one stops all, and names it."
-        going = {name: d for name, d in zip(self.names, self.drivers) if not d.done}
-        least = min((d.trainer.step_count for d in going.values()), default=0)
-        turn = {name: d for name, d in going.items() if d.trainer.step_count == least}
+        going = {name: driver for name, driver in self.by_name.items() if not driver.done}
+        least = min((driver.trainer.step_count for driver in going.values()), default=0)
+        turn = {name: driver for name, driver in going.items() if driver.trainer.step_count == least}
         self.busy = True
         try:
             for driver in turn.values(): driver.advance()
         finally: self.busy = False
+        self.pace.count(steps_of(self.trainers)[0])
         wrong = errors_of(turn)
         self.complain(wrong)
         self.running = self.running and not wrong
@@ -234,9 +202,9 @@ class CompareDashboard(Loop, Dashboard):
         "Go on, as a `Loop` does. If all runs are done, write the results that are not written yet."
         self.sure = False
         if not self.done:
-            if not self.running: self.clock.start(steps_of(self.trainers)[0])
+            if not self.running: self.pace = Pace()
             return super().run()
-        self.complain(write_results(dict(zip(self.names, self.drivers))))
+        self.complain(write_results(self.by_name))
         self.refresh()
 
     def reset(self) -> None:
@@ -246,22 +214,63 @@ class CompareDashboard(Loop, Dashboard):
             return self.refresh()
         self.running, self.sure = False, False
         for driver in self.drivers: driver.reset()
-        self.complain(errors_of(dict(zip(self.names, self.drivers))))
+        self.complain(errors_of(self.by_name))
+        self.tell()
+
+    def stop(self, error: str) -> None:
+        self.running = False
+        self.complain(error)
+        self.refresh()
+
+# %% ../nbs/20f_compare_dashboard.ipynb #5df46406
+def run_buttons(dashboard: Any) -> dict[str, widgets.Button]:
+    "The buttons of `RunsInTurn`."
+    return buttons(dashboard, step=('Step', 'one step of each', dashboard.step),
+        run=('Run', 'go on until Pause', dashboard.toggle),
+        reset=('Reset', 'forget what all runs have learnt, and begin again', dashboard.reset))
+
+# %% ../nbs/20f_compare_dashboard.ipynb #146ae75b
+class CompareDashboard(RunsInTurn, Dashboard):
+    """Several runs side by side, in step, with one camera: `CompareDashboard(['a mug', 'a duck'])`.
+
+    Also `CompareDashboard({'weak': trainer, …})`, or one prompt with a list of values:
+    `CompareDashboard('a duck', seed=[0, 1])`. Raises `ConfigError`."""
+    each_step = False    # it shows no pictures of single steps
+
+    def __init__(self,
+                 what: Any, *,       # a prompt or `Trainer`, a list of them, or a dictionary of them by name
+                 every: int = 10,    # steps between two looks at the objects
+                 size: int = 240,    # pixels along an edge of a viewer
+                 **overrides: Any    # of the configuration; a list is one value for each run
+                ):
+        check_whole('CompareDashboard', every=every)
+        check_whole('CompareDashboard', 16, size=size)
+        self.trainers, self.names = make_trainers(what, overrides)
+        self.every, self.pace, self.sure = every, Pace(), False
+        self.labels = [widgets.HTML() for _ in self.trainers]
+        self.viewers = [Viewer(width=size, height=size, controls=False, alt=t.config.prompt) for t in self.trainers]
+        self.plot = curves_plot({'gradient': 'log', 'mean opacity': 'linear'}, height=200)
+        self.plot.update_layout(showlegend=False, margin_b=36)    # the labels show each run's colour and dashes
+        self.links, self.mode = link_cameras(self.viewers), mode_box()
+        self.smooth = slider('smooth', 0, .98, .02, 230, 50, readout_format='.2f')
+        self.smooth.value = .9
+        self.mode.observe(guarded(self, lambda _: self.set_mode()), 'value')
+        self.smooth.observe(guarded(self, lambda _: self.draw()), 'value')
+        self.error, self.status = widgets.HTML(), widgets.HTML()
+        self.button = run_buttons(self)
+        top = widgets.HBox([*self.button.values(), self.mode, self.smooth], layout=widgets.Layout(flex_flow='row wrap'))
+        rows = [top, self.status, self.error, run_columns(self.labels, self.viewers, size), self.plot]
+        super().__init__(rows, 'dfnb-compare-dashboard', [driver_of(t) for t in self.trainers])
         self.tell()
 
     def refresh(self) -> None:
         for label, style, name, driver in zip(self.labels, RUN_STYLES, self.names, self.drivers):
             label.value = label_html(name, style, driver)
-        self.status.value = status_html(self.done, self.running, self.trainers, self.clock)
+        self.status.value = status_html(self.done, self.running, self.trainers, self.pace)
         self.button['reset'].description = 'Really?' if self.sure else 'Reset'
         self.button['run'].description = 'Pause' if self.running else 'Run'
         self.button['run'].disabled = self.done and not any(d.unwritten for d in self.drivers)
         self.button['step'].disabled = self.running or self.done
-
-    def set_mode(self) -> None:
-        for viewer in self.viewers: viewer.mode = self.mode.value
-
-    def draw(self) -> None: draw_runs(self.plot, self.trainers, self.names, self.smooth.value)
 
     def tell(self) -> None:
         "Show the objects as they are now. One that can't be shown stops the run."
@@ -272,10 +281,10 @@ class CompareDashboard(Loop, Dashboard):
     def follow(self) -> None:
         if not self.running and not self.busy: self.tell()
 
-    def stop(self, error: str) -> None:
-        self.running = False
-        self.complain(error)
-        self.refresh()
+    def set_mode(self) -> None:
+        for viewer in self.viewers: viewer.mode = self.mode.value
+
+    def draw(self) -> None: draw_runs(self.plot, self.trainers, self.names, self.smooth.value)
 
     def close(self) -> None:
         self.running = False

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 # %% ../nbs/00c_docstrings.ipynb #fb054845
 def parameter_comments(function: Callable) -> dict[str, str]:
-    "Return `{parameter: comment}` for a function whose parameters stand on lines of their own; {} if there is no source"
+    "Return `{parameter: comment}` of a function whose parameters stand on lines of their own; {} without a source"
     try: lines = inspect.getsource(function).splitlines()
     except (OSError, TypeError): return {}
     found = {}

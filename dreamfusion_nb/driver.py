@@ -30,6 +30,7 @@ from .errors import ConfigError
 from .field import normal_at
 from .checkpoints import discard, is_finished
 from .raymarch import RenderOutput, normal_map
+from .progress import Pace
 from .result import Result
 from .run import write_outputs
 from .trainer import StepRecord, Trainer, open_folder
@@ -71,7 +72,8 @@ def sampled_normals(field: torch.nn.Module,
     return normal_map(replace(out, opacity=opacity, normal=normal))[0]
 
 # %% ../nbs/20a_driver.ipynb #5a3fcc5b
-STEP_PICTURES = dict(render='render', opacity='opacity', normal='normals', noisy='noisy latents', noise='predicted noise',
+STEP_PICTURES = dict(render='render', opacity='opacity', normal='normals',
+    noisy='noisy latents', noise='predicted noise',
     predicted_x0='predicted x0', gradient='SDS gradient')    # name: caption
 
 
@@ -84,7 +86,7 @@ def normals_of_step(trainer: Trainer, record: StepRecord) -> torch.Tensor | None
 # %% ../nbs/20a_driver.ipynb #5a3fcc5c
 @torch.no_grad()
 def step_pictures(trainer: Trainer, record: StepRecord) -> dict[str, torch.Tensor]:
-    "Pictures of a step, for its first camera: {name in `STEP_PICTURES`: [3, H, W]}. Those that the parts don't offer are left out."
+    "Pictures of a step's first camera, as far as the parts offer them: {name in `STEP_PICTURES`: [3, H, W]}."
     image, normal = record.image[0].detach().float().clamp(0, 1), normals_of_step(trainer, record)
     # the protocol of a guidance has no `decode_latents`, so the user's own may lack it
     decode = getattr(trainer.guidance, 'decode_latents', lambda latents: noise_colors(latents[0])[None])
@@ -99,7 +101,8 @@ def step_facts(trainer: Trainer, record: StepRecord) -> dict[str, Any]:
     camera, look, (x, y, z) = record.cameras[:1], record.look, record.light[0].tolist()
     def angles(azimuth, elevation): return f'{azimuth:.0f}°, {elevation:.0f}°'
     words = zip(VIEWS, trainer.view_weights(camera)[0].tolist())
-    facts: dict[str, Any] = dict(step=record.step + 1, t=f'{record.t[0].item()} of {len(trainer.guidance.alphas_cumprod)}',
+    facts: dict[str, Any] = dict(step=record.step + 1,
+                                 t=f'{record.t[0].item()} of {len(trainer.guidance.alphas_cumprod)}',
         guidance=f'{trainer.guidance_scale(record.step):.1f}', gradient=f'{record.grad_norm:.3g}',
         camera=angles(camera.azimuth[0], 90 - camera.polar[0]),
         view=', '.join(f'{view} {weight:.0%}' for view, weight in words if weight > .005), shading=look.shading)
@@ -119,9 +122,11 @@ def jpeg_bytes(picture: torch.Tensor,  # [3, H, W] in 0..1
 
 # %% ../nbs/20a_driver.ipynb #f054af4e
 def between_steps(f: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that calls `f` on the current thread and never in the middle of a step. Buttons and sliders call it.
+    """Return a function that calls `f` on the current thread and never in the middle of a step. Buttons and sliders
+    call it.
 
-    Called on this thread, it calls `f` at once. Without an event loop, as in a script, there is one thread, and `f` itself is returned."""
+    Called on this thread, it calls `f` at once. Without an event loop, as in a script, there is one thread, and `f`
+    itself is returned."""
     home = threading.get_ident()
     try: loop = asyncio.get_running_loop()
     except RuntimeError: return f
@@ -188,7 +193,7 @@ class Loop:
             if wrong: self.complain(wrong)
 
     def run(self) -> None:
-        "Go on until the end or `pause()`. The kernel stays free. In a script, without an event loop, it returns at the end."
+        "Go on until the end or `pause()`. The kernel stays free. Without an event loop, return at the end."
         if self.running or self.done: return
         self.running = True
         try: loop = asyncio.get_running_loop()
@@ -221,18 +226,19 @@ class Autosave:
     def needed(self) -> bool:
         "Whether the newest step that was made here is not in the folder."
         trainer = self.driver.trainer
-        return trainer.folder is not None and 0 < trainer.step_count == self.reached and not trainer.checkpoint.exists()
+        there = trainer.checkpoint
+        return there is not None and 0 < trainer.step_count == self.reached and not there.exists()
 
     def save(self, lasting: bool = True) -> None:
         "Write a checkpoint. If it is not `lasting`, it is deleted when the next one is written."
         began, before, here = time.perf_counter(), self.temporary, self.driver.trainer.checkpoint
         self.driver.attempt(self.driver.trainer.save)
-        if before and before != here and here.exists() and before.exists(): discard(before)
+        if before and here and before != here and here.exists() and before.exists(): discard(before)
         self.saved_at = time.perf_counter()
         self.seconds, self.temporary = self.saved_at - began, None if lasting else here
 
     def when_cheap(self, share: float) -> None:
-        "Write a checkpoint as soon as that takes no more than `share` of the time. (`Trainer.fit` may have written it already.)"
+        "Write a checkpoint, unless `Trainer.fit` has, as soon as that takes no more than `share` of the time."
         if not self.needed: return
         wait = self.seconds/share - (time.perf_counter() - self.saved_at)
         if wait <= 0: self.save(lasting=False)
@@ -247,23 +253,6 @@ class Autosave:
             saver = kept()
             if saver: saver.when_cheap(share)
         self.timer = loop.call_later(seconds, again)
-
-# %% ../nbs/20a_driver.ipynb #28df8043
-class Pace:
-    "Mean seconds of a step, of about the last thirty."
-    def __init__(self) -> None: self.count, self.mean = 0, 0.
-
-    def add(self, seconds: float) -> None:
-        self.count += 1
-        self.mean += (seconds - self.mean)/min(self.count, 30)
-
-    def left(self, steps: int) -> str:
-        "The time that `steps` more steps take, as text; an empty one before ten steps are known."
-        if self.count < 10 or steps <= 0: return ''
-        seconds = steps*self.mean
-        if seconds < 60: return f'{max(5*math.ceil(seconds/5), 5)} s left'
-        if seconds < 5400: return f'{round(seconds/60)} min left'
-        return f'{seconds/3600:.1f} h left'
 
 # %% ../nbs/20a_driver.ipynb #5a349115
 MAX_FRAMES = 200    # of a driver
@@ -304,14 +293,18 @@ def thin_out(frames: list[Frame]) -> None:
 
 # %% ../nbs/20a_driver.ipynb #221da679
 class WatchedLoop(Loop):
-    """A loop that tells its `watchers`: when anything has changed, each gets `refresh()`, and `follow()` when the object has changed.
+    """A loop that tells its `watchers`: when anything has changed, each gets `refresh()`, and `follow()` when the
+    object has changed.
 
     `error` is what went wrong last."""
     def __init__(self) -> None:
         self.watchers: WeakSet[Any] = WeakSet()
         self.error = ''
 
-    seen = property(lambda self: any(getattr(w, 'each_step', True) for w in self.watchers), doc='Whether a watcher shows its steps.')
+    @property
+    def seen(self) -> bool:
+        "Whether a watcher shows its steps."
+        return any(getattr(watcher, 'each_step', True) for watcher in self.watchers)
 
     def tell(self, grown: bool = False) -> None:
         for watcher in list(self.watchers):
@@ -323,7 +316,7 @@ class WatchedLoop(Loop):
         self.tell()
 
     def attempt(self, act: Callable[..., Any], *args: Any) -> Any:
-        "Return `act(*args)`. If it raises, stop the run and show the error. An interrupt is raised again, so that it ends a loop around this."
+        "Return `act(*args)`. If it raises, stop the run and show the error; an interrupt also ends the loop."
         try: return act(*args)
         except KeyboardInterrupt:
             self.running = False
@@ -335,14 +328,14 @@ class WatchedLoop(Loop):
 
 # %% ../nbs/20a_driver.ipynb #221da67a
 class Driver(WatchedLoop):
-    "The steps of one trainer, for all dashboards that watch it: `driver_of(trainer)`. Frames are made while a watcher has `each_step`."
+    "The steps of one trainer, for all dashboards that watch it: `driver_of(trainer)`."
     def __init__(self, trainer: Trainer, size: int = 128):
         super().__init__()
         self.trainer, self.size = trainer, size
         self.frames: list[Frame] = []
         self.unseen: StepRecord | None = None    # the last step, if it has no frame
         self.spent = dict(steps=0., shown=0.)    # seconds
-        self.autosave, self.pace = Autosave(self), Pace()
+        self.autosave, self.pace = Autosave(self), Pace()    # the pace of a run, since it began or went on
 
     done = property(lambda self: self.trainer.step_count >= self.trainer.config.iters)
     result = property(lambda self: result_of(self.trainer), doc='The object as it is now, as a `Result`.')
@@ -353,30 +346,30 @@ class Driver(WatchedLoop):
         return self.done and self.trainer.folder is not None and not is_finished(self.trainer.folder)
 
     def step(self, show: bool = True) -> StepRecord | None:
-        "Make a step and return its record. If it fails, the trainer stays as it was, and this returns None. The last step writes the result."
+        "Make a step and return its record; if it fails, None, and nothing has changed. The last writes the result."
         if self.done: return None
-        trainer, began, self.error, self.unseen = self.trainer, time.perf_counter(), '', None
-        record = self.attempt(trainer.fit, 1)
+        began, self.error, self.unseen = time.perf_counter(), '', None
+        record = self.attempt(self.trainer.fit, 1)
         if record is None: return None
-        self.autosave.reached = trainer.step_count
+        self.autosave.reached = self.trainer.step_count
         self.spent['steps'] += time.perf_counter() - began
         # in a run, pictures take at most an eighth of the time
-        if show or self.seen and (self.spent['shown'] < self.spent['steps']/8 or self.done): self.attempt(self.keep, record)
+        cheap = self.spent['shown'] < self.spent['steps']/8
+        if show or self.seen and (cheap or self.done): self.attempt(self.keep, record)
         elif self.seen: self.unseen = record
         # after a press the user looks at the step, so a larger share of the time does not slow them down
-        if trainer.folder: self.conclude() if self.done else self.autosave.when_cheap(.2 if show else .02)
+        if self.trainer.folder: self.conclude() if self.done else self.autosave.when_cheap(.2 if show else .02)
         return record
 
     def advance(self) -> None:
-        began = time.perf_counter()
         self.step(show=False)
-        self.pace.add(time.perf_counter() - began)
+        self.pace.count(self.trainer.step_count)
 
     def run(self) -> None:
-        "Go on, as a `Loop` does. If the run is done but `unwritten`, try once more to save it and to write the result."
+        "Go on, as a `Loop` does. If the run is done but `unwritten`, try again to save it and to write the result."
         if self.unwritten: return self.write()
         # without this, time spent on pressed steps would leave the run without pictures
-        if not self.running: self.spent = dict(steps=0., shown=0.)
+        if not self.running: self.spent, self.pace = dict(steps=0., shown=0.), Pace()
         return super().run()
 
     def pause(self) -> None:
@@ -392,7 +385,6 @@ class Driver(WatchedLoop):
         self.tell()
 
     def keep(self, record: StepRecord) -> None:
-        "Make a frame of a step, and show it."
         began = time.perf_counter()
         self.frames.append(make_frame(self.trainer, record, self.size))
         thin_out(self.frames)

@@ -31,7 +31,7 @@ class ConfigError(_OneLine, ValueError):
 
 
 class Interrupted(_OneLine, KeyboardInterrupt):
-    "A run was stopped by Ctrl-C, or by the kernel's interrupt button: one line that says what is saved and how to go on"
+    "A run was stopped by Ctrl-C or the kernel's interrupt button: one line that says what is saved and how to go on"
 
 # %% ../nbs/00_errors.ipynb #dbcf7eb0
 def did_you_mean(word: object,            # what was written

@@ -185,9 +185,7 @@ def _or(value: Any, other: Any) -> Any:
 
 # %% ../nbs/03_field.ipynb #fa3cbf5d
 class Field(nn.Module):
-    """Density, albedo and normal at points [N,3], world coordinates within ±bound (N may be 0).
-
-    Raises `ConfigError` for an unknown name"""
+    "Density, albedo and normal at points [N,3] within ±bound (N may be 0). Raises `ConfigError` for an unknown name."
     encoding: Any
     blob: Callable[..., torch.Tensor]
     activation: Callable[[torch.Tensor], torch.Tensor]
@@ -205,8 +203,7 @@ class Field(nn.Module):
                  density_activation: str = 'exp',     # 'exp' with a Gaussian ball, 'softplus' with a cone
                  blob_density: float = 5.,            # height of the ball, before the activation
                  blob_radius: float = .2,             # its radius
-                 density_bias: float = 0.,            # raw density everywhere; exp(0) = 1 is thin fog, exp(-3) nearly
-                                                      # empty
+                 density_bias: float = 0.,            # raw density everywhere; exp(0) = 1 is thin fog
                  normal_type: str = 'central_finite_difference',  # or 'forward_…', 'backward_…' or 'autograd'
                  normal_eps: float = 1e-2,            # step of the differences, world units
                  generator: torch.Generator | None = None,   # of all initial values
@@ -214,13 +211,13 @@ class Field(nn.Module):
         super().__init__()
         self.activation, self.blob = ACTIVATIONS[_known('density_activation', density_activation, ACTIVATIONS)]
         self.normal_type, self.normal_eps = _known('normal_type', normal_type, NORMAL_TYPES), normal_eps
-        self.bound, self.density_bias = bound, density_bias
-        self.blob_density, self.blob_radius = blob_density, blob_radius
+        self.bound, self.blob_density, self.blob_radius = bound, blob_density, blob_radius
+        self.density_bias = density_bias
         self.encoding = HashGrid(generator=generator) if encoding is None else encoding
         n = self.encoding.n_output_dims
         self.density_net = MLP(n, hidden_dims, n_hidden_layers, 1, generator, bias)
-        width, depth = _or(albedo_hidden_dims, hidden_dims), _or(albedo_n_hidden_layers, n_hidden_layers)
-        self.albedo_net = MLP(n, width, depth, 3, generator, _or(albedo_bias, bias))
+        self.albedo_net = MLP(n, _or(albedo_hidden_dims, hidden_dims), _or(albedo_n_hidden_layers, n_hidden_layers), 3,
+            generator, _or(albedo_bias, bias))
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         "Features [N, encoding.n_output_dims] of points [N,3] in world coordinates"
@@ -246,8 +243,7 @@ class Field(nn.Module):
 
     def _slope(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         "(features, raw density, its gradient [3,N])"
-        def ask(x): return (features := self.encode(x)), self.raw_density(x, features)
-        return slope_by_autograd(ask, x)
+        return slope_by_autograd(lambda x: ((features := self.encode(x)), self.raw_density(x, features)), x)
 
     def normal(self, x: torch.Tensor) -> torch.Tensor:
         "Unit vectors [N,3] out of the object, zero where the density is flat; gradient flows into the density"
@@ -262,7 +258,7 @@ class Field(nn.Module):
             here, raw, gradient = self._slope(x)
             return self.activation(raw), self.albedo_net(here).sigmoid(), normal_from_gradient(gradient)
         near = neighbours(x, self.normal_eps, self.normal_type, self.bound)
-        # Split the transpose: features lie in memory point after point, so no shuffle is needed for their gradient
+        # split the transpose: features lie in memory point after point, so their gradient needs no shuffle
         here, there = (f.t() for f in self.encode(torch.cat([x, near])).t().split([len(x), len(near)], 1))
         raw = self.raw_density(x, here)
         normal = normal_from_differences(raw, self.raw_density(near, there), self.normal_type)

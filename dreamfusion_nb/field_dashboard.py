@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ipywidgets as widgets
 import matplotlib
@@ -45,7 +46,7 @@ def only_levels(field: nn.Module,
     if not hash_levels(field):
         yield
         return
-    encoding = field.encoding
+    encoding: Any = field.encoding
     width = encoding.n_features
     keep = torch.zeros(encoding.n_output_dims)
     for level in levels: keep[level*width:(level + 1)*width] = 1
@@ -108,7 +109,7 @@ def draw_ray(figure: Plot, samples: RaySamples) -> None:    # `figure` comes fro
         figure.layout.yaxis2.range = [0, max(1.05*largest, .01)]
 
 # %% ../nbs/20d_field_dashboard.ipynb #4aad7da8
-def density_slice(field: nn.Module,
+def density_slice(field: Any,             # an nn.Module with `density(x)`
                   axis: int,              # 0, 1 or 2: the coordinate that is the same everywhere
                   place: float,           # its value, as a part of `bound`, -1..1
                   n: int,                 # points along an edge
@@ -152,11 +153,20 @@ def level_buttons(n: int) -> list[widgets.ToggleButton]:
     return [widgets.ToggleButton(True, description=str(i), tooltip=hint, layout=small) for i, hint in enumerate(hints)]
 
 
+def field_controls(field: nn.Module) -> tuple[list[widgets.ToggleButton], widgets.Dropdown, Any, Any]:
+    "Buttons of the hash levels, axis and place of the slice, azimuth of the camera."
+    axis = widgets.Dropdown(options=['x', 'y', 'z'], value='z', description='slice',
+        layout=widgets.Layout(width='110px'), style=dict(description_width='34px'))
+    place = slider('at', -1, 1, .02, 220, 20, readout_format='.2f')
+    azimuth = slider('azimuth', -180, 180, 5, 220, 54, readout_format='.0f')
+    return level_buttons(hash_levels(field)), axis, place, azimuth
+
+
 def check_field(what: Trainer | Result) -> nn.Module:
     "The field of a trainer or a result. Raises `ConfigError` where there is no density to look at."
     if isinstance(what.renderer, MeshRenderer):
         raise ConfigError('FieldDashboard: a mesh stage has a surface instead of a density; MeshDashboard shows it')
-    field = getattr(what.renderer, 'field', None)
+    field: Any = getattr(what.renderer, 'field', None)
     if not hasattr(field, 'density'):
         kind = type(what.renderer).__name__
         raise ConfigError(f'FieldDashboard: {kind} has no field with density(x), so there is nothing to look into')
@@ -178,11 +188,7 @@ class FieldDashboard(Dashboard):
         self.source, drivers = source_of('FieldDashboard', what)
         self.field, self.size = check_field(what), size
         self.bound = what.config.nerf.bound
-        self.levels = level_buttons(hash_levels(self.field))
-        self.axis = widgets.Dropdown(options=['x', 'y', 'z'], value='z', description='slice',
-            layout=widgets.Layout(width='110px'), style=dict(description_width='34px'))
-        self.place = slider('at', -1, 1, .02, 220, 20, readout_format='.2f')
-        self.azimuth = slider('azimuth', -180, 180, 5, 220, 54, readout_format='.0f')
+        self.levels, self.axis, self.place, self.azimuth = field_controls(self.field)
         self.following, self.error, self.figures = follow_box(what), widgets.HTML(), widgets.HTML()
         self.picture = ClickableImage(size=size)
         self.slice, slice_tile = tile('', size)
@@ -193,10 +199,8 @@ class FieldDashboard(Dashboard):
             control.observe(guarded(self, lambda _: self.look()), 'value')
         self.picture.observe(guarded(self, lambda _: self.look_along()), ['x', 'y'])
         again = buttons(self, refresh=('Refresh', 'ask the field as it is now', self.look))
-        column = widgets.VBox([self.picture, caption('click: a ray')],
-            layout=widgets.Layout(width=f'{size + 4}px', overflow='hidden'))
-        controls = widgets.HBox([*again.values(), self.following, self.azimuth, self.axis, self.place],
-            layout=widgets.Layout(flex_flow='row wrap'))
+        column = widgets.VBox([self.picture, caption('click: a ray')], layout=slice_tile.layout)
+        controls = wrapping(*again.values(), self.following, self.azimuth, self.axis, self.place)
         levels = wrapping(widgets.Label('hash levels' if self.levels else 'this field has no hash grid'), *self.levels)
         pictures = wrapping(column, slice_tile, occupied_tile)
         rows = [controls, levels, self.error, pictures, self.figures, self.ray]
@@ -204,9 +208,7 @@ class FieldDashboard(Dashboard):
         self.look()
 
     @property
-    def on(self) -> list[int]:
-        "Numbers of the levels that are on."
-        return [i for i, button in enumerate(self.levels) if button.value]
+    def on(self) -> list[int]: return [i for i, button in enumerate(self.levels) if button.value]    # levels
 
     camera = property(lambda self: orbit(1, azimuth_start=self.azimuth.value, device=self.source.device))
 
@@ -229,7 +231,7 @@ class FieldDashboard(Dashboard):
 
     def show_occupancy(self, axis: int) -> str:    # 0, 1 or 2: along which the grid is seen
         "Show the occupancy grid, where there is one. Returns what there is to say about it."
-        grid = getattr(self.source.renderer, 'grid', None)
+        grid: Any = getattr(self.source.renderer, 'grid', None)
         if not hasattr(grid, 'occupied'):
             self.occupied.value = jpeg_bytes(torch.full((3, 8, 8), .93), self.size)
             self.captions[1].value = caption('this renderer has no occupancy grid').value
@@ -246,5 +248,5 @@ class FieldDashboard(Dashboard):
 
     def still(self) -> Image.Image:
         parts = dict(render=self.picture, density=self.slice, occupancy=self.occupied)
-        pictures = [(text, Image.open(io.BytesIO(p.value))) for text, p in parts.items()]
+        pictures: list[tuple[str, Image.Image]] = [(text, Image.open(io.BytesIO(p.value))) for text, p in parts.items()]
         return montage(pictures, f'{self.source.config.prompt}, levels {", ".join(map(str, self.on))}', cols=3)

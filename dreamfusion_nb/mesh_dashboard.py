@@ -9,6 +9,8 @@ __all__ = ['MeshDashboard']
 import html
 import math
 from copy import deepcopy
+from pathlib import Path
+from typing import Any
 
 import ipywidgets as widgets
 import matplotlib
@@ -37,7 +39,8 @@ def bent_colors(renderer: MeshRenderer, mesh: trimesh.Trimesh) -> trimesh.Trimes
     _, near = cKDTree((renderer.grid*renderer.scale).cpu().numpy()).query(mesh.vertices)
     shift = bending(renderer)[near]
     colored = mesh.copy()
-    colored.visual.vertex_colors = (matplotlib.colormaps['viridis'](shift/max(shift.max(), 1e-9))*255).astype(np.uint8)
+    visual: Any = colored.visual
+    visual.vertex_colors = (matplotlib.colormaps['viridis'](shift/max(shift.max(), 1e-9))*255).astype(np.uint8)
     return colored
 
 
@@ -68,6 +71,24 @@ def snapshot(source: Trainer | Result) -> Result:
 # %% ../nbs/20e_mesh_dashboard.ipynb #e000000e
 PAINTS = [('colours at the vertices', 0), ('texture, 512', 512), ('texture, 1024', 1024)]    # (text, pixels)
 
+def set_range(slider: widgets.FloatLogSlider, low: float, high: float) -> None:
+    "Give a logarithmic slider its ends."
+    with slider.hold_trait_notifications():
+        slider.min, slider.max = math.log10(low), math.log10(max(high, low*1.01))
+
+
+def write_object(result: Result,
+                 mesh: trimesh.Trimesh,
+                 name: str,               # of the file
+                 texels: int              # an edge of its texture; 0: colours at the vertices
+                ) -> Path:
+    "Write a mesh of a result, whole or not at all. Raises `ConfigError`; a file that is there stays."
+    path = check_path(name, MESH_FORMATS, 'mesh')
+    if path.exists(): raise ConfigError(f'{path} exists; choose another name')
+    painted = texels and path.suffix.lower() in ('.glb', '.obj')
+    return write_mesh(result.textured(mesh, texels) if painted else mesh, path)
+
+
 def mesh_controls() -> tuple[widgets.Widget, ...]:
     "Threshold, number of triangles, colour by bending, name of the file and its paint."
     wide = dict(layout=widgets.Layout(width='330px'), style=dict(description_width='80px'))
@@ -79,38 +100,42 @@ def mesh_controls() -> tuple[widgets.Widget, ...]:
     path = widgets.Text('object.glb', description='file', **wide)
     return threshold, faces, bent, path, widgets.Dropdown(options=PAINTS, description='paint', **wide)
 
+# %% ../nbs/20e_mesh_dashboard.ipynb #86536ef6
+def mesh_rows(board: 'MeshDashboard') -> widgets.HBox:
+    "The viewer of a `MeshDashboard`, its controls in a column beside it, or below it where there is no room."
+    bends = isinstance(board.source.renderer, MeshRenderer)
+    top = widgets.HBox([*[board.button['auto']]*board.cuts, board.button['refresh'], board.following])
+    surface = [top, *[board.threshold]*board.cuts, *[board.bent]*bends, board.faces, board.statistics]
+    controls = [*surface, board.path, board.texture, board.button['export'], board.error]
+    column = widgets.VBox(controls, layout=widgets.Layout(width='400px'))
+    return widgets.HBox([board.viewer, column], layout=widgets.Layout(flex_flow='row wrap', grid_gap='12px'))
+
 # %% ../nbs/20e_mesh_dashboard.ipynb #be1cd053
 class MeshDashboard(Dashboard):
     """Surface, statistics and file of a trainer or a result: threshold, pieces and triangles, and an export button.
 
-    `MeshDashboard(trainer or result)`; a trainer's run is followed. `resolution`: points an axis of the grid that a
-    NeRF is cut from. Raises `ConfigError`."""
+    `MeshDashboard(trainer or result)`; a trainer's run is followed. Raises `ConfigError`."""
     def __init__(self,
                  what: Trainer | Result,
                  *,
-                 resolution: int = 96
+                 resolution: int = 96    # points an axis of the grid that a NeRF is cut from
                 ):
         check_whole('MeshDashboard', 8, resolution=resolution)
         self.source, drivers = source_of('MeshDashboard', what)
         self.resolution, self.cuts = resolution, can_be_cut(what.renderer)
-        self.shown: Result | None = None    # a snapshot of the source
-        self.surfaces, self.mesh = None, None
+        self.shown = snapshot(self.source)
+        self.surfaces: Any = None    # `Isosurfaces`, where there is a threshold
+        self.mesh: trimesh.Trimesh | None = None
         self.silent, self.by_hand = False, False
         self.threshold, self.faces, self.bent, self.path, self.texture = mesh_controls()
-        self.following, self.statistics, self.error = follow_box(what), widgets.HTML(), widgets.HTML()
-        self.viewer = Viewer(width=400, height=400)
-        self.button = b = buttons(self, '92px', export=('Export', 'write the file', self.export),
+        self.following, self.viewer = follow_box(what), Viewer(width=400, height=400)
+        self.statistics, self.error = widgets.HTML(), widgets.HTML()
+        self.button = buttons(self, '92px', export=('Export', 'write the file', self.export),
             auto=('Auto', 'the threshold between inside and outside', self.auto),
             refresh=('Refresh', 'ask for the object as it is now', self.ask))
-        self.threshold.observe(guarded(self, lambda _: self.silent or self.cut(by_hand=True)), 'value')
+        self.threshold.observe(guarded(self, lambda _: self.moved()), 'value')
         for control in (self.faces, self.bent): control.observe(guarded(self, lambda _: self.cut()), 'value')
-        top = [*[b['auto']]*self.cuts, b['refresh'], self.following]
-        special = [self.threshold]*self.cuts + [self.bent]*isinstance(what.renderer, MeshRenderer)
-        surface = [widgets.HBox(top), *special, self.faces, self.statistics]
-        file = [self.path, self.texture, b['export'], self.error]
-        sides = [self.viewer, widgets.VBox([*surface, *file], layout=widgets.Layout(width='400px'))]
-        row = widgets.HBox(sides, layout=widgets.Layout(flex_flow='row wrap', grid_gap='12px'))
-        super().__init__([row], 'dfnb-mesh-dashboard', drivers)
+        super().__init__([mesh_rows(self)], 'dfnb-mesh-dashboard', drivers)
         self.ask()
 
     def follow(self) -> None:
@@ -121,13 +146,10 @@ class MeshDashboard(Dashboard):
         self.shown = snapshot(self.source)
         if self.cuts:
             self.surfaces = self.shown.isosurfaces(self.resolution)
-            low, high = self.surfaces.range
             self.silent = True
-            with self.threshold.hold_trait_notifications():
-                self.threshold.min, self.threshold.max = math.log10(low), math.log10(max(high, low*1.01))
+            set_range(self.threshold, *self.surfaces.range)
             self.silent = False
-        if self.by_hand: self.cut()
-        else: self.auto()
+        self.cut() if self.by_hand else self.auto()
 
     def auto(self) -> None:
         "Cut where a picture would end."
@@ -136,9 +158,13 @@ class MeshDashboard(Dashboard):
         self.silent = False
         self.cut()
 
-    def cut(self, by_hand: bool = False) -> None:
-        "Show the surface that the controls ask for. `by_hand`: the user has set the threshold, until `auto`."
-        if by_hand: self.by_hand = True
+    def moved(self) -> None:    # by the user: the threshold stays until `auto`
+        if not self.silent:
+            self.by_hand = True
+            self.cut()
+
+    def cut(self) -> None:
+        "Show the surface that the controls ask for."
         self.error.value = self.statistics.value = ''
         try:
             whole = self.surfaces.mesh(self.threshold.value) if self.cuts else self.shown.mesh(self.resolution)
@@ -146,21 +172,21 @@ class MeshDashboard(Dashboard):
         except ValueError as error:
             self.mesh = None
             self.viewer.show(None)
-            return self.complain(error_text(error))
-        renderer = self.shown.renderer
-        bends = isinstance(renderer, MeshRenderer)
-        self.statistics.value = html_table(mesh_facts(self.mesh, renderer if bends else None))
-        colored = self.bent.value
-        self.viewer.mode = 'albedo' if colored else 'shaded' if self.viewer.mode == 'albedo' else self.viewer.mode
-        self.viewer.show(bent_colors(renderer, self.mesh) if colored else self.mesh)
+            self.complain(error_text(error))
+        else: self.show(self.mesh)
+
+    def show(self, mesh: trimesh.Trimesh) -> None:
+        "Show a surface and its statistics."
+        renderer = self.shown.renderer if isinstance(self.shown.renderer, MeshRenderer) else None
+        self.statistics.value = html_table(mesh_facts(mesh, renderer))
+        bent = renderer if self.bent.value else None
+        if bent or self.viewer.mode == 'albedo': self.viewer.mode = 'albedo' if bent else 'shaded'
+        self.viewer.show(bent_colors(bent, mesh) if bent else mesh)
 
     def export(self) -> None:
         "Write what is seen, whole or not at all, and say where it is."
-        path = check_path(self.path.value, MESH_FORMATS, 'mesh')
-        if path.exists(): raise ConfigError(f'{path} exists; choose another name')
         if self.mesh is None: raise EmptyMeshError('there is no surface to be written')
-        painted = self.texture.value and path.suffix.lower() in ('.glb', '.obj')
-        write_mesh(self.shown.textured(self.mesh, self.texture.value) if painted else self.mesh, path)
+        path = write_object(self.shown, self.mesh, self.path.value, self.texture.value)
         self.error.value = f'<div>wrote {html.escape(str(path.absolute()))}, {path.stat().st_size/1e3:,.0f} kB</div>'
 
     def still(self) -> Image.Image: return self.viewer.still(320)

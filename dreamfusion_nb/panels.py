@@ -32,13 +32,17 @@ from .viewer import StillWidget
 # %% ../nbs/20b_panels.ipynb #da30d378
 DARK = ':is([data-jp-theme-light="false"], .jp-mod-dark, .theme-dark)'    # a page that is dark
 STYLE = f'''
-.dfnb-dashboard {{ font: 13px sans-serif; max-width: 1200px; overflow-x: auto; overflow-y: hidden; color: var(--jp-ui-font-color1, #333);
+.dfnb-dashboard {{ font: 13px sans-serif; max-width: 1200px; overflow-x: auto; overflow-y: hidden;
+  color: var(--jp-ui-font-color1, #333);
   --dfnb-error: #b00020 }}
 {DARK} .dfnb-dashboard {{ --dfnb-error: #ff9a90 }}
 .dfnb-dashboard .dfnb-caption {{ font: 11px/1.3 sans-serif; text-align: center }}
-.dfnb-dashboard .dfnb-error {{ color: var(--dfnb-error); line-height: 20px; white-space: nowrap; overflow: hidden; text-overflow: ellipsis }}
-.dfnb-dashboard details.dfnb-error[open] {{ white-space: normal }} .dfnb-dashboard .dfnb-error summary {{ font-weight: bold; cursor: pointer }}
-.dfnb-dashboard .dfnb-line {{ line-height: 20px; height: 20px; white-space: nowrap; overflow: hidden; text-overflow: ellipsis }}
+.dfnb-dashboard .dfnb-error {{ color: var(--dfnb-error); line-height: 20px; white-space: nowrap; overflow: hidden;
+  text-overflow: ellipsis }}
+.dfnb-dashboard details.dfnb-error[open] {{ white-space: normal }}
+.dfnb-dashboard .dfnb-error summary {{ font-weight: bold; cursor: pointer }}
+.dfnb-dashboard .dfnb-line {{ line-height: 20px; height: 20px; white-space: nowrap; overflow: hidden;
+  text-overflow: ellipsis }}
 .dfnb-dashboard .dfnb-error-place {{ min-height: 22px }}
 .dfnb-dashboard .dfnb-waiting {{ font-weight: bold; color: var(--dfnb-error) }}
 .dfnb-dashboard .dfnb-spoken {{ position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%) }}
@@ -56,7 +60,7 @@ STYLE = f'''
 .dfnb-dashboard .modebar-container {{ display: none }}    /* it covers titles; double click shows all again */
 .dfnb-dashboard .js-plotly-plot text {{ fill: var(--jp-ui-font-color1, #444) !important }}
 .dfnb-dashboard.jupyter-widgets-disconnected::before {{ color: var(--dfnb-error); font-weight: bold;
-  content: 'The kernel that drove this is gone: run the cell again. With out= a folder it goes on from the last save.' }}
+  content: 'The kernel that drove this is gone: run the cell again. With out=, it goes on from the last save.' }}
 '''
 
 # %% ../nbs/20b_panels.ipynb #b0000026
@@ -79,7 +83,8 @@ def dark_rules(style: LineStyle) -> str:
     "CSS that exchanges the colour of a `LineStyle` on a dark page, in plots (stroke, fill) and in text (color)."
     rgb = 'rgb({}, {}, {})'.format(*(int(style.light[i:i + 2], 16) for i in (1, 3, 5)))    # as plotly writes it
     places = dict(stroke=rgb, fill=rgb, color=style.light)
-    return ''.join(f'{DARK} .dfnb-dashboard [style*="{key}: {value}"] {{ {key}: {style.dark} !important }}\n' for key, value in places.items())
+    return ''.join(f'{DARK} .dfnb-dashboard [style*="{key}: {value}"] {{ {key}: {style.dark} !important }}\n'
+                   for key, value in places.items())
 
 # %% ../nbs/20b_panels.ipynb #da30d379
 def caption(text: str) -> widgets.HTML:
@@ -96,30 +101,37 @@ def tile(text: str,
         column = widgets.VBox([picture, caption(text)], layout=widgets.Layout(overflow='hidden'))
         column.add_class('dfnb-tile')
         return picture, column
-    picture = widgets.Image(format='jpeg', layout=widgets.Layout(width=f'{size}px', height=f'{size}px', object_fit='contain'))
-    return picture, widgets.VBox([picture, caption(text)], layout=widgets.Layout(width=f'{size + 4}px', overflow='hidden'))
+    square = widgets.Layout(width=f'{size}px', height=f'{size}px', object_fit='contain')
+    picture = widgets.Image(format='jpeg', layout=square)
+    return picture, widgets.VBox([picture, caption(text)],
+                                 layout=widgets.Layout(width=f'{size + 4}px', overflow='hidden'))
 
 
 def html_table(rows: dict[str, Any], kind: str = 'dfnb-table') -> str:
     "A dictionary as an HTML table of class `kind`. Values may be HTML."
-    return f'<table class="{kind}">' + ''.join(f'<tr><td>{name}</td><td>{value}</td></tr>' for name, value in rows.items()) + '</table>'
+    lines = ''.join(f'<tr><td>{name}</td><td>{value}</td></tr>' for name, value in rows.items())
+    return f'<table class="{kind}">{lines}</table>'
 
 
 def error_html(text: str, most: int = 90) -> str:
     "An error as HTML, one line high. A text of more than `most` letters is folded. An empty one gives an empty string."
-    if len(text) <= most: return f'<div class="dfnb-error" role="alert"><b>{html.escape(text)}</b></div>' if text else ''
-    return f'<details class="dfnb-error" role="alert"><summary>{html.escape(text[:most])}…</summary>{html.escape(text)}</details>'
+    if len(text) <= most:
+        return f'<div class="dfnb-error" role="alert"><b>{html.escape(text)}</b></div>' if text else ''
+    summary = f'<summary>{html.escape(text[:most])}…</summary>'
+    return f'<details class="dfnb-error" role="alert">{summary}{html.escape(text)}</details>'
 
 
 def wrapping(*children: widgets.Widget) -> widgets.Box:
     "Widgets in a row, or in several rows where there is no room."
-    return widgets.Box(children, layout=widgets.Layout(display='flex', flex_flow='row wrap', grid_gap='6px', overflow='hidden'))
+    row = widgets.Layout(display='flex', flex_flow='row wrap', grid_gap='6px', overflow='hidden')
+    return widgets.Box(children, layout=row)
 
 # %% ../nbs/20b_panels.ipynb #f5568798
 def shorten(text: str, width: float, measure: Callable[[str], float]) -> str:
     "`text`, or its beginning and an ellipsis, at most `width` wide by `measure(text)`."
     if measure(text) <= width: return text
-    return next((part for n in range(len(text) - 1, 0, -1) if measure(part := text[:n].rstrip(' ,') + '…') <= width), '…')
+    shorter = (text[:n].rstrip(' ,') + '…' for n in range(len(text) - 1, 0, -1))
+    return next((part for part in shorter if measure(part) <= width), '…')
 
 # %% ../nbs/20b_panels.ipynb #f5568799
 def montage(pictures: list[tuple[str, Image.Image]],    # (caption, picture)
@@ -172,7 +184,8 @@ function giveNames(root, about) {
 
 # %% ../nbs/20b_panels.ipynb #b0000022
 PAGE_SCRIPT += '''
-// keys that mean something here must not reach the notebook; End goes to where a slider ends now (noUiSlider remembers an older end)
+// keys that mean something here must not reach the notebook; End goes to where a slider ends now
+// (noUiSlider remembers an older end)
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || event.key === 'F11') return
   event.stopPropagation()
@@ -268,7 +281,7 @@ export default { render({ model, el }) {
 
 # %% ../nbs/20b_panels.ipynb #b0000024
 class Frontend(anywidget.AnyWidget):
-    "What a page does for a dashboard without the kernel, and the line of notes: keys, presses that wait, names for screen readers, width."
+    "What a page does without the kernel: keys, presses that wait, names for screen readers, width; and the notes."
     _esm = PAGE_SCRIPT
     _css = STYLE + ''.join(map(dark_rules, LINE_STYLES))
     note = traitlets.Unicode('').tag(sync=True)     # a line for the user
@@ -296,7 +309,8 @@ def close_stale() -> None:
 def open_trainer_for(folder: Path) -> Trainer | None:
     "The trainer of an open dashboard whose run is in `folder`, or None."
     drivers = (driver for board in list(OPEN_DASHBOARDS) for driver in board.drivers)
-    return next((d.trainer for d in drivers if d.trainer.folder and d.trainer.folder.resolve() == folder.resolve()), None)
+    found = {d.trainer.folder.resolve(): d.trainer for d in drivers if d.trainer.folder is not None}
+    return found.get(folder.resolve())
 
 
 def widgets_in(held: Any) -> Iterator[widgets.Widget]:
@@ -304,11 +318,15 @@ def widgets_in(held: Any) -> Iterator[widgets.Widget]:
     if isinstance(held, widgets.Widget):
         yield held
         held = getattr(held, 'children', ())
-    for part in held.values() if isinstance(held, dict) else held if isinstance(held, (list, tuple)) else (): yield from widgets_in(part)
+    if isinstance(held, dict): held = held.values()
+    elif not isinstance(held, (list, tuple)): return
+    for part in held: yield from widgets_in(part)
 
 # %% ../nbs/20b_panels.ipynb #0000e7aa
 class Dashboard(StillWidget, widgets.VBox):
-    """A column of widgets that watches runs. `still()` is its picture for pages without a kernel; `error` shows what went wrong.
+    """A column of widgets that watches runs. `still()` is its picture for pages without a kernel.
+
+    `error` shows what went wrong.
 
     `page` is its `Frontend`: `page.note` is a line for the user, `page.about` says what the pictures show."""
     each_step = True    # whether it wants the pictures of every step
@@ -325,7 +343,8 @@ class Dashboard(StillWidget, widgets.VBox):
         for name in ('dfnb-dashboard', kind): self.add_class(name)
         self.cell, self.execution = current_cell()
         self.drivers = list(drivers)
-        for driver in self.drivers: driver.watchers.add(self)    # before `close_stale`: a run that is shown again goes on
+        # before `close_stale`: a run that is shown again goes on
+        for driver in self.drivers: driver.watchers.add(self)
         close_stale()
         OPEN_DASHBOARDS.add(self)
 
@@ -334,20 +353,22 @@ class Dashboard(StillWidget, widgets.VBox):
     def complain(self, text: str) -> None: self.error.value = error_html(text)
 
     def close(self) -> None:
-        "Close the dashboard, as when its cell is run again. A run without other watchers stops. What was learnt is saved, if there is a folder."
+        "Close the dashboard. A run without other watchers stops; what was learnt is saved, if there is a folder."
         if self.comm is None: return    # it is closed already
         OPEN_DASHBOARDS.discard(self)
         for driver in self.drivers:
             driver.watchers.discard(self)
             # if the user deleted the folder, do not recreate it
-            unsaved = driver.autosave.needed and driver.trainer.folder.exists()
+            folder = driver.trainer.folder
+            unsaved = driver.autosave.needed and folder is not None and folder.exists()
             if not driver.seen and (driver.running or unsaved): driver.pause()
         # ipywidgets keeps everything that is open, and its handlers keep the trainer
         for part in widgets_in(vars(self)):
             if part is not self: part.close()
         super().close()
 
-    def __del__(self): "Do nothing: ipywidgets keeps what is open until the kernel ends, and then there is no page left to tell."
+    def __del__(self):
+        "Do nothing: ipywidgets keeps what is open until the kernel ends, and then there is no page left to tell."
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         self.refresh()
@@ -395,15 +416,15 @@ def slider(description: str,                     # before it
 
 
 def source_of(name: str, what: Any) -> tuple[Any, list[Driver]]:
-    "(`what` the dashboard `name` was given, a trainer or a result; the drivers to watch). Raises `ConfigError` for anything else."
+    "(`what`, a trainer or a result; the drivers to watch). Raises `ConfigError` for anything else."
     if not isinstance(what, (Trainer, Result)): raise ConfigError(f'{name} needs a Trainer or a Result, not {what!r}')
     return what, [driver_of(what)] if isinstance(what, Trainer) else []
 
 
 def follow_box(source: Trainer | Result) -> widgets.Checkbox:
     "A checkbox: whether a dashboard follows its `source`. A result does not change, so its box is disabled."
-    return widgets.Checkbox(isinstance(source, Trainer), description='follow the run', indent=False, disabled=isinstance(source, Result),
-        layout=widgets.Layout(width='120px'))
+    return widgets.Checkbox(isinstance(source, Trainer), description='follow the run', indent=False,
+                            disabled=isinstance(source, Result), layout=widgets.Layout(width='120px'))
 
 # %% ../nbs/20b_panels.ipynb #679b3c54
 class ClickableImage(anywidget.AnyWidget):
@@ -419,7 +440,8 @@ export default { render({ model, el }) {
   el.style.cssText = 'position: relative; cursor: crosshair; line-height: 0'
   el.style.width = el.style.height = img.style.width = img.style.height = `${model.get('size')}px`
   el.style.margin = '4px 2px'
-  mark.style.cssText = 'position: absolute; width: 9px; height: 9px; margin: -6px; border: 2px solid red; border-radius: 50%'
+  mark.style.cssText = 'position: absolute; width: 9px; height: 9px; margin: -6px; border: 2px solid red'
+  mark.style.borderRadius = '50%'
   mark.style.pointerEvents = 'none'
   el.append(img, mark)
   el.addEventListener('click', e => {
@@ -443,14 +465,15 @@ GRID = 'rgba(128,128,128,.3)'
 class Plot(go.FigureWidget):
     """A `plotly.graph_objects.FigureWidget`, with its arguments (`skip_invalid`, …), for pages that are opened later.
 
-    They show what is drawn by then; plotly's own widget shows them what was there at first. It has no tool bar: that would cover titles, and
-    offer to send the chart to a server."""
+    They show what is drawn by then; plotly's own widget shows them what was there at first. It has no tool bar: that
+    would cover titles, and offer to send the chart to a server."""
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._config = dict(displayModeBar=False, responsive=True)    # responsive: as wide as its place
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        state, made = super().get_state(*args, **kwargs), '_layout_obj' in vars(self)    # it is asked while it is made, too
+        # it is asked while it is made, too
+        state, made = super().get_state(*args, **kwargs), '_layout_obj' in vars(self)
         for name in ('_widget_data', '_widget_layout'):
             if not made or name not in state: continue
             now = self._data if name == '_widget_data' else self._layout_obj._props
@@ -462,7 +485,8 @@ class Plot(go.FigureWidget):
               meta: int | None = None   # the note that it carries, if any
              ) -> Any:                  # plotly's trace, or None
         "The same as `next(select_traces(dict(name=name, meta=meta)))`, but fast."
-        return next((drawn for drawn, raw in zip(self.data, self._data) if (raw.get('name'), raw.get('meta')) == (name, meta)), None)
+        return next((drawn for drawn, raw in zip(self.data, self._data)
+                     if (raw.get('name'), raw.get('meta')) == (name, meta)), None)
 
 # %% ../nbs/20b_panels.ipynb #3fe9eafb
 def curves_plot(plots: dict[str, str],    # title: 'log' or 'linear', its vertical axis
@@ -474,16 +498,21 @@ def curves_plot(plots: dict[str, str],    # title: 'log' or 'linear', its vertic
     titles = list(plots)
     if cameras: kinds, titles = [dict(type='scene'), *kinds], ['cameras', *titles]
     widths = [.8 if kind else 1. for kind in kinds]
-    figure = make_subplots(1, len(kinds), specs=[kinds], subplot_titles=titles, column_widths=widths, horizontal_spacing=.05)
-    figure.update_xaxes(gridcolor=GRID, zeroline=False, title=dict(text='step', standoff=2, font_size=11), range=[0, 20])
+    figure = make_subplots(1, len(kinds), specs=[kinds], subplot_titles=titles, column_widths=widths,
+                           horizontal_spacing=.05)
+    figure.update_xaxes(gridcolor=GRID, zeroline=False, title=dict(text='step', standoff=2, font_size=11),
+                        range=[0, 20])
     figure.update_yaxes(nticks=5)
     for title, kind in plots.items():    # ranges until there is something to draw
-        figure.update_yaxes(gridcolor=GRID, zeroline=False, type=kind, range=[-1, 2] if kind == 'log' else [0, 1], col=titles.index(title) + 1)
-        figure.add_scatter(x=[], y=[], name='', showlegend=False, row=1, col=titles.index(title) + 1)    # axes are drawn for traces only
+        figure.update_yaxes(gridcolor=GRID, zeroline=False, type=kind, range=[-1, 2] if kind == 'log' else [0, 1],
+                            col=titles.index(title) + 1)
+        # axes are drawn for traces only
+        figure.add_scatter(x=[], y=[], name='', showlegend=False, row=1, col=titles.index(title) + 1)
     if cameras: add_cameras(figure)
     figure.update_annotations(font_size=12)
     legend = dict(orientation='h', x=.62, xanchor='center', y=-.2)
-    figure.update_layout(TRANSPARENT | dict(autosize=True, height=height, margin=dict(l=36, r=8, t=24, b=60), legend=legend))
+    figure.update_layout(TRANSPARENT | dict(autosize=True, height=height, margin=dict(l=36, r=8, t=24, b=60),
+                                            legend=legend))
     return Plot(figure)
 
 # %% ../nbs/20b_panels.ipynb #94e8d371
@@ -508,12 +537,14 @@ def draw_curve(figure: Plot,               # from `curves_plot`
 
 # %% ../nbs/20b_panels.ipynb #a2bc0e85
 def add_cameras(figure: Any) -> None:
-    "An empty scene for `draw_cameras` in the first column: a ball for the object on its ground, and where front and up are."
-    quiet, none = dict(row=1, col=1, hoverinfo='skip', showlegend=False), dict(x=[], y=[], z=[])
+    "An empty scene for `draw_cameras` in the first column: the object as a ball, its ground, and front and up."
+    quiet: dict[str, Any] = dict(row=1, col=1, hoverinfo='skip', showlegend=False)
+    none: dict[str, list] = dict(x=[], y=[], z=[])
     newest = dict(marker=dict(size=[5, 1], color='crimson'), line=dict(color='crimson', width=4))
     figure.add_scatter3d(name='cameras', mode='markers', marker=dict(size=2, color='#7f7f7f'), **none, **quiet)
     figure.add_scatter3d(name='newest', mode='lines+markers', **newest, **none, **quiet)
-    figure.add_scatter3d(name='object', mode='markers', marker=dict(size=14, color='steelblue', opacity=.5), x=[0], y=[0], z=[0], **quiet)
+    figure.add_scatter3d(name='object', mode='markers', marker=dict(size=14, color='steelblue', opacity=.5), x=[0],
+                         y=[0], z=[0], **quiet)
     turn, gap = np.linspace(0, 2*np.pi, 49), [None]
     ground = dict(x=[*3*np.cos(turn), *gap, 0, 3], y=[*3*np.sin(turn), *gap, 0, 0], z=[*0*turn, *gap, 0, 0])
     figure.add_scatter3d(name='ground', mode='lines', line=dict(color='#7f7f7f', width=1), **ground, **quiet)
@@ -521,13 +552,14 @@ def add_cameras(figure: Any) -> None:
     words = [dict(text=text, x=x, y=0, z=z, showarrow=False) for text, x, z in (('front', 3.6, 0), ('up', 0, 3.4))]
     figure.update_scenes(annotations=words)
     axis = dict(range=[-3.8, 3.8], visible=False)
-    figure.update_scenes(xaxis=axis, yaxis=axis, zaxis=axis, aspectmode='cube', camera=dict(eye=dict(x=1.2, y=.8, z=.55), center=dict(z=.1)))
+    figure.update_scenes(xaxis=axis, yaxis=axis, zaxis=axis, aspectmode='cube',
+                         camera=dict(eye=dict(x=1.2, y=.8, z=.55), center=dict(z=.1)))
 
 
 def draw_cameras(figure: Plot,
                  eyes: list    # positions (x, y, z), the newest last
                 ) -> None:
-    "Draw the last hundred cameras as dots, and the newest one with a line to the object. y is up, which plotly calls z."
+    "Draw the last hundred cameras as dots, the newest with a line to the object. Plotly's z is our y, up."
     points = np.array(eyes[-100:]).reshape(-1, 3)
     for name, (x, y, z) in dict(cameras=points.T, newest=np.append(points[-1:], np.zeros((1, 3)), 0).T).items():
         drawn = figure.trace(name)
@@ -535,12 +567,12 @@ def draw_cameras(figure: Plot,
 
 # %% ../nbs/20b_panels.ipynb #24f3b4f8
 # columns of a history: name in the legend, in the order of `LINE_STYLES`
-CURVES = dict(grad_norm='gradient', entropy='entropy', orientation='orientation', mesh_normal='mesh normal', mesh_laplacian='mesh Laplacian',
-    opacity_loss='opacity loss')
+CURVES = dict(grad_norm='gradient', entropy='entropy', orientation='orientation', mesh_normal='mesh normal',
+              mesh_laplacian='mesh Laplacian', opacity_loss='opacity loss')
 
 
 def history_columns(history: list[dict], names: Iterable[str], most: int = 300, log: bool = False) -> Iterator[tuple]:
-    """Yield (name, steps counted from 1, values) for those of the columns `names` that have values, thinned to `most` rows, as arrays.
+    """Yield (name, steps counted from 1, values) of the columns `names` that have values, in at most `most` rows.
 
     `log`: for a logarithmic axis, which has no place for a zero."""
     rows = history[::max(1, math.ceil(len(history)/most))]
@@ -554,6 +586,8 @@ def draw_run(figure: Plot, history: list[dict], eyes: list) -> None:
     with figure.batch_update():
         draw_cameras(figure, eyes)
         styles = dict(zip(CURVES, LINE_STYLES))
-        for name, steps, values in history_columns(history, CURVES, log=True): draw_curve(figure, 2, CURVES[name], steps, values, styles[name])
-        for _, steps, values in history_columns(history, ['opacity']): draw_curve(figure, 3, 'opacity', steps, values, LINE_STYLES[0])
+        for name, steps, values in history_columns(history, CURVES, log=True):
+            draw_curve(figure, 2, CURVES[name], steps, values, styles[name])
+        for _, steps, values in history_columns(history, ['opacity']):
+            draw_curve(figure, 3, 'opacity', steps, values, LINE_STYLES[0])
     if not history: figure.data = [trace for trace in figure.data if trace.type == 'scatter3d' or not trace.name]

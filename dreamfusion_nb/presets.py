@@ -7,6 +7,7 @@ __all__ = ['OPTIONS', 'PRESETS']
 
 # %% ../nbs/14_presets.ipynb #7766a96e
 import re
+from typing import Any
 
 import yaml
 

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
@@ -74,6 +75,11 @@ class Pace:
         done = self.step - self.first if self.counted else 0
         return (self.now - self.began)/done*(iters - self.step) if done else None
 
+    def words(self, iters: int) -> str:
+        "The same as text, such as '40 s left'; '' while that is unknown, and at the end"
+        seconds = self.left(iters)
+        return f'{duration(seconds)} left' if seconds else ''
+
 # %% ../nbs/19_progress.ipynb #5b20e1a6
 ANSWERED = ('kernel_info_request', 'comm_info_request', 'comm_open', 'comm_msg', 'comm_close')
 
@@ -88,7 +94,8 @@ def _finish(coroutine):
 
 def _answer(kernel, frames) -> bool:
     "Let a kernel answer one message, if it is `ANSWERED`; returns whether it was"
-    message = kernel.session.deserialize(kernel.session.feed_identities(frames, copy=False)[1], content=False, copy=False)
+    parts = kernel.session.feed_identities(frames, copy=False)[1]
+    message = kernel.session.deserialize(parts, content=False, copy=False)
     if message['header']['msg_type'] not in ANSWERED: return False
     parent = kernel.get_parent('shell')
     ident = kernel._get_shell_context_var(kernel._shell_parent_ident)
@@ -99,12 +106,13 @@ def _answer(kernel, frames) -> bool:
     kernel._publish_status('busy', 'shell')    # the cell goes on
     return True
 
-
+# %% ../nbs/19_progress.ipynb #09e30bba
 def answer_pages() -> None:
-    "Let the kernel answer a page that was opened while a cell runs. Needs ipykernel 7.4; any other one answers after the cell"
+    "Let the kernel answer a page that was opened while a cell runs (ipykernel 7.4; others answer after the cell)"
     shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
     kernel = getattr(shell, 'kernel', None)
-    box = getattr(getattr(getattr(kernel, 'shell_channel_thread', None), 'manager', None), '_shell_channel_to_main', None)
+    thread = getattr(kernel, 'shell_channel_thread', None)
+    box: Any = getattr(getattr(thread, 'manager', None), '_shell_channel_to_main', None)
     usual = getattr(getattr(box, 'to_stream', None), '_recv_callback', None)    # what becomes of a message otherwise
     if usual is None or threading.current_thread() is not threading.main_thread(): return
     import zmq
@@ -158,8 +166,7 @@ class LiveCell:
         self.pace.count(trainer.step_count)
         answer_pages()
         self.estimate(trainer)
-        left = self.pace.left(trainer.config.iters)
-        text = 'the first step is done' if left is None else f'{duration(left)} left'
+        text = self.pace.words(trainer.config.iters) or 'the first step is done'
         # a picture for us takes nearly as long as a step
         if time.monotonic() - self.shown >= self.every or trainer.step_count == trainer.config.iters: self.tell(text)
 

@@ -21,7 +21,7 @@ from PIL import Image
 from .cameras import Cameras, fit_radius, orbit
 from dreamfusion_nb.checkpoints import (VIDEO_KINDS, check_finite, check_state, find_result, one_line, read_checkpoint,
     read_history)
-from .config import Config, Preview, load_config, mesh_preset
+from .config import Config, Preview, Video, load_config, mesh_preset
 from .dmtet import MeshRenderer
 from .docstrings import with_parameters
 from .errors import ConfigError, did_you_mean, is_whole, notice
@@ -51,7 +51,7 @@ def evaluating(renderer: torch.nn.Module) -> Iterator[torch.nn.Module]:
     finally: renderer.train(training)
 
 
-def orbit_of(views: Preview, device: torch.device | None = None) -> Cameras:
+def orbit_of(views: Preview | Video, device: torch.device | None = None) -> Cameras:
     "Return cameras once around; `views` is group `data.val` or `data.test` of a configuration"
     return orbit(views.size, elevation=90 - views.default_polar, radius=views.default_radius, fovy=views.default_fovy,
         device=device)
@@ -352,7 +352,7 @@ class Pictures:
         return _six(self, height, width)
 
     def video(self, path: str | Path, n: int = 60, height: int = 256, width: int | None = None, *, kind: str = 'rgb',
-              cameras: Cameras | None = None) -> Path:
+              cameras: Cameras | Iterable[Cameras] | None = None) -> Path:
         """Write a turntable of `n` views as .mp4, or what `cameras` see, one after the other. Raises `ConfigError`.
 
         `kind`: 'rgb', 'depth' (white where the cube begins, black where it ends) or 'normal' (world axes as

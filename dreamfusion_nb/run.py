@@ -28,7 +28,6 @@ from .config import Config, load_config, preset as named_preset
 from .dmtet import EmptyMeshError
 from .docstrings import with_parameters
 from .errors import ConfigError, Interrupted, check_folder, did_you_mean, notice
-from .estimate import duration
 from .export import MESH_FORMATS, check_path, decimate, expanded, write_mesh, write_video
 from .own_parts import OwnParts, check_same_parts, record_parts, split_parts
 from .parts import parse_prompt, pick_device
@@ -73,6 +72,16 @@ def slug(prompt: str) -> str:
 def result_folder(out: str | Path | None, prompt: str) -> Path:
     "Return where a result goes: folder `out`, or if that is None one below outputs"
     return expanded(out) if out else Path('outputs')/slug(prompt)
+
+
+def may_be_numbered(out: str | Path | None, overwrite: bool) -> bool:
+    "Return whether a run may go to a numbered folder beside the one that is taken"
+    return (out is None or isinstance(out, SuggestedFolder)) and not overwrite
+
+
+def without_none(**values: Any) -> dict[str, Any]:
+    "Return the values that are given"
+    return {name: value for name, value in values.items() if value is not None}
 
 # %% ../nbs/19a_run.ipynb #6999c6cf
 def is_longer(config: Config, held: Config) -> bool:
@@ -295,10 +304,10 @@ def told(cameras: Cameras, tell: Callable[[str], Any], what: str, every: float =
     for i in range(len(cameras)):
         yield cameras[i:i + 1]
         pace.count(i + 1)
-        left = pace.left(len(cameras))
-        if left is None or time.monotonic() - shown < every: continue
+        left = pace.words(len(cameras))
+        if not left or time.monotonic() - shown < every: continue
         shown = time.monotonic()
-        tell(f'{what}, {i + 1} of {len(cameras)} pictures, {duration(left)} left')
+        tell(f'{what}, {i + 1} of {len(cameras)} pictures, {left}')
 
 # %% ../nbs/19a_run.ipynb #3b8907a1
 def film_cameras(result: Result) -> Cameras:
@@ -485,12 +494,11 @@ def train(prompt: str,               # what to make
     check_call(prompt, preset, config, resume, overwrite, callbacks, schedules, threads)
     parts, keys = split_parts(dict(guidance=guidance, field=field, background=background, renderer=renderer,
         losses=losses, optimizer=optimizer))
-    named = {k: v for k, v in dict(prompt=prompt, iters=iters, seed=seed).items() if v is not None}
+    named = without_none(prompt=prompt, iters=iters, seed=seed)
     settings = load_config(preset if config is None else config, overrides, keys, named)
     first = result_folder(out, settings.prompt)
     if settings.mode != 'fit': return run_mode(settings, first, pick_device(device), overwrite, parts)
-    numbers = (out is None or isinstance(out, SuggestedFolder)) and not overwrite
     with ExitStack() as hold, limit_threads(threads), showing(progress) as display:
-        found = find_or_start(settings, first, numbers, parts, device=device, resume=resume, schedules=schedules,
-            overwrite=overwrite, hold=hold)
+        found = find_or_start(settings, first, may_be_numbered(out, overwrite), parts, device=device,
+            resume=resume, schedules=schedules, overwrite=overwrite, hold=hold)
         return found if isinstance(found, Result) else run_to_end(found, as_callbacks(callbacks), display)

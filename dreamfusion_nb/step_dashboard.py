@@ -22,7 +22,8 @@ from .cameras import VIEWS
 from .config import ConfigError, load_config
 from .driver import STEP_PICTURES, Driver, Frame, add_steps, between_steps, driver_of, jpeg_bytes
 from .export import expanded
-from .panels import Dashboard, Frontend, buttons, check_whole, close_stale, curves_plot, draw_run, error_html, guarded
+from .panels import (Dashboard, Frontend, buttons, check_whole, close_stale, curves_plot, draw_run,
+                                   error_html, guarded)
 from .panels import html_table, montage, open_trainer_for, text_card, tile
 from .own_parts import split_parts
 from .parts import parse_prompt
@@ -35,14 +36,19 @@ from .viewer import Viewer
 
 # %% ../nbs/20c_step_dashboard.ipynb #59a2eee7
 def as_trainer(what: Any, overrides: dict[str, Any], out: str | Path | None = None, overwrite: bool = False) -> Trainer:
-    """A trainer as it is, or one for a prompt with the toybox preset and overrides, which goes on with the run in folder `out`. Raises `ConfigError`.
+    """A trainer as it is, or one for a prompt with the toybox preset. It goes on with the run in folder `out`.
+
+    Raises `ConfigError`.
 
     If an open dashboard has the same run in that folder, return its trainer."""
     if isinstance(what, Trainer):
         given = [*overrides, *['out']*bool(out), *['overwrite']*bool(overwrite)]
-        if given: raise ConfigError(f'a trainer has its configuration already; {", ".join(given)} can be given with a prompt')
+        if given:
+            raise ConfigError(f'a trainer has its configuration already; {", ".join(given)} can be given with a prompt')
         return what
-    if isinstance(what, Result): raise ConfigError('a result is finished and makes no steps; FieldDashboard and MeshDashboard show what is in it')
+    if isinstance(what, Result):
+        raise ConfigError('a result is finished and makes no steps; FieldDashboard and MeshDashboard show what is in '
+                          'it')
     if not isinstance(what, str): raise ConfigError(f'a dashboard needs a prompt or a Trainer, not {what!r}')
     if overwrite and not out: raise ConfigError('overwrite: there is a folder to be replaced only with out=')
     parts, keys = split_parts(overrides)    # guidance, field, … of the user's own, as of `train`
@@ -52,7 +58,8 @@ def as_trainer(what: Any, overrides: dict[str, Any], out: str | Path | None = No
     there = None if overwrite else open_trainer_for(out)
     if there and there.config == config: return there
     close_stale()    # an old dashboard of this cell saves before its folder is read
-    if open_trainer_for(out): raise ConfigError(f'out: an open dashboard works in {out}; close() it first, or choose another folder')
+    if open_trainer_for(out):
+        raise ConfigError(f'out: an open dashboard works in {out}; close() it first, or choose another folder')
     return start_run(config, out, parts, overwrite=overwrite)
 
 # %% ../nbs/20c_step_dashboard.ipynb #c98d6cf9
@@ -80,23 +87,30 @@ def steering_controls(prompt: str, refuse: Callable[[str], Any]) -> dict[str, wi
     wide = dict(layout=widgets.Layout(width='278px'), style=dict(description_width='82px'))
     def slider(value, low, high, step, name, hint):
         return widgets.FloatSlider(value, min=low, max=high, step=step, description=name, tooltip=hint, **wide)
-    # without continuous_update=False the page would send back the value that the kernel sets, as if the user had moved the slider
-    t_range = RangeSlider(refuse, value=(0, 1), min=0, max=1, step=.01, description='t range', readout_format='.2f', continuous_update=False, **wide)
+    # without continuous_update=False the page would send back the value that the kernel sets, as if the user had moved
+    # the slider
+    t_range = RangeSlider(refuse, value=(0, 1), min=0, max=1, step=.01, description='t range', readout_format='.2f',
+                          continuous_update=False, **wide)
     return dict(
         prompt=widgets.Text(prompt, description='prompt', continuous_update=False, **wide),
-        view=widgets.Dropdown(options=[AS_CONFIGURED, *VIEWS], description='view', tooltip='the view that the prompt names', **wide),
+        view=widgets.Dropdown(options=[AS_CONFIGURED, *VIEWS], description='view',
+                              tooltip='the view that the prompt names', **wide),
         guidance_scale=slider(0, 0, 100, .5, 'guidance', 'classifier-free guidance scale'), t_range=t_range,
-        shading=widgets.Dropdown(options=[AS_CONFIGURED, *(m for m in SHADINGS if m != 'phong')], description='shading', **wide),
-        ambient=slider(LIGHT['ambient'], 0, 1, .05, 'ambient', 'share of the light that comes from everywhere; drawn at each step until you move it'),
+        shading=widgets.Dropdown(options=[AS_CONFIGURED, *(m for m in SHADINGS if m != 'phong')], description='shading',
+                                 **wide),
+        ambient=slider(LIGHT['ambient'], 0, 1, .05, 'ambient',
+                       'share of the light that comes from everywhere; drawn at each step until you move it'),
         lamp=slider(LIGHT['lamp'], -180, 180, 5, 'lamp', 'azimuth of the lamp; near the camera until you move it'),
-        height=slider(LIGHT['height'], -80, 80, 5, 'lamp height', 'elevation of the lamp; near the camera until you move it'))
+        height=slider(LIGHT['height'], -80, 80, 5, 'lamp height',
+                      'elevation of the lamp; near the camera until you move it'))
 
 
 def configured_values(trainer: Trainer) -> dict[str, Any]:
-    "{name: value} of all `steering_controls` for the next step, as the configuration says, rounded as the page rounds them."
+    "{name: value} of all `steering_controls` as the configuration says, rounded as the page rounds them."
     c, step = trainer.config, trainer.step_count
     # without the rounding the page would send its own value back, as if the user had moved the slider
-    return LIGHT | dict(prompt=c.prompt, view=AS_CONFIGURED, shading=AS_CONFIGURED, guidance_scale=round(2*guidance_scale_at(step, c))/2,
+    return LIGHT | dict(prompt=c.prompt, view=AS_CONFIGURED, shading=AS_CONFIGURED,
+                        guidance_scale=round(2*guidance_scale_at(step, c))/2,
         t_range=tuple(round(end, 2) for end in t_range_at(step, c)))
 
 # %% ../nbs/20c_step_dashboard.ipynb #95a855e4
@@ -109,10 +123,12 @@ class SteeringPanel(widgets.VBox):
         self.driver, self.trainer, self.touched = driver, driver.trainer, touched
         self.refusals: dict[str, str] = {}    # name of a control: why its last value was not taken
         self.silent = False
-        self.controls = steering_controls(self.trainer.config.prompt, between_steps(lambda text: self.refuse('t_range', text)))
+        self.controls = steering_controls(self.trainer.config.prompt,
+                                          between_steps(lambda text: self.refuse('t_range', text)))
         for name, control in self.controls.items():
             control.observe(guarded(self, lambda change, name=name: self.steer(name, change['new'])), 'value')
-        self.button = buttons(self, '130px', release=('As configured', 'give all controls back to the configuration', self.release))
+        hint = 'give all controls back to the configuration'
+        self.button = buttons(self, '130px', release=('As configured', hint, self.release))
         super().__init__([*self.controls.values(), *self.button.values()], layout=widgets.Layout(width='284px'))
 
     refused = property(lambda self: '; '.join(self.refusals.values()))
@@ -125,7 +141,8 @@ class SteeringPanel(widgets.VBox):
         self.touched()
         change: dict[str, Any]
         if name in ('lamp', 'height'):
-            change = dict(light=tuple(value if other == name else self.controls[other].value for other in ('lamp', 'height')))
+            light = {other: self.controls[other].value for other in ('lamp', 'height')} | {name: value}
+            change = dict(light=tuple(light.values()))
         elif name == 'prompt': change = dict(prompt=None if value.strip() == self.trainer.config.prompt else value)
         else: change = {name: None if value == AS_CONFIGURED else value}
         self.driver.error = ''
@@ -152,7 +169,8 @@ class SteeringPanel(widgets.VBox):
         if 'light' in held: configured |= dict(zip(('lamp', 'height'), held['light']))
         self.silent = True
         scale = self.controls['guidance_scale']
-        scale.max = max(scale.max, held.get('guidance_scale', configured['guidance_scale']))    # a configuration may say more than 100
+        # a configuration may say more than 100
+        scale.max = max(scale.max, held.get('guidance_scale', configured['guidance_scale']))
         for name, value in configured.items():
             # a refused prompt stays in its box, to be mended
             if name != 'prompt' or name not in self.refusals: self.controls[name].value = held.get(name, value)
@@ -168,20 +186,24 @@ class FrameView(widgets.VBox):
         place = widgets.Box([self.facts])    # of a fixed height: a longer list of facts scrolls
         place.add_class('dfnb-scroll')
         columns = f'repeat(auto-fill, minmax(max({size}px, 23%), 1fr))'
-        grid = widgets.GridBox([*tiles, place], layout=widgets.Layout(grid_template_columns=columns, grid_gap='6px', width='100%'))
+        layout = widgets.Layout(grid_template_columns=columns, grid_gap='6px', width='100%')
+        grid = widgets.GridBox([*tiles, place], layout=layout)
         super().__init__([grid], layout=widgets.Layout(flex=f'1 1 {4*(size + 8)}px', min_width='0', max_width='880px'))
 
     def show(self, frame: Frame | None) -> None:    # None: grey pictures
         pictures = frame.pictures if frame else {}
         for picture, name in zip(self.pictures, STEP_PICTURES): picture.value = pictures.get(name, self.empty)
-        self.facts.value = html_table(frame.facts, 'dfnb-facts') if frame else '<div class="dfnb-caption">press Step or Run</div>'
+        nothing = '<div class="dfnb-caption">press Step or Run</div>'
+        self.facts.value = html_table(frame.facts, 'dfnb-facts') if frame else nothing
 
 # %% ../nbs/20c_step_dashboard.ipynb #40fbae7c
 def frame_still(frame: Frame | None, prompt: str) -> Image.Image:
     "A frame as a PIL image; None is a run that has not begun."
     if frame is None:
-        return montage([(text, Image.new('RGB', (8, 8), 'lightgray')) for text in STEP_PICTURES.values()], f'{prompt}, not begun')
-    pictures = [(text, Image.open(io.BytesIO(frame.pictures[name]))) for name, text in STEP_PICTURES.items() if name in frame.pictures]
+        return montage([(text, Image.new('RGB', (8, 8), 'lightgray')) for text in STEP_PICTURES.values()],
+                       f'{prompt}, not begun')
+    pictures = [(text, Image.open(io.BytesIO(frame.pictures[name])))
+                for name, text in STEP_PICTURES.items() if name in frame.pictures]
     facts = [f'{name}: {fact}' for name, fact in frame.facts.items()]
     return montage([*pictures, ('', text_card(facts))], f'{prompt}, step {frame.step + 1}')
 
@@ -190,7 +212,7 @@ def status_html(driver: Driver) -> str:
     "The line above a dashboard: prompt, step, time left, what is steered."
     t = driver.trainer
     held, words = ', '.join(t.steering.active()), t.steering.prompt or t.config.prompt
-    left = driver.pace.left(t.config.iters - t.step_count) if driver.running else ''
+    left = driver.pace.words(t.config.iters) if driver.running else ''
     state = ['running' if driver.running else 'done' if driver.done else '', left, f'steered: {held}' if held else '']
     count = f'<b class="dfnb-count">{t.step_count}</b> of {t.config.iters} steps'
     return f'<div class="dfnb-line">{" · ".join([f"<b>{html.escape(words)}</b>", count, *filter(None, state)])}</div>'
@@ -213,16 +235,19 @@ def free_path(path: Path) -> Path:
 
 # %% ../nbs/20c_step_dashboard.ipynb #5f6b7a98
 class HistorySlider(widgets.IntSlider):
-    "A slider over the frames of a driver. `looking` is the frame that the user looks back at, or None at the newest one."
+    "A slider over the frames of a driver. `looking` is the frame that is looked back at; None: the newest one."
     def __init__(self, driver: Driver):
         self.driver, self.silent = driver, False
         self.looking: Frame | None = None
         super().__init__(0, 0, 0, description='history', layout=widgets.Layout(width='400px'), readout=False)
 
-    frame = property(lambda self: self.driver.frames[self.value] if self.driver.frames else None, doc='The `Frame` in view, or None.')
+    @property
+    def frame(self) -> Frame | None:
+        "The frame in view."
+        return self.driver.frames[self.value] if self.driver.frames else None
 
     def look_at(self, i: int) -> None:
-        "Look at frame `i`. While a run goes on, the slider stays where the user put it; at the newest frame it follows the run."
+        "Look at frame `i`. The slider stays there while a run goes on; at the newest frame it follows the run."
         frames = self.driver.frames
         self.looking = frames[i] if i < len(frames) - 1 else None
 
@@ -236,17 +261,23 @@ class HistorySlider(widgets.IntSlider):
         self.max = last
         self.value = frames.index(self.looking) if self.looking else last
         self.silent = False
-        self.description = f'step {self.frame.step + 1}' if frames else 'history'
+        self.description = f'step {frames[self.value].step + 1}' if frames else 'history'
 
 # %% ../nbs/20c_step_dashboard.ipynb #5f6b7a97
 class OutcomePanel(widgets.VBox):
-    "What a user does with a run: show the object, write it to a file, plan more steps. `said` is what the last button has to say."
+    "Show the object of a run, write it to a file, plan more steps. `said` is what the last button has to say."
     def __init__(self,
                  driver: Driver,
                  touched: Callable[[], Any]    # called before a button acts
                 ):
         self.driver, self.said = driver, ''
-        def button(act: Callable[[], str]) -> Callable[[], Any]: return lambda: (touched(), self.act(act))
+        self.viewer: Viewer | None = None
+        def button(act: Callable[[], str]) -> Callable[[], None]:
+            def pressed() -> None:
+                touched()
+                self.act(act)
+            return pressed
+
         self.button = buttons(self, '94px', show=('Show', 'the object in a viewer below', button(self.show)),
             export=('Export', 'write the object as a .glb file', button(self.export)),
             more=('More steps', 'plan half as many steps again', button(self.more)))
@@ -262,7 +293,8 @@ class OutcomePanel(widgets.VBox):
     def show(self) -> str:
         config = self.driver.trainer.config
         viewer = Viewer(self.driver.result.mesh(96), alt=config.prompt)
-        for old in self.children: old.close()
+        if self.viewer: self.viewer.close()
+        self.viewer = viewer
         self.children = [viewer]
         return f'step {self.driver.trainer.step_count} is shown at the bottom'
 
@@ -292,48 +324,72 @@ def step_buttons(board: 'StepDashboard') -> dict[str, widgets.Button]:
         reset=('Reset', 'forget everything and begin anew', board.reset))
 
 
+def refresh_buttons(button: dict[str, widgets.Button], driver: Driver, scrub: HistorySlider, sure: bool) -> None:
+    "What the buttons say and which of them work. `sure`: whether the next press of Reset is the second one."
+    button['reset'].description = 'Really?' if sure else 'Reset'
+    button['back'].disabled = not scrub.value
+    button['newest'].disabled = not scrub.looking
+    button['run'].description = 'Pause' if driver.running else 'Run'
+    button['step'].disabled = driver.running or driver.done
+    button['run'].disabled = driver.done and not driver.unwritten
+
+
+def about(prompt: str, frame: Frame | None) -> str:
+    "What a dashboard shows, in a few words."
+    return f'{prompt}, step {frame.step + 1}' if frame else f'{prompt}, not begun'
+
+
 def button_rows(button: dict[str, widgets.Button], scrub: widgets.Widget) -> tuple[widgets.HBox, widgets.HBox]:
     "Two rows: what makes steps and looks at them; what is done with the run."
     row = dict(layout=widgets.Layout(flex_flow='row wrap'))
     first = widgets.HBox([*(button[name] for name in ('step', 'run', 'back', 'newest')), scrub], **row)
     return first, widgets.HBox([button[name] for name in ('show', 'export', 'more', 'reset')], **row)
 
+
+def step_rows(board: 'StepDashboard') -> list[widgets.Widget]:
+    "A `StepDashboard` from top to bottom."
+    sides = widgets.HBox([board.view, board.panel], layout=widgets.Layout(flex_flow='row wrap', grid_gap='12px'))
+    buttons = button_rows(board.button, board.scrub)
+    return [board.status, *buttons, board.page, board.error, sides, board.plot, board.outcome]
+
 # %% ../nbs/20c_step_dashboard.ipynb #5f6b7a99
 class StepDashboard(Dashboard):
-    """Step, run, pause, look back, reset; pictures, cameras and curves of every step that was shown; controls that steer the next one.
+    """Step, run, pause, look back, reset: everything that happens in a step, and controls that steer the next one.
 
-    `StepDashboard('a hamburger', iters=300)` or `StepDashboard(trainer)`. With `out=` a folder, the run is saved there, and the same call goes on;
-    `overwrite=True` replaces what is there. Without a folder nothing is written until *Export*, and `.result` is the object as it is now, a
-    `Result`: `dashboard.result.export('burger.glb')`. Raises `ConfigError`."""
+    `StepDashboard('a hamburger', iters=300)` or `StepDashboard(trainer)`. With `out=` a folder, the run is saved there,
+    and the same call goes on; `overwrite=True` replaces what is there. Without a folder nothing is written until
+    *Export*, and `.result` is the object as it is now, a `Result`: `dashboard.result.export('burger.glb')`. Raises
+    `ConfigError`."""
     def __init__(self,
                  what: str | Trainer,              # a prompt or a trainer
                  *,
                  size: int = 128,                  # least width of a picture, in pixels
                  out: str | Path | None = None,    # folder
                  overwrite: bool = False,
-                 **overrides: Any                  # keys of the toybox preset, and parts of the user's own as in `train`
+                 # keys of the toybox preset, and parts of the user's own as in `train`
+                 **overrides: Any
                 ):
         check_whole('StepDashboard', size=size)
         self.trainer = as_trainer(what, overrides, out, overwrite)
         self.driver, self.sure = driver_of(self.trainer), False
-        self.page, self.status, self.error = Frontend(), widgets.HTML(), widgets.HTML()
-        self.error.add_class('dfnb-error-place')
+        self.page, self.status, self.error = Frontend(), widgets.HTML(), widgets.HTML(_dom_classes=['dfnb-error-place'])
         self.view, self.panel = FrameView(size), SteeringPanel(self.driver, self.unsure)
         self.outcome, self.scrub = OutcomePanel(self.driver, self.unsure), HistorySlider(self.driver)
         self.pictures, self.facts, self.controls = self.view.pictures, self.view.facts, self.panel.controls
         self.plot = curves_plot({'gradient and losses': 'log', 'mean opacity': 'linear'}, cameras=True)
-        self.scrub.observe(guarded(self, lambda _: self.scrub.silent or self.look_at(self.scrub.value)), 'value')
+        self.scrub.observe(guarded(self, lambda _: self.look_at(self.scrub.value)), 'value')
         self.button = self.outcome.button | step_buttons(self)
-        lines = [self.status, *button_rows(self.button, self.scrub), self.page, self.error]
-        sides = widgets.HBox([self.view, self.panel], layout=widgets.Layout(flex_flow='row wrap', grid_gap='12px'))
-        super().__init__([*lines, sides, self.plot, self.outcome], 'dfnb-step-dashboard', [self.driver])
+        super().__init__(step_rows(self), 'dfnb-step-dashboard', [self.driver])
         self.refresh()
 
     frame = property(lambda self: self.scrub.frame, doc='The `Frame` in view, or None.')
     result = property(lambda self: self.driver.result, doc='The object as it is now, as a `Result`.')
 
     def complain(self, text: str) -> None: self.driver.complain(text)
-    def unsure(self) -> None: self.sure, self.outcome.said = False, ''    # any other action takes the question of Reset back
+    # any other action takes the question of Reset back
+    def unsure(self) -> None:
+        self.sure = False
+        self.outcome.said = ''
 
     def step(self) -> None:
         self.unsure()
@@ -347,6 +403,7 @@ class StepDashboard(Dashboard):
 
     def look_at(self, i: int) -> None:
         "Show frame `i` of the history. The run itself does not go back."
+        if self.scrub.silent: return
         self.unsure()
         self.scrub.look_at(i)
         self.refresh()
@@ -369,13 +426,9 @@ class StepDashboard(Dashboard):
         self.view.show(self.frame)
         self.status.value = status_html(driver)    # after the pictures, so that a page with the number has them
         self.page.note = notes(driver, scrub.looking, self.outcome.said)
-        self.page.about = f'{self.trainer.config.prompt}, {f"step {self.frame.step + 1}" if self.frame else "not begun"}'
+        self.page.about = about(self.trainer.config.prompt, self.frame)
         self.error.value = error_html('; '.join(filter(None, [panel.refused, driver.error])))
         # last, so that a page that shows "Run" shows the step at which the run stopped
-        self.button['reset'].description = 'Really?' if self.sure else 'Reset'
-        self.button['back'].disabled, self.button['newest'].disabled = not scrub.value, not scrub.looking
-        self.button['run'].description = 'Pause' if driver.running else 'Run'
-        self.button['step'].disabled = driver.running or driver.done
-        self.button['run'].disabled = driver.done and not driver.unwritten
+        refresh_buttons(self.button, driver, scrub, self.sure)
 
     def still(self) -> Image.Image: return frame_still(self.frame, self.trainer.config.prompt)

@@ -156,7 +156,7 @@ def bake(mesh: Any,                       # trimesh.Trimesh, from `unwrap`
     carried = interpolate(frame, rast, faces)[0][seen]
     points, normals = carried[:, :3], F.normalize(carried[:, 3:6], dim=-1)
     textures = dict(baseColorTexture=_fill(_in_chunks(color, points, normals, chunk).clamp(0, 1), seen))
-    attributes = {}
+    attributes: dict[str, Any] = {}
     if normal is not None:
         # columns: along u, along v, outward
         axes = torch.stack([*F.normalize(carried[:, 6:12].view(-1, 2, 3), dim=-1).unbind(1), normals], -1)

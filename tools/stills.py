@@ -1,6 +1,6 @@
 """Keeps of saved notebooks what a page without a kernel can show: no live widget and no state of one, of a still
-picture only the plain one, of a picture that IPython kept as PNG and as JPEG the smaller one, and of a JPEG no more
-than quality 60.
+picture only the plain one, of a picture that IPython kept as PNG and as JPEG the smaller one, and of that no more than
+560 pixels across and JPEG quality 55. So all pages together stay small enough for a checkout.
 
     python tools/stills.py [notebook ...]          # default: all below nbs
 """
@@ -13,8 +13,10 @@ import nbformat
 from PIL import Image
 
 LIVE = 'application/vnd.jupyter.widget-view+json'
+PICTURES = ('image/jpeg', 'image/png')
 STILL = 'class="dfnb-still"'    # of the HTML that `viewer.StillWidget` shows before a live widget
-QUALITY = 60
+QUALITY = 55
+WIDTH = 560     # pixels
 
 
 def as_jpeg(picture):
@@ -31,12 +33,17 @@ def coarseness(jpeg):
 ENOUGH = coarseness(as_jpeg(Image.new('RGB', (8, 8))))
 
 
-def lighter(text):
-    "A JPEG in base64 at `QUALITY`, if it is finer and if that is smaller; one that was made lighter stays as it is"
-    jpeg = base64.b64decode(text)
-    if coarseness(jpeg) >= ENOUGH: return text
-    made = as_jpeg(Image.open(io.BytesIO(jpeg)))
-    return base64.b64encode(made).decode() if len(made) < len(jpeg) else text
+def lighter(data):
+    """The one picture of an output's data, as (kind, base64): no wider than `WIDTH`, a JPEG at `QUALITY`, if that is
+    smaller; one that was made lighter stays as it is"""
+    kind = next(kind for kind in PICTURES if kind in data)
+    held = base64.b64decode(data[kind])
+    picture = Image.open(io.BytesIO(held)).convert('RGB')
+    fits = picture.width <= WIDTH
+    if fits and (kind == 'image/png' or coarseness(held) >= ENOUGH): return kind, data[kind]
+    if not fits: picture = picture.resize((WIDTH, round(picture.height*WIDTH/picture.width)), Image.LANCZOS)
+    made = as_jpeg(picture)
+    return ('image/jpeg', base64.b64encode(made).decode()) if len(made) < len(held) else (kind, data[kind])
 
 
 def is_only_live(output):
@@ -48,7 +55,7 @@ def is_only_live(output):
 def main():
     for path in map(Path, sys.argv[1:] or sorted(Path('nbs').rglob('*.ipynb'))):
         text = path.read_text(encoding='utf-8')
-        if not any(word in text for word in (LIVE, 'image/jpeg', '"widgets"')): continue
+        if not any(word in text for word in (LIVE, *PICTURES, '"widgets"')): continue
         book = nbformat.reads(text, as_version=4)
         book.metadata.pop('widgets', None)
         for cell in book.cells:
@@ -56,10 +63,12 @@ def main():
         for output in (o for cell in book.cells for o in cell.get('outputs', [])):
             data = output.get('data', {})
             if 'image/jpeg' in data and STILL in ''.join(data.get('text/html', '')): del data['text/html']
-            kept = sorted((kind for kind in ('image/jpeg', 'image/png') if kind in data),
-                          key=lambda kind: len(data[kind]))
+            kept = sorted((kind for kind in PICTURES if kind in data), key=lambda kind: len(data[kind]))
             for kind in kept[1:]: del data[kind]
-            if 'image/jpeg' in data: data['image/jpeg'] = lighter(data['image/jpeg'])
+            if kept:
+                kind, picture = lighter(data)
+                del data[kept[0]]
+                data[kind] = picture
             if data.pop(LIVE, None) and kept: data['text/plain'] = 'a live widget: run the notebook'
         made = nbformat.writes(book, version=4)
         made = made if made.endswith('\n') else made + '\n'
