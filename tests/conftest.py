@@ -6,7 +6,11 @@ os.environ.setdefault('NUMBA_NUM_THREADS', '1')
 
 from pathlib import Path
 
+import glb
+import pages
 import pytest
+
+needs_browser = pytest.mark.skipif(bool(glb.missing_browser()), reason=f'needs {", ".join(glb.missing_browser())}')
 
 # A run of seconds, with every part of the real one
 CHEAP = {'iters': 12, 'checkpoint.every_n_train_steps': 4, 'data.train.width': 24, 'data.train.height': 24,
@@ -86,3 +90,23 @@ def assert_same_with_a_break(straight, broken, model, at):
     for name, value in straight.renderer.state_dict().items():
         assert torch.equal(value, mended.renderer.state_dict()[name]), name
     assert torch.equal(straight.generator.get_state(), mended.generator.get_state())
+
+
+@pytest.fixture(scope='module')
+def opened():
+    "A headless Chromium"
+    with glb.browser() as opened: yield opened
+
+
+@pytest.fixture(scope='module')
+def lab(books):
+    "The address of a JupyterLab over the module's folder of notebooks"
+    with pages.served('lab', books) as address: yield address
+
+
+def wait_until(page, holds, seconds=60):
+    "Machines differ: wait for a state, not for a time"
+    for _ in range(10*seconds):
+        if holds(): return
+        page.wait_for_timeout(100)
+    raise AssertionError(f'not within {seconds} s')

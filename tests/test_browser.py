@@ -3,24 +3,24 @@ import re
 import shutil
 from pathlib import Path
 
-import glb
 import pages
 import pytest
+from conftest import needs_browser, wait_until
 
-pytestmark = pytest.mark.skipif(bool(glb.missing_browser()), reason=f'needs {", ".join(glb.missing_browser())}')
+pytestmark = needs_browser
 
 FAST = "'data.train.width': 32, 'data.train.height': 32, 'renderer.max_steps': 64"
 BOOKS = dict(
-    step=f"from dreamfusion_nb.dashboard import StepDashboard\ndashboard = StepDashboard('a hamburger', iters=100_000, **{{{FAST}}})\ndashboard",
-    viewer="from dreamfusion_nb import toybox\nfrom dreamfusion_nb.viewer import Viewer\nviewer = Viewer(toybox.mesh('a blue penguin', resolution=32), width=300, height=300)\nviewer",
-    mesh=f"from dreamfusion_nb.dashboard import MeshDashboard, StepDashboard\nsteps = StepDashboard('a hamburger', iters=100, **{{{FAST}}})\nsteps.driver.step()\nMeshDashboard(steps.trainer, resolution=32)",
-    compare=f"from dreamfusion_nb.dashboard import CompareDashboard\nCompareDashboard(['a mug', 'a duck'], iters=50, every=2, **{{{FAST}}})",
-    field=f"from dreamfusion_nb.dashboard import FieldDashboard, StepDashboard\nsteps = StepDashboard('a hamburger', iters=100, **{{{FAST}}})\nsteps.driver.step()\nFieldDashboard(steps.trainer)")
-
-
-@pytest.fixture(scope='module')
-def opened():
-    with glb.browser() as opened: yield opened
+    step=f"from dreamfusion_nb.dashboard import StepDashboard\ndashboard = StepDashboard('a hamburger', "
+         f"iters=100_000, **{{{FAST}}})\ndashboard",
+    viewer="from dreamfusion_nb import toybox\nfrom dreamfusion_nb.viewer import Viewer\nviewer = "
+           "Viewer(toybox.mesh('a blue penguin', resolution=32), width=300, height=300)\nviewer",
+    mesh=f"from dreamfusion_nb.dashboard import MeshDashboard, StepDashboard\nsteps = StepDashboard('a hamburger', "
+         f"iters=100, **{{{FAST}}})\nsteps.driver.step()\nMeshDashboard(steps.trainer, resolution=32)",
+    compare=f"from dreamfusion_nb.dashboard import CompareDashboard\nCompareDashboard(['a mug', 'a duck'], iters=50, "
+            f"every=2, **{{{FAST}}})",
+    field=f"from dreamfusion_nb.dashboard import FieldDashboard, StepDashboard\nsteps = StepDashboard('a hamburger', "
+          f"iters=100, **{{{FAST}}})\nsteps.driver.step()\nFieldDashboard(steps.trainer)")
 
 
 @pytest.fixture(scope='module')
@@ -28,11 +28,6 @@ def books(tmp_path_factory):
     folder = tmp_path_factory.mktemp('books')
     for name, code in BOOKS.items(): pages.write_notebook(folder/f'{name}.ipynb', code)
     return folder
-
-
-@pytest.fixture(scope='module')
-def lab(books):
-    with pages.served('lab', books) as address: yield address
 
 
 @pytest.fixture
@@ -53,14 +48,6 @@ def picture(page, i=0): return page.locator('.dfnb-dashboard img').nth(i).get_at
 
 def wait_for_count(page, least, timeout=60_000):
     page.wait_for_function(f"(document.querySelector('.dfnb-count') || {{}}).textContent >= {least}", timeout=timeout)
-
-
-def wait_until(page, holds, seconds=20):
-    "Machines differ: wait for what shall be, not for a time"
-    for _ in range(10*seconds):
-        if holds(): return
-        page.wait_for_timeout(100)
-    raise AssertionError(f'not within {seconds} s')
 
 
 def another_look(page, canvas, *before):
@@ -87,12 +74,16 @@ def run_in_a_new_cell(page, code, says=None):
 
 
 def reopen(page):
-    """Reload, and ask for the dashboard in a new cell; what the kernel then says in text of the step and of whether it runs.
+    """Reload, and ask for the dashboard in a new cell; what the kernel then says in text of the step and of whether it
+    runs.
 
-    (The old cell's output is not enough: JupyterLab 4.6 with ipywidgets 8.1 at times asks for a widget while it still fetches them, says "model not found", and does not ask again.)"""
+    (The old cell's output is not enough: JupyterLab 4.6 with ipywidgets 8.1 at times asks for a widget while it still
+    fetches them, says "model not found", and does not ask again.)"""
     page.reload()
-    page.locator('.dfnb-step-dashboard, .jp-OutputArea-output:has-text("model not found")').first.wait_for(timeout=90_000)
-    says = run_in_a_new_cell(page, "print('now at', dashboard.trainer.step_count, dashboard.driver.running); dashboard", r'now at \d+ (True|False)')
+    page.locator('.dfnb-step-dashboard, .jp-OutputArea-output:has-text("model not '
+                 'found")').first.wait_for(timeout=90_000)
+    says = run_in_a_new_cell(page, "print('now at', dashboard.trainer.step_count, dashboard.driver.running); dashboard",
+                             r'now at \d+ (True|False)')
     page.locator('.dfnb-step-dashboard').first.wait_for(timeout=60_000)
     step, running = re.search(r'now at (\d+) (\w+)', says).groups()
     return int(step), running == 'True'
@@ -118,7 +109,8 @@ def test_step_dashboard_in_jupyterlab(page, books):
     page.wait_for_timeout(1000)
     assert count(page) == stopped >= 5
     # nothing was touched but the slider: what the kernel says of the others does not come back as a hand on the wheel
-    assert re.search(r'steered: (.*)', page.locator('.dfnb-dashboard .widget-html', has=page.locator('.dfnb-count')).first.inner_text())[1].split('\n')[0] == 'guidance_scale'
+    assert re.search(r'steered: (.*)', page.locator('.dfnb-dashboard .widget-html',
+        has=page.locator('.dfnb-count')).first.inner_text())[1].split('\n')[0] == 'guidance_scale'
     # look back
     live = picture(page)
     button(page, 'Back').click()
@@ -142,7 +134,8 @@ def test_step_dashboard_in_jupyterlab(page, books):
     step, running = reopen(page)
     assert running and step > stopped
     # with all that was drawn before
-    page.wait_for_function(f"document.querySelectorAll('.dfnb-step-dashboard .scatterlayer .trace').length >= {curves}", timeout=20_000)
+    page.wait_for_function(f"document.querySelectorAll('.dfnb-step-dashboard .scatterlayer .trace').length >= {curves}",
+                           timeout=20_000)
     # the kernel's own button stops it, too
     page.locator('[data-command="notebook:interrupt-kernel"], [title^="Interrupt the kernel"]').first.click()
     button(page, 'Run').wait_for(timeout=20_000)
@@ -158,7 +151,9 @@ def test_a_cell_that_is_run_again_leaves_no_run_behind(page):
     page.locator('.jp-CodeCell .jp-InputPrompt').first.click()
     page.keyboard.press('Shift+Enter')
     page.wait_for_function("(document.querySelector('.dfnb-count') || {}).textContent === '0'", timeout=60_000)
-    said = run_in_a_new_cell(page, "import asyncio; n = before.trainer.step_count; await asyncio.sleep(1); print('then', before.driver.running, n, before.trainer.step_count)",
+    said = run_in_a_new_cell(page,
+        "import asyncio; n = before.trainer.step_count; await asyncio.sleep(1); print('then', before.driver.running, "
+        "n, before.trainer.step_count)",
         r'then \w+ \d+ \d+')
     running, then, now = re.search(r'then (\w+) (\d+) (\d+)', said).groups()
     assert running == 'False' and then == now
@@ -167,11 +162,14 @@ def test_a_cell_that_is_run_again_leaves_no_run_behind(page):
 @pytest.mark.parametrize('page', ['viewer'], indirect=True)
 def test_more_viewers_than_a_browser_draws(page):
     "Those out of sight are pictures, and those in sight are drawn"
-    run_in_a_new_cell(page, "from IPython.display import display\nfor _ in range(24): display(Viewer(viewer.mesh, width=120, height=300, controls=False))")
+    run_in_a_new_cell(page,
+        "from IPython.display import display\nfor _ in range(24): display(Viewer(viewer.mesh, width=120, height=300, "
+        "controls=False))")
     page.wait_for_function("document.querySelectorAll('.dfnb-viewer').length >= 20", timeout=60_000)
     seen = """[...document.querySelectorAll('.dfnb-viewer-place')].filter(e => { const r = e.getBoundingClientRect(); return r.bottom > 0 && r.top < innerHeight })
         .map(e => e.firstElementChild.tagName)"""
-    wait_until(page, lambda: set(page.evaluate(seen)) == {'CANVAS'} and page.locator('.dfnb-viewer-place img').count() > 5)
+    wait_until(page, lambda: set(page.evaluate(seen)) == {'CANVAS'}
+               and page.locator('.dfnb-viewer-place img').count() > 5)
 
 
 @pytest.mark.parametrize('page', ['compare'], indirect=True)
@@ -290,7 +288,8 @@ def test_a_busy_kernel_is_said(page, books):
 @pytest.mark.skip(reason='in JupyterLab the plot kept the width that it had at first; to be found out')
 @pytest.mark.parametrize('page', ['step'], indirect=True)
 def test_nothing_moves(page):
-    "Not when the first facts come, nor when somebody looks back or a prompt is refused. Wider pages get wider pictures, and no plot is cut"
+    """Not when the first facts come, nor when somebody looks back or a prompt is refused. Wider pages get wider
+    pictures, and no plot is cut"""
     page.set_viewport_size(dict(width=1440, height=1000))
     button(page, 'Step').click()
     wait_for_count(page, 1)
@@ -369,8 +368,10 @@ def test_a_tutorial_in_jupyterlab(opened, books, lab):
     pages.run_all(page)
     page.locator('.dfnb-step-dashboard').first.wait_for(timeout=120_000)
     page.locator('.dfnb-viewer canvas, .dfnb-viewer img').first.wait_for(timeout=120_000)
-    page.wait_for_selector('.jp-NotebookPanel-toolbar [data-status="idle"], .jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=120_000)
-    assert not page.locator('.jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"]', has_text='Traceback').count()
+    page.wait_for_selector('.jp-NotebookPanel-toolbar [data-status="idle"], '
+                           '.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=120_000)
+    assert not page.locator('.jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"]',
+                            has_text='Traceback').count()
     # what is scrolled away is not drawn
     page.locator('.jp-WindowedPanel-outer').first.evaluate('panel => { panel.scrollTop = 0 }')
     button(page, 'Step').wait_for(timeout=20_000)

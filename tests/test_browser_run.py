@@ -1,19 +1,14 @@
 "A run as a person sees it in JupyterLab: its live cell, a reload in mid-run, an interrupt, a mistake"
 import re
 
-import glb
 import pages
 import pytest
+from conftest import needs_browser, wait_until
 
-pytestmark = pytest.mark.skipif(bool(glb.missing_browser()), reason=f'needs {", ".join(glb.missing_browser())}')
+pytestmark = needs_browser
 
 FAST = "{'data.train.width': 32, 'data.train.height': 32, 'renderer.max_steps': 64, 'data.test.size': 2}"
 RUN = f"from dreamfusion_nb import train\nresult = train('a hamburger', iters=100_000, **{FAST})"
-
-
-@pytest.fixture(scope='module')
-def opened():
-    with glb.browser() as opened: yield opened
 
 
 @pytest.fixture(scope='module')
@@ -24,23 +19,11 @@ def books(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope='module')
-def lab(books):
-    with pages.served('lab', books) as address: yield address
-
-
 def steps(page):
     "How many steps the live cell shows; -1 while there is none"
     shown = page.locator('.dfnb-live:visible')
     found = re.search(r'(\d+) of 100000 steps', shown.first.inner_text()) if shown.count() else None
     return int(found[1]) if found else -1
-
-
-def wait_until(page, holds, seconds=400):
-    for _ in range(5*seconds):
-        if holds(): return
-        page.wait_for_timeout(200)
-    raise AssertionError(f'not within {seconds} s')
 
 
 def test_the_live_cell_goes_on_after_a_reload(opened, lab, books):

@@ -4,14 +4,14 @@ import json
 import re
 import subprocess
 
-import glb
 import numpy as np
 import pages
 import pytest
 import trimesh
+from conftest import needs_browser, wait_until
 from PIL import Image
 
-pytestmark = pytest.mark.skipif(bool(glb.missing_browser()), reason=f'needs {", ".join(glb.missing_browser())}')
+pytestmark = needs_browser
 
 BACKGROUND = (0xd1, 0xdb, 0xe6)
 CODE = """import trimesh
@@ -27,11 +27,6 @@ def two_colored_box():
     colors = np.full((len(box.vertices), 4), 255, np.uint8)
     colors[:, :3] = np.clip((box.vertices - box.bounds[0])/box.extents*255, 0, 255)
     return trimesh.Trimesh(box.vertices, box.faces, vertex_colors=colors, process=False)
-
-
-@pytest.fixture(scope='module')
-def opened():
-    with glb.browser() as opened: yield opened
 
 
 @pytest.fixture(scope='module')
@@ -66,13 +61,6 @@ def shot(page):
     page.locator('canvas').evaluate('canvas => canvas.style.outline = "none"')
     page.wait_for_timeout(150)
     return np.asarray(Image.open(io.BytesIO(page.locator('canvas').screenshot())).convert('RGB')).astype(int)
-
-
-def wait_until(page, holds, seconds=20):
-    for _ in range(10*seconds):
-        if holds(): return
-        page.wait_for_timeout(100)
-    raise AssertionError(f'not within {seconds} s')
 
 
 def test_the_whole_object_is_seen(page):

@@ -1,4 +1,5 @@
-"Dashboards without a page: what they must not disturb, lose or leave behind, and what they say when something goes wrong"
+"""Dashboards without a page: what they must not disturb, lose or leave behind, and what they say when something goes
+wrong"""
 import asyncio
 import gc
 import math
@@ -58,13 +59,15 @@ def test_a_reset_that_fails_loses_nothing(model, cloud, tmp_path):
     "A mesh stage whose cloud is gone; a folder that can't be written"
     shutil.copytree(cloud.folder, tmp_path/'cloud')
     nerf = {k: v for k, v in cloud.config.flat().items() if k.startswith('nerf.')}
-    stage = load_config('toybox-dmtet', nerf | MESH | dict(prompt='a hamburger', resume_from_checkpoint=str(tmp_path/'cloud')))
+    stage = load_config('toybox-dmtet', nerf | MESH | dict(prompt='a hamburger',
+                                                           resume_from_checkpoint=str(tmp_path/'cloud')))
     board = StepDashboard(Trainer(stage, model))
     board.button['step'].click()
     shutil.rmtree(tmp_path/'cloud')
     before = weights(board.trainer)
     for _ in range(2): board.button['reset'].click()
-    assert board.trainer.step_count == len(board.driver.frames) == 1 and same(before, weights(board.trainer)) and 'holds no result' in board.error.value
+    assert board.trainer.step_count == len(board.driver.frames) == 1 and same(before,
+        weights(board.trainer)) and 'holds no result' in board.error.value
 
 
 def test_a_reset_forgets_everything(trainer):
@@ -75,8 +78,10 @@ def test_a_reset_forgets_everything(trainer):
     board.button['back'].click()    # anything else takes it back
     assert board.button['reset'].description == 'Reset'
     for _ in range(2): board.button['reset'].click()
-    assert trainer.step_count == 0 and not trainer.history and same(weights(again), weights(trainer)) and driver_of(trainer) is board.driver
-    def drawn(): return {trace.name: list(trace.x) for trace in board.plot.data if trace.name in ('gradient', 'opacity')}
+    assert trainer.step_count == 0 and not trainer.history and same(weights(again),
+        weights(trainer)) and driver_of(trainer) is board.driver
+    def drawn():
+        return {trace.name: list(trace.x) for trace in board.plot.data if trace.name in ('gradient', 'opacity')}
     assert drawn() == {}
     board.button['step'].click()
     again.step()
@@ -93,7 +98,8 @@ def test_a_surface_after_a_reset_is_the_new_one(trainer):
     assert surface.mesh.volume == pytest.approx(first)
 
 
-@pytest.mark.parametrize('name, what', [('thing.gbl', 'did you mean'), ('~nobody-here/x.glb', 'home directory'), ('/proc/x.glb', 'cannot write'), ('', 'without an ending')])
+@pytest.mark.parametrize('name, what', [('thing.gbl', 'did you mean'), ('~nobody-here/x.glb', 'home directory'),
+                                        ('/proc/x.glb', 'cannot write'), ('', 'without an ending')])
 def test_a_file_that_cannot_be_is_said(name, what, trainer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     surface = MeshDashboard(trainer, resolution=24)
@@ -179,7 +185,8 @@ def test_who_looks_back_is_left_there(trainer, monkeypatch):
     assert len(board.driver.frames) < 7 and board.pictures[0].value == shown and 'step 4' in board.scrub.description
     assert '<b class="dfnb-count">7</b>' in board.status.value
     board.button['step'].click()    # one's own step goes on from the newest
-    assert 'looking back' not in board.page.note and board.scrub.value == board.scrub.max and 'step 8' in board.scrub.description
+    assert ('looking back' not in board.page.note and board.scrub.value == board.scrub.max
+            and 'step 8' in board.scrub.description)
 
 
 def test_history_is_bounded(trainer):
@@ -198,7 +205,8 @@ def test_light_acts_in_every_phase(model):
     board = StepDashboard(trainer)
     board.controls['lamp'].value = 90.
     lit = trainer.step()
-    assert lit.look.shading == 'lambertian' and lit.look.ambient == step_dashboard.STEERED_AMBIENT and lit.light[0, 0] > .8
+    assert lit.look.shading == 'lambertian' and lit.look.ambient == step_dashboard.STEERED_AMBIENT and lit.light[0,
+        0] > .8
     board.panel.release()
     board.controls['shading'].value = 'lambertian'
     assert trainer.step().look.ambient == step_dashboard.STEERED_AMBIENT
@@ -266,7 +274,8 @@ def test_a_page_that_opens_later_sees_what_is_drawn(trainer):
     for _ in range(3): board.button['step'].click()
     drawn = {trace.get('name'): trace for trace in board.plot.get_state()['_widget_data']}
     sent = drawn['opacity']['x']
-    assert {'gradient', 'opacity', 'cameras'} <= set(drawn) and list(np.frombuffer(sent['buffer'], sent['dtype'])) == [1, 2, 3]
+    assert {'gradient', 'opacity', 'cameras'} <= set(drawn) and list(np.frombuffer(sent['buffer'],
+        sent['dtype'])) == [1, 2, 3]
 
 
 def test_one_page_of_plotly_for_each_dashboard(trainer, model):
@@ -340,14 +349,16 @@ def test_a_result_that_could_not_be_written_is_tried_again(model, tmp_path, monk
     assert board.button['run'].disabled is False
     monkeypatch.setattr(driver, 'write_outputs', lambda result: 1/0)
     for _ in range(2): board.button['step'].click()
-    assert 'ZeroDivisionError' in board.error.value and board.button['step'].disabled and not board.button['run'].disabled
+    assert ('ZeroDivisionError' in board.error.value and board.button['step'].disabled
+            and not board.button['run'].disabled)
     assert 'not written' in board.page.note
     board.button['run'].click()
     assert 'ZeroDivisionError' in board.error.value and not board.button['run'].disabled
     monkeypatch.setattr(driver, 'write_outputs', finish)
     shutil.rmtree(folder/'checkpoints')    # as if the last save had not come through, either
     board.button['run'].click()
-    assert not board.error.value and driver.is_finished(folder) and board.button['run'].disabled and 'not written' not in board.page.note
+    assert (not board.error.value and driver.is_finished(folder) and board.button['run'].disabled
+            and 'not written' not in board.page.note)
     (folder/'model.glb').unlink()
     later = StepDashboard(Trainer.resume(folder, model))
     assert not later.button['run'].disabled
@@ -359,7 +370,8 @@ def test_a_result_that_could_not_be_written_is_tried_again(model, tmp_path, monk
 
 
 def test_a_comparison_tries_again_to_write_results(model, tmp_path, monkeypatch):
-    trainers = {name: Trainer(config(iters=2, seed=i), model, folder=tmp_path/name) for i, name in enumerate(('one', 'two'))}
+    trainers = {name: Trainer(config(iters=2, seed=i), model, folder=tmp_path/name)
+                for i, name in enumerate(('one', 'two'))}
     board, finish = CompareDashboard(trainers), driver.write_outputs
     def full(result):
         if result.folder.name == 'two': raise OSError('no space left')
@@ -373,7 +385,8 @@ def test_a_comparison_tries_again_to_write_results(model, tmp_path, monkeypatch)
     assert 'two: OSError' in board.error.value and not board.running
     monkeypatch.setattr(driver, 'write_outputs', finish)
     board.button['run'].click()
-    assert not board.error.value and board.button['run'].disabled and not any('not written' in label.value for label in board.labels)
+    assert not board.error.value and board.button['run'].disabled and not any('not written' in label.value
+        for label in board.labels)
     assert driver.is_finished(tmp_path/'two') and (tmp_path/'one/model.glb').stat().st_mtime_ns == written
 
 
@@ -389,7 +402,8 @@ def test_pictures_of_pressed_steps_take_none_from_a_run(trainer):
 def test_a_surface_that_follows_no_run_stays_what_it_was(stage, cloud, model, tmp_path):
     "Shape, colours and texture; cut anew, and painted after the run has gone on"
     nerf = {k: v for k, v in cloud.config.flat().items() if k.startswith('nerf.')}
-    made = load_config('toybox-dmtet', nerf | MESH | dict(prompt='a hamburger', resume_from_checkpoint=str(cloud.folder)))
+    made = load_config('toybox-dmtet', nerf | MESH | dict(prompt='a hamburger',
+                                                          resume_from_checkpoint=str(cloud.folder)))
     trainer = Trainer(config(**{'optim.lr': .05}) if stage == 'cloud' else made, model)
     trainer.fit(2)
     surface = MeshDashboard(trainer, resolution=24)
@@ -411,13 +425,15 @@ def test_a_surface_that_follows_no_run_stays_what_it_was(stage, cloud, model, tm
 
 def test_zeros_are_drawn_where_they_can_be():
     history = [dict(step=0, opacity=.5, grad_norm=2., entropy=0.), dict(step=1, opacity=0., grad_norm=0.)]
-    def shown(names, **options): return [(name, x.tolist(), y.tolist()) for name, x, y in panels.history_columns(history, names, **options)]
+    def shown(names, **options):
+        return [(name, x.tolist(), y.tolist()) for name, x, y in panels.history_columns(history, names, **options)]
     assert shown(['opacity', 'orientation']) == [('opacity', [1, 2], [.5, 0.])]
     assert shown(['grad_norm', 'entropy'], log=True) == [('grad_norm', [1], [2.])]
 
 
 def test_few_normals_are_those_of_the_whole_picture(trainer):
-    "From the samples of the first of several pictures, in each n-th row and column, also where n does not divide the size"
+    """From the samples of the first of several pictures, in each n-th row and column, also where n does not divide the
+    size"""
     step = trainer.step()
     assert step.normal is None and driver.step_pictures(trainer, step)['normal'].shape == (3, 24, 24)
     trainer.renderer.field.density_bias = 3.
@@ -453,11 +469,13 @@ def test_a_strong_guidance_is_shown_as_it_is(model):
 
 
 def test_overwrite_is_not_dropped(trainer):
-    with pytest.raises(ConfigError, match='overwrite can be given with a prompt'): StepDashboard(trainer, overwrite=True)
+    with pytest.raises(ConfigError, match='overwrite can be given with a prompt'):
+        StepDashboard(trainer, overwrite=True)
     with pytest.raises(ConfigError, match='only with out='): StepDashboard('a hamburger', overwrite=True)
 
 
-@pytest.mark.parametrize('make', [StepDashboard, FieldDashboard, lambda t: MeshDashboard(t, resolution=24), lambda t: CompareDashboard([t])])
+@pytest.mark.parametrize('make', [StepDashboard, FieldDashboard,
+                                  lambda t: MeshDashboard(t, resolution=24), lambda t: CompareDashboard([t])])
 def test_a_dashboard_that_was_left_holds_no_trainer(make, model):
     trainer = Trainer(config(), model)
     board, gone = make(trainer), weakref.ref(trainer)
@@ -486,7 +504,8 @@ def test_a_comparison_hears_of_other_dashboards(model):
 
 
 def test_pressed_steps_are_saved_and_leave_one_checkpoint(model, tmp_path):
-    trainer = Trainer(config(iters=50, **{'checkpoint.save_top_k': -1, 'checkpoint.every_n_train_steps': 4}), model, folder=tmp_path/'run')
+    trainer = Trainer(config(iters=50, **{'checkpoint.save_top_k': -1, 'checkpoint.every_n_train_steps': 4}), model,
+                      folder=tmp_path/'run')
     board = StepDashboard(trainer)
     for n in range(1, 7):
         board.button['step'].click()
@@ -516,7 +535,8 @@ def test_the_last_press_is_saved_a_moment_later(model, tmp_path):
         board = StepDashboard(trainer)
         for _ in range(3):
             board.button['step'].click()
-            board.driver.autosave.saved_at, board.driver.autosave.seconds = time.perf_counter(), .3    # 1.5 s at a fifth of the time
+            # 1.5 s at a fifth of the time
+            board.driver.autosave.saved_at, board.driver.autosave.seconds = time.perf_counter(), .3
         assert board.driver.autosave.needed and [p.name for p in list_checkpoints(tmp_path/'run')] == ['step-000001']
         while board.driver.autosave.needed: await asyncio.sleep(.01)
         assert [p.name for p in list_checkpoints(tmp_path/'run')] == ['step-000003']
@@ -531,8 +551,10 @@ def test_one_folder_has_one_trainer(tmp_path):
     for _ in range(2): first.button['step'].click()
     second = StepDashboard('a mug', out=tmp_path/'run', **small)
     assert second.trainer is first.trainer
-    with pytest.raises(ConfigError, match='open dashboard works in'): StepDashboard('a mug', out=tmp_path/'run', overwrite=True, **small)
-    with pytest.raises(ConfigError, match='open dashboard works in'): StepDashboard('a mug', out=tmp_path/'run', seed=5, **small)
+    with pytest.raises(ConfigError, match='open dashboard works in'):
+        StepDashboard('a mug', out=tmp_path/'run', overwrite=True, **small)
+    with pytest.raises(ConfigError, match='open dashboard works in'):
+        StepDashboard('a mug', out=tmp_path/'run', seed=5, **small)
     first.close()
     second.button['step'].click()
     second.close()
@@ -571,7 +593,8 @@ def test_who_pauses_sees_the_step_at_which_it_stands(model):
         assert not board.driver.frames
         board.button['run'].click()
         await board.driver.task
-        assert [frame.step + 1 for frame in board.driver.frames] == [board.trainer.step_count] and board.driver.unseen is None
+        assert [frame.step + 1
+                for frame in board.driver.frames] == [board.trainer.step_count] and board.driver.unseen is None
     asyncio.run(story())
 
 
@@ -594,7 +617,8 @@ def test_what_was_refused_is_said_until_it_is_mended():
     trainer = Trainer(config())    # with the toybox prior, which knows its words
     board = StepDashboard(trainer)
     board.controls['prompt'].value = 'zorgle'
-    assert 'names no toy' in board.error.value and board.controls['prompt'].value == 'zorgle' and trainer.steering.prompt is None
+    assert ('names no toy' in board.error.value and board.controls['prompt'].value == 'zorgle'
+            and trainer.steering.prompt is None)
     for _ in range(2): board.button['step'].click()
     assert 'names no toy' in board.error.value
     board.controls['prompt'].value = 'a duck'
@@ -677,8 +701,10 @@ def test_a_press_is_heard_where_the_dashboard_lives(trainer):
 
 
 @pytest.mark.parametrize('make, what', [
-    (lambda t: StepDashboard(t, size=0), 'size'), (lambda t: StepDashboard(t, size='x'), 'size'), (lambda t: FieldDashboard(t, size=2.5), 'size'),
-    (lambda t: CompareDashboard([t], every=0), 'every'), (lambda t: CompareDashboard([t], size=3), 'from 16'), (lambda t: MeshDashboard(t, resolution=0), 'resolution')])
+    (lambda t: StepDashboard(t, size=0), 'size'), (lambda t: StepDashboard(t, size='x'), 'size'),
+    (lambda t: FieldDashboard(t, size=2.5), 'size'),
+    (lambda t: CompareDashboard([t], every=0), 'every'), (lambda t: CompareDashboard([t], size=3), 'from 16'),
+    (lambda t: MeshDashboard(t, resolution=0), 'resolution')])
 def test_numbers_of_dashboards(make, what, trainer):
     with pytest.raises(ConfigError, match=what): make(trainer)
 
