@@ -16,8 +16,8 @@ from PIL import Image
 from .config import ConfigError, load_config
 from .dmtet import EmptyMeshError
 from .driver import Driver, Loop, driver_of
-from .panels import (Dashboard, Plot, buttons, check_whole, curves_plot, draw_curve, guarded,
-    history_columns, montage, slider, wrapping)
+from .panels import Dashboard, buttons, check_whole, guarded, montage, slider, wrapping
+from .plots import Plot, curves_plot, draw_curve, history_columns
 from .progress import Pace
 from .trainer import Trainer
 from .viewer import Viewer

@@ -25,8 +25,9 @@ from .config import ConfigError
 from .dmtet import MeshRenderer
 from .driver import jpeg_bytes
 from .hashgrid import HashGrid
-from .panels import (GRID, TRANSPARENT, ClickableImage, Dashboard, Plot, buttons, caption, check_whole,
-    follow_box, guarded, montage, slider, source_of, tile, wrapping)
+from .panels import (ClickableImage, Dashboard, buttons, caption, check_whole, follow_box, guarded,
+    montage, slider, source_of, tile, wrapping)
+from .plots import GRID, TRANSPARENT, Plot
 from .raymarch import composite
 from .result import RESULT_BACKGROUND, Result, evaluating
 from .trainer import Trainer

@@ -484,7 +484,7 @@ def train(prompt: str,               # what to make
           callbacks: Callable | Sequence[Callable] = (),  # called as callback(trainer, record) after each step
           threads: int | None = None,       # to compute on; None: one for small work, unless you have set a number
           progress: bool = True,            # a live cell in notebooks, a progress bar elsewhere
-          **overrides                       # any key of the configuration, dotted, as **{'nerf.bound': 1}, or plain
+          **overrides: Any                  # any key of the configuration, dotted, as **{'nerf.bound': 1}, or plain
          ) -> Result:
     """Make a 3D object from a sentence, and return the `Result`. Raises `ConfigError`, one line, for bad input.
 

@@ -22,9 +22,9 @@ from .cameras import VIEWS
 from .config import ConfigError, load_config
 from .driver import STEP_PICTURES, Driver, Frame, add_steps, between_steps, driver_of, jpeg_bytes
 from .export import expanded
-from .panels import (Dashboard, Frontend, buttons, check_whole, close_stale, curves_plot, draw_run,
-                                   error_html, guarded)
-from .panels import html_table, montage, open_trainer_for, text_card, tile
+from .panels import (Dashboard, Frontend, buttons, check_whole, close_stale, error_html, guarded,
+    html_table, montage, open_trainer_for, text_card, tile)
+from .plots import curves_plot, draw_run
 from .own_parts import split_parts
 from .parts import parse_prompt
 from .shading import SHADINGS

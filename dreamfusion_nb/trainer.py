@@ -194,7 +194,7 @@ class Trainer(Stepper):
         The first Ctrl-C waits for the end of the step."""
         with self.limit_threads(): return _fit(self, n, callbacks)
 
-    def steer(self, **changes) -> None:
+    def steer(self, **changes: Any) -> None:
         """Change what the next steps do: `steer(guidance_scale=30.)`; None gives a value back to the configuration.
 
         `Steering` says what can be steered. Raises `ConfigError`, and then nothing has changed."""

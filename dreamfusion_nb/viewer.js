@@ -390,11 +390,17 @@ function listenToKeys(canvas, view) {
   })
 }
 
-// keys that mean something here must not reach the notebook, where "dd" deletes a cell and arrows leave it
+// Keys that mean something here must not reach the notebook, where "dd" deletes a cell and arrows leave it.
+// Who clicks elsewhere has left: JupyterLab leaves the focus here, and the keys that follow are the notebook's.
 function keepKeys(el) {
   el.addEventListener('keydown', event => {
     if (!event.ctrlKey && !event.metaKey && !event.altKey && event.key !== 'F11') event.stopPropagation()
   })
+  const leave = event => {
+    if (!el.contains(event.target) && el.contains(document.activeElement)) document.activeElement.blur()
+  }
+  document.addEventListener('pointerdown', leave, true)
+  return () => document.removeEventListener('pointerdown', leave, true)
 }
 
 // A browser keeps sixteen WebGL contexts or so, and a notebook may have more viewers.
@@ -514,7 +520,7 @@ function render({ model, el }) {
   listen('mesh_data', load)
   listen('alt', describe)
   listen('spin', spin)
-  keepKeys(el)
+  const stopKeeping = keepKeys(el)
   el.classList.add('dfnb-viewer')
   el.append(place)
   if (model.get('controls')) {
@@ -538,6 +544,7 @@ function render({ model, el }) {
   return () => {
     room.disconnect()
     sight.disconnect()
+    stopKeeping()
     clearTimeout(noteTimer)
     turning = false
     for (const [name, f] of listening) model.off(`change:${name}`, f)

@@ -17,7 +17,7 @@ import traitlets
 import trimesh
 from conftest import CHEAP, MESH
 
-from dreamfusion_nb import ConfigError, Trainer, driver, load_config, panels, step_dashboard
+from dreamfusion_nb import ConfigError, Trainer, driver, load_config, panels, plots, step_dashboard
 from dreamfusion_nb.cameras import orbit
 from dreamfusion_nb.checkpoints import list_checkpoints
 from dreamfusion_nb.dashboard import CompareDashboard, FieldDashboard, MeshDashboard, StepDashboard
@@ -412,7 +412,8 @@ def test_a_surface_that_follows_no_run_stays_what_it_was(stage, cloud, model, tm
         surface.path.value = str(tmp_path/f'{name}.obj')
         surface.button['export'].click()
         assert 'wrote' in surface.error.value
-        return surface.mesh.vertices.copy(), surface.mesh.visual.vertex_colors.copy(), (tmp_path/f'{name}-albedo.png').read_bytes()
+        texture = (tmp_path/f'{name}-albedo.png').read_bytes()
+        return surface.mesh.vertices.copy(), surface.mesh.visual.vertex_colors.copy(), texture
     first = look('first')
     trainer.fit(6)
     surface.cut()
@@ -426,7 +427,7 @@ def test_a_surface_that_follows_no_run_stays_what_it_was(stage, cloud, model, tm
 def test_zeros_are_drawn_where_they_can_be():
     history = [dict(step=0, opacity=.5, grad_norm=2., entropy=0.), dict(step=1, opacity=0., grad_norm=0.)]
     def shown(names, **options):
-        return [(name, x.tolist(), y.tolist()) for name, x, y in panels.history_columns(history, names, **options)]
+        return [(name, x.tolist(), y.tolist()) for name, x, y in plots.history_columns(history, names, **options)]
     assert shown(['opacity', 'orientation']) == [('opacity', [1, 2], [.5, 0.])]
     assert shown(['grad_norm', 'entropy'], log=True) == [('grad_norm', [1], [2.])]
 
