@@ -18,6 +18,7 @@ import ipywidgets as widgets
 import traitlets
 from PIL import Image, ImageDraw
 
+import dreamfusion_nb
 from .config import ConfigError, is_whole
 from .driver import Driver, between_steps, current_cell, driver_of, error_text
 from .plots import DARK, LINE_STYLES, dark_rules
@@ -130,142 +131,13 @@ def text_card(lines: list[str], side: int = 128) -> Image.Image:
     ImageDraw.Draw(picture).multiline_text((4, 2), '\n'.join(lines), 'black', spacing=2)
     return picture
 
-# %% ../nbs/20b_panels.ipynb #b0000021
-PAGE_SCRIPT = '''
-const WAITING = 'The kernel is busy with a cell or a step. What you pressed waits for it.'
-
-function name(el, text) { if (text && el.getAttribute('aria-label') !== text) el.setAttribute('aria-label', text) }
-
-// names for screen readers: handles of sliders, pictures
-function giveNames(root, about) {
-  for (const slider of root.querySelectorAll('.widget-slider, .widget-hslider')) {
-    const label = slider.querySelector('.widget-label')?.textContent, handles = slider.querySelectorAll('.noUi-handle')
-    handles.forEach((handle, i) => name(handle, handles.length > 1 ? `${label}, ${i ? 'upper' : 'lower'} end` : label))
-  }
-  for (const img of root.querySelectorAll('img')) {
-    const text = img.closest('.widget-vbox')?.querySelector('.dfnb-caption')?.textContent
-    const alt = [text, about].filter(Boolean).join(', ')
-    if (text && img.alt !== alt) img.alt = alt
-  }
-  for (const plot of root.querySelectorAll('.js-plotly-plot')) {
-    const titles = [...plot.querySelectorAll('.annotation-text')].map(e => e.textContent)
-    plot.setAttribute('role', 'img')
-    name(plot, [`Plots: ${titles.join(', ')}`, about].filter(Boolean).join('; '))
-  }
-}
-'''
-
-# %% ../nbs/20b_panels.ipynb #b0000022
-PAGE_SCRIPT += '''
-// keys that mean something here must not reach the notebook; End goes to where a slider ends now
-// (noUiSlider remembers an older end)
-function onKey(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.key === 'F11') return
-  event.stopPropagation()
-}
-// who clicks elsewhere has left: JupyterLab leaves the focus on our button, and the keys that follow are the notebook's
-function leave(root, event) {
-  if (!root.contains(event.target) && root.contains(document.activeElement)) document.activeElement.blur()
-}
-function onEnd(event) {
-  const handle = event.target.closest?.('.noUi-handle'), slider = handle?.closest('.noUi-target')?.noUiSlider
-  if (event.key !== 'End' || !slider) return
-  slider.setHandle(+handle.dataset.handle, slider.options.range.max, true)
-  event.preventDefault()
-  event.stopPropagation()
-}
-'''
-
-# %% ../nbs/20b_panels.ipynb #b0000029
-PAGE_SCRIPT += '''
-// presses that the kernel has not heard of yet
-function watchPresses(model, root, show) {
-  const waiting = new Set(), mine = Math.random().toString(36).slice(2)
-  let count = 0, late = false
-  const press = event => {
-    const control = event.target.closest?.('button, select, input, textarea, .noUi-target, canvas, img')
-    if (!control || control.disabled) return
-    const id = `${mine}-${count += 1}`
-    waiting.add(id)
-    model.send({ press: id })
-    setTimeout(() => { if (waiting.has(id)) { late = true; show(true) } }, 800)
-  }
-  const heard = message => {
-    waiting.delete(message.heard)
-    if (late && !waiting.size) { late = false; show(false) }
-  }
-  model.on('msg:custom', heard)
-  const kinds = ['click', 'change']
-  for (const kind of kinds) root.addEventListener(kind, press, true)
-  return () => { model.off('msg:custom', heard); for (const kind of kinds) root.removeEventListener(kind, press, true) }
-}
-'''
-
-# %% ../nbs/20b_panels.ipynb #b0000023
-PAGE_SCRIPT += '''
-function attach(model, root, line, spoken) {
-  let waits = false, speak, width, resize, naming
-  const show = () => {
-    line.textContent = line.title = waits ? WAITING : model.get('note')
-    line.classList.toggle('dfnb-waiting', waits)
-  }
-  const names = () => { naming ??= setTimeout(() => { naming = null; giveNames(root, model.get('about')) }, 150) }
-  const about = () => {    // a run changes it all the time; a screen reader hears of it when it rests
-    names()
-    clearTimeout(speak)
-    speak = setTimeout(() => { spoken.textContent = model.get('about') }, 1500)
-  }
-  const sizes = new ResizeObserver(() => {
-    if (width === root.clientWidth) return
-    width = root.clientWidth
-    clearTimeout(resize)
-    resize = setTimeout(() => window.dispatchEvent(new Event('resize')), 100)    // plots listen to that
-  })
-  const changes = new MutationObserver(names)
-  sizes.observe(root)
-  changes.observe(root, { childList: true, subtree: true })
-  root.addEventListener('keydown', onEnd, true)
-  root.addEventListener('keydown', onKey)
-  const elsewhere = event => leave(root, event)
-  document.addEventListener('pointerdown', elsewhere, true)
-  const stop = watchPresses(model, root, value => { waits = value; show() })
-  model.on('change:note', show)
-  model.on('change:about', about)
-  show(), about()
-  return () => {
-    sizes.disconnect(), changes.disconnect(), stop()
-    root.removeEventListener('keydown', onEnd, true)
-    root.removeEventListener('keydown', onKey)
-    document.removeEventListener('pointerdown', elsewhere, true)
-    model.off('change:note', show), model.off('change:about', about)
-  }
-}
-
-'''
-
-# %% ../nbs/20b_panels.ipynb #b0000028
-PAGE_SCRIPT += '''
-export default { render({ model, el }) {
-  const line = document.createElement('div'), spoken = document.createElement('div')
-  line.className = 'dfnb-line'
-  spoken.className = 'dfnb-spoken'
-  for (const part of [line, spoken]) part.setAttribute('role', 'status')
-  el.append(line, spoken)
-  let stop, gone = false
-  const begin = () => {    // the element is put into the page a moment later
-    const root = el.closest('.dfnb-dashboard')
-    if (root && el.isConnected) stop = attach(model, root, line, spoken)
-    else if (!gone) setTimeout(begin, 50)
-  }
-  begin()
-  return () => { gone = true; stop?.() }
-} }
-'''
-
 # %% ../nbs/20b_panels.ipynb #b0000024
+SCRIPT = Path(dreamfusion_nb.__file__).parent/'dashboard.js'
+
+
 class Frontend(anywidget.AnyWidget):
     "What a page does without the kernel: keys, presses that wait, names for screen readers, width; and the notes."
-    _esm = PAGE_SCRIPT
+    _esm = SCRIPT.read_text()
     _css = STYLE + ''.join(map(dark_rules, LINE_STYLES))
     note = traitlets.Unicode('').tag(sync=True)     # a line for the user
     about = traitlets.Unicode('').tag(sync=True)    # what the pictures show, for screen readers

@@ -183,7 +183,7 @@ def test_wheel_holds_all(tmp_path):
     names = set(zipfile.ZipFile(newcomer.build_wheel(tmp_path)).namelist())
     assert {f'dreamfusion_nb/{name}.py' for name in ('__init__', *MODULES)} <= names
     assert {path.relative_to(ROOT).as_posix() for path in WEIGHTS.rglob('*') if path.is_file()} <= names
-    assert {'dreamfusion_nb/viewer.js', 'dreamfusion_nb/py.typed'} <= names
+    assert {'dreamfusion_nb/dashboard.js', 'dreamfusion_nb/viewer.js', 'dreamfusion_nb/py.typed'} <= names
     assert any(name.endswith('licenses/LICENSE') for name in names)
     assert not any(name.startswith(('tests/', 'nbs/', 'tools/')) for name in names)
 
