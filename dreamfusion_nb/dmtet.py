@@ -449,7 +449,7 @@ class MeshRenderer(TetSurface):
                  material: Material | None = None,  # for shading 'phong'
                  normals: str = 'angle',            # weighting of `vertex_normals`: 'angle' or 'area'
                  near: float = .05,                 # the planes between which anything is seen
-                 far: float = 100.,
+                 far: float = 100.,    # nothing farther from the camera is seen, world units
                  backend: str = 'auto',             # of `rasterize`
                 ):
         super().__init__(field, background, material, resolution, bound)

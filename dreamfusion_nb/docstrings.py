@@ -37,7 +37,7 @@ _F = TypeVar('_F', bound=Callable)
 
 
 def with_parameters(function: _F) -> _F:
-    "Decorator: adds the list of parameters, with the comments beside them, to the docstring"
+    "Decorator: adds the parameters of `function`, with the comments beside them, to its docstring"
     if parameter_comments(function): function.__doc__ = f'{inspect.getdoc(function)}\n\n{parameters_text(function)}'
     return function
 
@@ -46,7 +46,7 @@ _C = TypeVar('_C', bound=type)
 
 
 def with_init_parameters(cls: _C) -> _C:
-    "Decorator of a class: adds the parameters of its `__init__` to the docstring of the class"
+    "Decorator of a class: adds the parameters of the `__init__` of `cls` to the docstring of the class"
     made: Any = vars(cls)['__init__']
     if parameter_comments(made): cls.__doc__ = f'{inspect.getdoc(cls)}\n\n{parameters_text(made)}'
     return cls

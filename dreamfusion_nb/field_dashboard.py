@@ -181,7 +181,7 @@ class FieldDashboard(Dashboard):
     A field without a hash grid has no levels to switch, and a renderer without an occupancy grid shows none.
     Raises `ConfigError` for a mesh stage, whose shape is no field."""
     def __init__(self,
-                 what: Trainer | Result,
+                 what: Trainer | Result,  # the object: of a run, or finished
                  *,
                  size: int = 200          # pixels along an edge of a picture
                 ):

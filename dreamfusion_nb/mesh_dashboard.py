@@ -116,7 +116,7 @@ class MeshDashboard(Dashboard):
 
     `MeshDashboard(trainer or result)`; a trainer's run is followed. Raises `ConfigError`."""
     def __init__(self,
-                 what: Trainer | Result,
+                 what: Trainer | Result,    # the object: of a run, or finished
                  *,
                  resolution: int = 96    # points an axis of the grid that a NeRF is cut from
                 ):

@@ -87,7 +87,7 @@ def surface_distances(mesh: Trimesh,
 
 # %% ../nbs/21_metrics.ipynb #fa03320f
 def chamfer(mesh: Trimesh,
-            truth: Trimesh,
+            truth: Trimesh,  # what it is compared with
             n: int = 10_000  # points on each
            ) -> float:       # in the truth's units
     """Chamfer distance, the mean of the two mean distances to the nearest point, after alignment.
@@ -98,7 +98,7 @@ def chamfer(mesh: Trimesh,
 
 
 def f_score(mesh: Trimesh,
-            truth: Trimesh,
+            truth: Trimesh,          # what it is compared with
             threshold: float = .05,  # what counts as near, in the truth's units
             n: int = 10_000          # points on each
            ) -> float:               # 0..1
@@ -123,7 +123,7 @@ def voxels(mesh: Trimesh,
 
 # %% ../nbs/21_metrics.ipynb #76a12dc9
 def volume_iou(mesh: Trimesh,
-               truth: Trimesh,
+               truth: Trimesh,       # what it is compared with
                resolution: int = 64  # voxels along the longest side
               ) -> float:            # 0..1
     "Intersection over union of the two solids, after alignment. 1 is perfect."
@@ -194,7 +194,7 @@ def count_arcs(flags: Iterable  # booleans, around a circle
 
 # %% ../nbs/21_metrics.ipynb #25d5d6cf
 # of front, side, back (and overhead) [V, 3 or 4], for cameras evenly around the object
-def view_consistency(probabilities: torch.Tensor,
+def view_consistency(probabilities: torch.Tensor,  # of each view word, for V pictures [V, words]
                      azimuths: torch.Tensor        # of those cameras in degrees [V], in order
                     ) -> Views:
     """View agreement and the number of fronts, from a classifier's answers around an object.

@@ -170,7 +170,7 @@ def make_guidance(config: Config, device: torch.device) -> Any:
 
 
 def make_optimizer(optim: Any,                          # group `optim` of the configuration
-                   params: Iterable[nn.Parameter],
+                   params: Iterable[nn.Parameter],      # what it changes
                    faster: Iterable[nn.Parameter] = ()  # these learn `encoder_lr_scale` times as fast
                   ) -> torch.optim.Optimizer:
     "Return the optimiser that the keys of `optim` describe"

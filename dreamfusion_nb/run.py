@@ -273,7 +273,7 @@ def start_run(config: Config,
               *,
               device: str | torch.device | None = None,  # None: a GPU if there is one
               resume: str | bool = 'auto',               # as of `train`
-              schedules: str | None = None,
+              schedules: str | None = None,              # of a run made longer, as of `train`
               overwrite: bool = False,
               hold: ExitStack | None = None              # keeps other programs out of the folder until it is closed
              ) -> Trainer:

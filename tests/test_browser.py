@@ -81,7 +81,7 @@ def reopen(page):
     fetches them, says "model not found", and does not ask again.)"""
     page.reload()
     page.locator('.dfnb-step-dashboard, .jp-OutputArea-output:has-text("model not '
-                 'found")').first.wait_for(timeout=90_000)
+                 'found")').first.wait_for(state='attached', timeout=90_000)
     says = run_in_a_new_cell(page, "print('now at', dashboard.trainer.step_count, dashboard.driver.running); dashboard",
                              r'now at \d+ (True|False)')
     page.locator('.dfnb-step-dashboard').first.wait_for(timeout=60_000)

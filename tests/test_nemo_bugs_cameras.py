@@ -6,7 +6,7 @@ import torch
 
 from dreamfusion_nb.cameras import (
     VIEWS,
-    jitter,
+    jitter_cameras,
     orbit,
     progressive_ranges,
     projection,
@@ -128,15 +128,15 @@ def test_nothing_is_drawn_for_what_is_off():
 
 def test_jitter_moves_by_what_it_says(generator):
     still = sphere_cameras(torch.linspace(-180, 180, N), 75.)
-    moved = (jitter(still, center=.2, generator=generator).position - still.position)
+    moved = (jitter_cameras(still, center=.2, generator=generator).position - still.position)
     for axis in moved.unbind(-1): assert axis.abs().max() <= .1 + 1e-6 and ks(axis, -.1, .1) < 1.95
-    aimed = jitter(still, target=.2, generator=generator)
+    aimed = jitter_cameras(still, target=.2, generator=generator)
     # the point looked at is where the axis of view passes the plane through the origin that faces the camera; its
     # distance from there is nearly that of the noise in the plane
     forward = -aimed.c2w[:, :3, 2]
     passed = aimed.position + forward*(aimed.radius/(-(forward*aimed.position).sum(-1)/aimed.radius))[:, None]
     assert abs(passed.norm(dim=-1).square().mean().item()/(2*.2**2) - 1) < .1
-    rolled = jitter(still, up=.02, generator=generator)
+    rolled = jitter_cameras(still, up=.02, generator=generator)
     roll = torch.asin((rolled.c2w[:, :3, 0]*still.c2w[:, :3, 1]).sum(-1))
     assert abs(roll.std().item() - .02) < 2e-3 and torch.allclose(rolled.c2w[:, :3, 2], still.c2w[:, :3, 2], atol=1e-6)
 

@@ -14,6 +14,7 @@ import re
 import shutil
 import textwrap
 from pathlib import Path
+from urllib.parse import unquote
 
 import nbformat
 from fastcore.docments import docments
@@ -114,6 +115,11 @@ def with_math(text):
     return ''.join(parts)
 
 
+def as_page(text):
+    "Markdown with its formulas drawn, whose links lead to pages and not to notebooks"
+    return with_math(re.sub(r'\]\((?!https?:)([^)#]+)\.ipynb', r'](\1.html', text))
+
+
 def title_of(book):
     return next(m[1] for cell in book.cells if cell.cell_type == 'markdown'
                 and (m := re.search(r'^# (.+)$', cell.source, re.M)))
@@ -129,18 +135,20 @@ def notebook_page(path):
     for cell in book.cells:
         if cell.cell_type == 'code':
             cell.source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M)
+            for data in (output.data for output in cell.outputs if 'text/markdown' in output.get('data', ())):
+                data['text/markdown'] = as_page(data['text/markdown'])
             continue
         for line in cell.source.splitlines():
             if m := re.match(r'#{1,3} (.+)', line):
                 entries.append((heading, text))
                 heading, text = m[1], []
             else: text.append(line)
-        cell.source = with_math(re.sub(r'\]\((?!https?:)([^)#]+)\.ipynb', r'](\1.html', cell.source))
+        cell.source = as_page(cell.source)
     entries.append((heading, text))
     body, _ = HTMLExporter(template_name='basic', exclude_input_prompt=True,
                            exclude_output_prompt=True).from_notebook_node(book)
     body = re.sub(r'<a class="anchor-link".*?</a>', '', body, flags=re.S)    # to names that are not Quarto's
-    body = re.sub(r'(<h[1-6][^>]*? id=")([^"]+)"', lambda m: f'{m[1]}{anchor(html.unescape(m[2]))}"', body)
+    body = re.sub(r'(<h[1-6][^>]*? id=")([^"]+)"', lambda m: f'{m[1]}{anchor(unquote(html.unescape(m[2])))}"', body)
     found = [dict(page=title, title=h, text=' '.join(' '.join(t).split())[:600], link=f'{link}#{anchor(h)}')
              for h, t in entries if t or h != title]
     return title, re.sub(r'"(\.\./)+benchmarks/', f'"{CFG.git_url}/tree/{CFG.branch}/benchmarks/', body), found
