@@ -135,13 +135,14 @@ def _run(args: argparse.Namespace, config: Config, later: dict, seen: dict) -> N
     print(*_written(result.refine(callbacks=[remember, Estimate(_say)], **common, **later).folder), sep='\n')
 
 # %% ../nbs/23_cli.ipynb #a86e4a34
-_EXPORT_OPTIONS = ('resolution', 'threshold', 'faces', 'texture', 'normals', 'min_share', 'seconds')
+_EXPORT_OPTIONS = ('resolution', 'threshold', 'faces', 'texture', 'normals', 'min_share', 'seconds', 'splats')
 
 
 def _export(argv: list[str]) -> None:
     "`dreamfusion export FOLDER [FILE] [key=value ...]`"
     parser = _Parser(prog='dreamfusion export', allow_abbrev=False,
-                     description='Writes the mesh of a finished result as .glb, .obj, .ply or .stl.')
+                     description='Writes the mesh of a finished result as .glb, .obj, .ply or .stl; '
+                                 'with splats=true its splats as .ply.')
     parser.add_argument('folder', metavar='FOLDER', help='of a result')
     parser.add_argument('words', metavar='[FILE] key=value', nargs='*',
                         help='where to write (default: the name of the folder and .glb, here), and options: '

@@ -20,7 +20,8 @@ from typing import Any
 from .checks import MESH_LOSSES, VOLUME_LOSSES, check_latents, check_together  # noqa: F401 (old imports)
 from .errors import ConfigError, did_you_mean, is_whole, notice  # noqa: F401 (old imports)
 from .keys import Background, Checkpoint, Data, Group, Guidance, Loss, Material, Nerf, Optim, Parts
-from .keys import Preview, Renderer, Train, Video, group, not_compared, plain_tree  # noqa: F401
+from .keys import Preview, Renderer, SplatList, Train, Video, group, not_compared  # noqa: F401
+from .keys import plain_tree  # noqa: F401
 from .nemo import (built_in, class_option, compose, files_below, ignored_rule, is_nemo, nemo_page,
     nemo_settings, our_name, our_value, pairs_of, plain_name, split_overrides)
 from .presets import OPTIONS, PRESETS, read_yaml, write_yaml
@@ -98,11 +99,12 @@ class Config(_Root):
     mesh_fname: str | None = not_compared(text(None, empty=False))  # null: model.glb in the result folder
     mesh_resolution: int = not_compared(number(128, 8, 1024))
     # where the defaults came from
-    preset: str = choice('toybox', 'toybox', 'quality', 'toybox-dmtet', 'dreamfusion', 'dreamfusion-dmtet')
+    preset: str = choice('toybox', 'toybox', 'quality', 'splats', 'toybox-dmtet', 'dreamfusion', 'dreamfusion-dmtet')
     nerf: Nerf = group(Nerf)
     background: Background = group(Background)
     material: Material = group(Material)
     renderer: Renderer = group(Renderer)
+    splats: SplatList = group(SplatList)
     guidance: Guidance = group(Guidance)
     optim: Optim = group(Optim)
     loss: Loss = group(Loss)
@@ -241,7 +243,7 @@ def _assign(config: Any, key: str, value: Any) -> None:
     setattr(attrgetter('.'.join(path))(config) if path else config, last, value)
 
 # %% ../nbs/14b_config.ipynb #ff5d86ad
-def preset(name: str    # 'toybox', 'quality', 'toybox-dmtet', 'dreamfusion' or 'dreamfusion-dmtet'
+def preset(name: str    # 'toybox', 'quality', 'splats', 'toybox-dmtet', 'dreamfusion' or 'dreamfusion-dmtet'
           ) -> Config:
     "A configuration by name. Raises `ConfigError` for an unknown one"
     if not isinstance(name, str) or name not in PRESETS:
@@ -253,7 +255,7 @@ def preset(name: str    # 'toybox', 'quality', 'toybox-dmtet', 'dreamfusion' or 
 def mesh_preset(config: Config  # of a NeRF or a mesh stage
                ) -> str:        # name of a preset
     "The preset with which a result of `config` goes on as a mesh"
-    return 'toybox-dmtet' if config.preset in ('toybox', 'quality', 'toybox-dmtet') else 'dreamfusion-dmtet'
+    return 'toybox-dmtet' if config.preset in ('toybox', 'quality', 'splats', 'toybox-dmtet') else 'dreamfusion-dmtet'
 
 # %% ../nbs/14b_config.ipynb #28fb0a71
 def _apply_nemo_key(config: Any, key: str, value: Any) -> None:

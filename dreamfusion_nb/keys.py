@@ -129,7 +129,8 @@ class Material(Group):
 @dataclass(repr=False)
 class Renderer(Group):
     "The volume renderer and its occupancy grid, or the mesh renderer"
-    name: str = choice('torchngp_raymarching', 'torchngp_raymarching', 'nvdiffrast')  # volume or mesh, by NeMo's names
+    # volume or mesh, by NeMo's names; or splats
+    name: str = choice('torchngp_raymarching', 'torchngp_raymarching', 'nvdiffrast', 'splats')
     # steps along the cube's diagonal: a step is 2*sqrt(3)*bound/max_steps long
     max_steps: int = number(83, 8, 4096)
     # a step grows to this times the distance to the camera; 0: all are equal
@@ -141,6 +142,17 @@ class Renderer(Group):
     density_thresh: float = number(1, 0, 1e4)   # a cell is skipped below min(mean density, this)
     lock_geometry: bool = flag(False)      # mesh: the shape stays as it is
     lock_texture: bool = flag(False)       # mesh: the colours stay as they are
+
+# %% ../nbs/14ac_keys.ipynb #ac000011
+@dataclass(repr=False)
+class SplatList(Group):
+    "The list that renderer.name=splats draws"
+    count: int = number(3000, 1, 1000000)       # splats; their number stays
+    radius: float = number(.4, .01, 16)         # of the ball that they fill at first
+    opacity: float = number(.1, .01, .99)       # of each at first
+    sh_degree: int = number(0, 0, 3)            # degrees of colour that depends on the view; 0: none does
+    relocate_ratio: float = number(.8, 0, 1)    # up to this part of the run, dead splats move to live ones ...
+    dead_below: float = number(.005, 0, .5)     # ... and dead is what is less opaque than this
 
 # %% ../nbs/14ac_keys.ipynb #dcc7e571
 @dataclass(repr=False)

@@ -25,6 +25,7 @@ from .pipelines import LatentDiffusion, fastest_dtype
 from .prior import toybox_prior
 from .raymarch import Renderer, RenderOutput, VolumeRenderer
 from .shading import Material
+from .splat_renderer import SplatRenderer, Splats
 from .values import value_at
 
 # %% ../nbs/15_parts.ipynb #76ae7a5f
@@ -91,6 +92,20 @@ def mesh_renderer(config: Config, field: nn.Module, background: nn.Module, mater
         p.requires_grad_(not (locked or 'density_net' in name))
     return made
 
+# %% ../nbs/15_parts.ipynb #2aa2b846
+def splat_options(config: Config, generator: torch.Generator | None) -> dict[str, Any]:
+    "Return the arguments of `Splats` that the keys of `splats` describe"
+    s = config.splats
+    return dict(count=s.count, radius=s.radius, opacity=s.opacity, sh_degree=s.sh_degree, bound=config.nerf.bound,
+        generator=generator)
+
+
+def splat_renderer(config: Config, field: Any, background: nn.Module, material: Material | None) -> SplatRenderer:
+    "Return the renderer of a list of splats that the keys of `splats` describe"
+    until = round(config.splats.relocate_ratio*config.iters)
+    return SplatRenderer(field, background, material=material, relocate_until=until,
+        dead_below=config.splats.dead_below)
+
 # %% ../nbs/15_parts.ipynb #80ef2ce7
 def adam(optim: Any, groups: list[dict], options: dict) -> torch.optim.Optimizer:
     "Return Adam (Kingma & Ba 2015)"
@@ -124,7 +139,8 @@ PARTS: dict[str, dict[str, Callable[..., Any]]] = {
         'tcnn': sky_of_grid},
     'renderer.name': {
         'torchngp_raymarching': volume_renderer,
-        'nvdiffrast': mesh_renderer},
+        'nvdiffrast': mesh_renderer,
+        'splats': splat_renderer},
     'guidance.name': {
         'toybox': lambda name, **options: toybox_prior(**options),
         'a folder or a Hub name': LatentDiffusion.from_pretrained},
@@ -143,7 +159,8 @@ def make(key: str,   # of the table
 
 # %% ../nbs/15_parts.ipynb #87b9168b
 def make_field(config: Config, generator: torch.Generator | None = None) -> nn.Module:
-    "Return the field that the keys of `nerf` describe, with initial values drawn from `generator`"
+    "Return the field that the keys of `nerf` or `splats` describe, with initial values drawn from `generator`"
+    if config.renderer.name == 'splats': return Splats(**splat_options(config, generator))
     return Field(**field_options(config.nerf, generator))
 
 
@@ -171,13 +188,15 @@ def make_guidance(config: Config, device: torch.device) -> Any:
 
 def make_optimizer(optim: Any,                          # group `optim` of the configuration
                    params: Iterable[nn.Parameter],      # what it changes
-                   faster: Iterable[nn.Parameter] = ()  # these learn `encoder_lr_scale` times as fast
+                   scales: dict[nn.Parameter, float] | None = None  # of the learning rate, where it is not 1
                   ) -> torch.optim.Optimizer:
     "Return the optimiser that the keys of `optim` describe"
     options = dict(lr=value_at(optim.lr, 0), eps=optim.eps, weight_decay=optim.weight_decay)
     if optim.betas: options['betas'] = tuple(optim.betas)
-    groups = [dict(params=list(params), lr_scale=1.), dict(params=list(faster), lr_scale=optim.encoder_lr_scale)]
-    return make('optim.name', optim, [group for group in groups if group['params']], options)
+    by_scale: dict[float, list[nn.Parameter]] = {1.: []}
+    for p in params: by_scale.setdefault((scales or {}).get(p, 1.), []).append(p)
+    groups = [dict(params=members, lr_scale=scale) for scale, members in by_scale.items() if members]
+    return make('optim.name', optim, groups, options)
 
 # %% ../nbs/15_parts.ipynb #8f8492c2
 def pick_device(device: str | torch.device | None = None) -> torch.device:

@@ -124,6 +124,10 @@ checkpoint: {every_n_train_steps: 1000, save_top_k: -1}
 PRESETS: dict[str, str] = {'toybox': '{}', 'quality': """
 iters: 2000
 data: {val: {width: 512, height: 512}, test: {size: 60, width: 384, height: 384}}
+""", 'splats': """
+iters: 500
+update_extra_interval: 50
+renderer: {name: splats}
 """, 'dreamfusion': """
 defaults: [nerf: torchngp, background: static, material: basic_shading, renderer: torchngp_raymarching,
     guidance: sd_huggingface, optim: adan, loss: dreamfusion, data: data]

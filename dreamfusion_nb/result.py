@@ -37,6 +37,8 @@ from .raymarch import OccupancyGrid, depth_map, normal_map
 from .schedules import limit_levels
 from .shading import SHADINGS
 from .show import image_grid, to_pil
+from .splat_files import write_splats
+from .splat_renderer import Splats
 from .threads import limit_for
 
 # %% ../nbs/17a_result.ipynb #6d8c8638
@@ -238,6 +240,13 @@ def _paint(result, mesh, size, fine, seconds):
     with _drawing(result): return bake(flat, color, size, fine and normals_of(fine))
 
 # %% ../nbs/17a_result.ipynb #41239716
+def list_of_splats(result: Any) -> Splats:
+    "Return the splats of a result. Raises `ConfigError` if it has none"
+    if isinstance(result.field, Splats): return result.field
+    raise ConfigError('export: splats=True writes the splats of a run with preset="splats", and this result is '
+        f'{"a mesh" if result.is_mesh else "a NeRF"}; leave it out to write the mesh')
+
+
 def _write_model(result, path, resolution, threshold, faces, texture, normals, min_share, seconds):
     "Export the mesh, its arguments checked"
     path = check_path(path, MESH_FORMATS, 'mesh')
@@ -403,14 +412,15 @@ class Result(Pictures):
 
     def export(self, path: str | Path, resolution: int = 128, threshold: str | float = 'auto', *,
                faces: int | None = None, texture: int | None = None, normals: bool = False, min_share: float = 1.,
-               seconds: float = 60) -> Path:
+               seconds: float = 60, splats: bool = False) -> Path:
         """Write the mesh as .glb, .obj, .ply or .stl, by the ending of `path`. Raises `ConfigError`, `EmptyMeshError`.
 
         `resolution`, `threshold`, `min_share`: as of `mesh`; `faces`: at most so many triangles;
         `texture`: texels an edge of a picture that paints it (.glb and .obj), None: colours at the vertices;
-        `normals`: also a normal texture, which keeps the relief that `faces` takes away (with `texture` None at 1024
-        texels);
-        `seconds`: limit for cutting the surface open for a texture; beyond it vertex colours stay."""
+        `normals`: also a normal texture, for the relief that `faces` takes away (`texture` None counts as 1024);
+        `seconds`: limit for cutting the surface open for a texture; beyond it vertex colours stay;
+        `splats`: not a mesh, but the list of splats, as splat viewers read it (.ply); for preset "splats"."""
+        if splats: return write_splats(list_of_splats(self), path)
         return _write_model(self, path, resolution, threshold, faces, texture, normals, min_share, seconds)
 
     def textured(self, mesh: trimesh.Trimesh, size: int = 1024, fine: trimesh.Trimesh | None = None,
@@ -471,6 +481,32 @@ def load(folder: str | Path,                       # of a result, or of one of i
     return Result(config, made.to(device), folder, read_history(folder, state['step']), parts)
 
 # %% ../nbs/17a_result.ipynb #6736e184
+def made_of_splats(path: str | Path) -> bool:
+    "Return whether the result in a folder is a list of splats"
+    return load_config(find_result(path)[0]/'config.yaml').renderer.name == 'splats'
+
+
+def learn_colors(field: Any, splats: Splats, mesh: trimesh.Trimesh, steps: int = 300) -> float:
+    """Teach a field the colours that splats have near a surface, for a mesh stage. Returns the last mean squared error.
+
+    Splats have no weights that another field could take over; their colours it can learn in seconds"""
+    generator, device = torch.Generator().manual_seed(0), splats.mean.device
+    corners = torch.tensor(mesh.triangles, dtype=torch.float32)
+    area = torch.tensor(mesh.area_faces)
+    optimizer = torch.optim.Adam([p for p in field.parameters() if p.requires_grad], lr=.01)
+    for _ in range(steps):
+        chosen = corners[torch.multinomial(area, 2048, replacement=True, generator=generator)]
+        share = torch.rand(2048, 3, generator=generator).clamp(min=1e-6).log()
+        points = (chosen*(share/share.sum(1, keepdim=True))[..., None]).sum(1)    # uniform on each triangle
+        points = (points + .01*torch.randn(2048, 3, generator=generator)).clamp(-splats.bound, splats.bound).to(device)
+        with torch.no_grad(): wanted = splats.albedo(points)
+        optimizer.zero_grad()
+        loss = (albedo_at(field, points) - wanted).square().mean()
+        loss.backward()
+        optimizer.step()
+    return loss.item()
+
+# %% ../nbs/17a_result.ipynb #6736e185
 def init_mesh(renderer: MeshRenderer, path: str | None, device: torch.device, parts: OwnParts) -> list[str]:
     """Give a mesh stage its first shape: that of the result at `path`, or a ball. Returns a line that says which.
 
@@ -482,7 +518,11 @@ def init_mesh(renderer: MeshRenderer, path: str | None, device: torch.device, pa
     needed = load_config(find_result(path)[0]/'config.yaml').parts
     own = {kind: part for kind, part in parts.copies().given().items() if kind in ('field',
         'background') and getattr(needed, kind)}
-    try: renderer.init_from_mesh(load(path, device, **own).mesh())
+    first = load(path, device, **own)
+    try: mesh = first.mesh()
     except ValueError as error:
         raise ConfigError(f'resume_from_checkpoint: {path} has no shape to begin with: {error}') from None
-    return [f'began with the surface of {path}']
+    renderer.init_from_mesh(mesh)
+    lines = [f'began with the surface of {path}']
+    if not isinstance(first.field, Splats): return lines
+    return [*lines, f'learned its colours, mean squared error {learn_colors(renderer.field, first.field, mesh):.2g}']

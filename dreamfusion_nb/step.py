@@ -74,6 +74,16 @@ def encode_prompts(config: Config, guidance: Any) -> ViewPrompts:
         overhead=config.overhead_prompt).encode(guidance)
 
 
+def learning_rate_scales(optim: Any, field: Any) -> dict[torch.nn.Parameter, float]:
+    "Return how much faster than the rest some parameters of a field learn"
+    encoding = getattr(field, 'encoding', None)
+    tables = () if encoding is None else encoding.parameters()
+    # a field may know better: a list of splats does
+    own = getattr(field, 'lr_scales', {})
+    named = {q: own[name] for name, q in field.named_parameters() if name in own} if own else {}
+    return dict.fromkeys(tables, optim.encoder_lr_scale) | named
+
+
 def optimizer_of(optim: Any,  # group `optim` of the configuration
                  renderer: torch.nn.Module,
                  factory: Callable | None = None  # an optimiser of one's own
@@ -84,11 +94,7 @@ def optimizer_of(optim: Any,  # group `optim` of the configuration
         raise ConfigError(f'optimizer: it gets no parameters, because nothing in {short_name(renderer)} requires '
             'a gradient')
     if factory is not None: return own_optimizer(factory, learning)
-    # `encoder_lr_scale` gives the parameters of the encoding a learning rate of their own
-    encoding = getattr(getattr(renderer, 'field', None), 'encoding', None)
-    scaled = optim.encoder_lr_scale != 1
-    tables = [q for q in encoding.parameters() if q.requires_grad] if encoding is not None and scaled else []
-    return make_optimizer(optim, [q for q in learning if not any(q is table for table in tables)], tables)
+    return make_optimizer(optim, learning, learning_rate_scales(optim, getattr(renderer, 'field', None)))
 
 # %% ../nbs/17b_step.ipynb #70e04e8f
 def draw_cameras(d: Any,                      # group `data.train` of the configuration
@@ -196,10 +202,12 @@ def recorded(config: Config, parts: OwnParts) -> Config:
 
 
 def changing_buffers(trainer: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    "Return (buffer, copy) of all that `update` may change in this step"
+    "Return (tensor, copy) of all that `update` may change in this step: buffers, and parameters where it moves them"
     changes = getattr(type(trainer.renderer), 'update', Renderer.update) is not Renderer.update
     if not changes or trainer.step_count != trainer.last_extra: return []
-    return [(buffer, buffer.clone()) for buffer in trainer.renderer.buffers()]
+    held = [*trainer.renderer.buffers()]
+    if getattr(trainer.renderer, 'changes_parameters', False): held += [p.data for p in trainer.renderer.parameters()]
+    return [(tensor, tensor.clone()) for tensor in held]
 
 # %% ../nbs/17b_step.ipynb #97516137
 class Stepper:

@@ -29,7 +29,8 @@ from .dmtet import MeshRenderer
 from .docstrings import with_init_parameters
 from .errors import ConfigError, Interrupted, did_you_mean
 from .own_parts import OwnParts, check_same_parts
-from .result import RESULT_BACKGROUND, Result, evaluating, init_mesh, orbit_of, save_picture, sheet_of
+from .result import (RESULT_BACKGROUND, Result, evaluating, init_mesh, made_of_splats, orbit_of,
+    save_picture, sheet_of)
 from .schedules import check_steering
 from .show import to_pil
 from .step import Stepper, StepRecord, encode_prompts
@@ -155,8 +156,10 @@ def _steer(trainer, changes):
 # %% ../nbs/18_trainer.ipynb #affcc057
 def _begin(trainer, source):
     "Take the weights of another result, and give a mesh its first shape; lines that say so"
-    report = warm_start(trainer.renderer, source) if source else []
-    if isinstance(trainer.renderer, MeshRenderer):
+    mesh = isinstance(trainer.renderer, MeshRenderer)
+    # splats have no weights for a mesh; `init_mesh` teaches it their colours
+    report = warm_start(trainer.renderer, source) if source and not (mesh and made_of_splats(source)) else []
+    if mesh:
         report += init_mesh(trainer.renderer, source, trainer.device, trainer.parts)
     return report
 

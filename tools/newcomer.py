@@ -127,6 +127,8 @@ def main():
                         help='make the environment here and keep it; one that exists is used as it is')
     args = parser.parse_args()
     paths = [path.absolute() for path in args.notebooks] or sorted(TUTORIALS.glob('*.ipynb'))
+    # those that train most begin first, so that none of them is left over at the end
+    paths.sort(key=lambda path: -path.read_text(encoding='utf-8').count(' train('))
     with tempfile.TemporaryDirectory() as scratch:
         folder = (args.env or Path(scratch)/'env').absolute()
         python = folder/'bin/python' if folder.exists() else make_environment(folder)

@@ -15,7 +15,7 @@ from PIL import Image
 LIVE = 'application/vnd.jupyter.widget-view+json'
 PICTURES = ('image/jpeg', 'image/png')
 STILL = 'class="dfnb-still"'    # of the HTML that `viewer.StillWidget` shows before a live widget
-QUALITY = 55
+QUALITY = 45
 WIDTH = 560     # pixels
 
 

@@ -1,0 +1,209 @@
+"Splats: the compiled loops against their definitions, runs from start to file, and what is refused"
+import math
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+import trimesh
+from conftest import CHEAP, MESH, assert_same_with_a_break
+
+from dreamfusion_nb import ConfigError, Trainer, load, load_config, train
+from dreamfusion_nb.background import StaticBackground
+from dreamfusion_nb.cameras import orbit, sample_cameras
+from dreamfusion_nb.dashboard import FieldDashboard, MeshDashboard, StepDashboard
+from dreamfusion_nb.result import Result
+from dreamfusion_nb.splat_files import read_splats, write_splats
+from dreamfusion_nb.splat_renderer import SplatRenderer, Splats, density_numba, density_torch, relocate
+from dreamfusion_nb.splats import blend, blend_torch, covariance, front_to_back, project
+
+SMALL = {k: v for k, v in CHEAP.items() if not k.startswith(('nerf.', 'renderer.'))}
+SMALL |= {'splats.count': 60, 'update_extra_interval': 2, 'iters': 12}
+
+
+def gen(seed=0): return torch.Generator().manual_seed(seed)
+
+
+def scene(n, seed=0, dtype=torch.float64):
+    "Random splats: mean, scale, quaternion, opacity, feature"
+    def draw(*shape): return torch.randn(*shape, generator=g, dtype=dtype)
+    g = gen(seed)
+    return [.4*draw(n, 3), (.5*draw(n, 3) - 2).exp(), draw(n, 4), draw(n).sigmoid(), draw(n, 5)]
+
+
+def seen(camera, how, mean, scale, quaternion, opacity, feature, height=20, width=28):
+    prints = project(mean, covariance(scale, quaternion), camera, height, width)
+    return how(prints, opacity, feature, front_to_back(prints, height, width), height, width)
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_the_compiled_blend_is_the_definition(seed):
+    camera = sample_cameras(1, radius_range=(2., 4.), theta_range=(10, 170), fovy_range=(15, 60), generator=gen(seed))
+    parts = [value.requires_grad_() for value in scene(70, seed)]
+    ours, wanted = (seen(camera, how, *parts) for how in (blend, blend_torch))
+    assert torch.allclose(ours, wanted, atol=1e-12)
+    pull = torch.randn(ours.shape, generator=gen(seed + 9), dtype=torch.float64)
+    grads = [torch.autograd.grad((picture*pull).sum(), parts) for picture in (ours, wanted)]
+    for ours, wanted in zip(*grads): assert torch.allclose(ours, wanted, atol=1e-9, rtol=1e-7)
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_gradients_are_those_of_finite_differences(seed):
+    parts = [value.requires_grad_() for value in scene(4, seed)]
+    assert torch.autograd.gradcheck(lambda *v: seen(orbit(7)[seed], blend, *v, height=9, width=11), parts)
+
+
+def test_extreme_splats():
+    "None in sight, one that fills the picture, one smaller than a pixel, one that is a needle, one quite opaque"
+    camera = orbit(1, elevation=0.)
+    mean = torch.tensor([[0., 0, 9.], [0, 0, 0], [.1, 0, .1], [-.1, .1, 0], [0, -.2, .5]], dtype=torch.float64)
+    scale = torch.tensor([[.1]*3, [5.]*3, [1e-5]*3, [1e-4, .5, 1e-4], [.05]*3], dtype=torch.float64)
+    turned = F.normalize(torch.randn(5, 4, generator=gen(), dtype=torch.float64), dim=-1)
+    opacity = torch.tensor([.9, .3, 1., .5, 1.], dtype=torch.float64)
+    parts = [v.requires_grad_() for v in (mean, scale, turned, opacity, torch.eye(5, dtype=torch.float64))]
+    ours, wanted = (seen(camera, how, *parts) for how in (blend, blend_torch))
+    assert torch.allclose(ours, wanted, atol=1e-12) and ours.isfinite().all() and ours[..., 0].max() == 0
+    for grad in torch.autograd.grad(ours.square().sum(), parts): assert grad.isfinite().all()
+    empty = seen(camera, blend, *(v[:1].detach() for v in parts))
+    assert not empty.any()
+
+
+@pytest.mark.parametrize('n', [1, 300])
+def test_the_compiled_density_is_the_definition(n):
+    mean, scale, turned, opacity, _ = scene(n, n)
+    cov = covariance(scale, turned)
+    what = mean, torch.linalg.inv(cov), opacity.exp(), torch.rand(n, 3, generator=gen(), dtype=torch.float64)
+    points = torch.randn(3000, 3, generator=gen(1), dtype=torch.float64)
+    for ours, wanted in zip(density_numba(points, *what, cov), density_torch(points, *what)):
+        assert torch.allclose(ours, wanted, atol=1e-9)
+
+
+def test_a_field_with_gradients_and_without():
+    splats, x = Splats(50, generator=gen()), .4*torch.randn(40, 3, generator=gen(1))
+    with torch.no_grad(): compiled = splats(x)
+    defined = splats(x)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(compiled, defined))
+    assert defined[0].requires_grad and not compiled[0].requires_grad
+    assert splats.mean.grad is None
+    defined[0].sum().backward()
+    assert splats.mean.grad.abs().sum() > 0
+
+
+# a run
+
+def config(**more): return load_config('splats', dict(prompt='a hamburger') | SMALL | more)
+
+
+@pytest.fixture(scope='module')
+def result(model, tmp_path_factory):
+    "A cheap run's result. Not to be changed"
+    folder = tmp_path_factory.mktemp('splats')/'run'
+    return train('a hamburger', preset='splats', guidance=model, out=folder, progress=False, **SMALL)
+
+
+def test_a_run_from_a_sentence_to_files(result, tmp_path):
+    assert isinstance(result.field, Splats) and len(result.field) == 60 and len(result.history) == 12
+    assert {'model.glb', 'preview.png', 'turntable.mp4'} <= {path.name for path in result.folder.iterdir()}
+    again = load(result.folder, guidance=None)
+    assert all(torch.equal(a, b) for a, b in zip(again.renderer.state_dict().values(),
+                                                 result.renderer.state_dict().values()))
+    assert again.render(size=16) == result.render(size=16)
+    assert result.mesh(32).is_watertight
+    listed = read_splats(result.export(tmp_path/'list.ply', splats=True))
+    assert torch.allclose(listed.mean, result.field.mean) and len(listed) == 60
+    assert len(trimesh.load(result.export(tmp_path/'mesh.ply')).faces) > 0
+
+
+def test_a_break_changes_nothing(model, tmp_path):
+    "Also when dead splats have been moved before it and are moved after it"
+    straight, broken = (Trainer(config(**{'splats.opacity': .5}), model, folder=tmp_path/name)
+                        for name in ('straight', 'broken'))
+    for trainer in (straight, broken):
+        with torch.no_grad(): trainer.field.raw_opacity[::2] = -9.    # moved at the second step
+    moved = []
+    straight.fit(callbacks=[lambda trainer, record: moved.append((trainer.field.raw_opacity > -6).all().item())])
+    assert moved[0] is False and moved[-1] is True
+    assert_same_with_a_break(straight, broken, model, 5)
+
+
+def test_a_step_that_fails_moves_no_splat(model, monkeypatch):
+    trainer = Trainer(config(), model)
+    trainer.fit(2)
+    with torch.no_grad(): trainer.field.raw_opacity[:9] = -9.
+    before = {name: value.clone() for name, value in trainer.renderer.state_dict().items()}
+    monkeypatch.setattr(trainer, 'distill', lambda *args: 1/0)
+    with pytest.raises(ZeroDivisionError): trainer.step()
+    assert all(torch.equal(value, before[name]) for name, value in trainer.renderer.state_dict().items())
+
+
+def test_learning_rates_are_the_lists_own(model):
+    trainer = Trainer(config(), model)
+    scales = {id(p): group['lr_scale'] for group in trainer.optimizer.param_groups for p in group['params']}
+    wanted = Splats.lr_scales
+    assert {name: scales[id(p)] for name, p in trainer.field.named_parameters()} == {
+        name: wanted[name] for name, _ in trainer.field.named_parameters()}
+
+
+def test_dashboards_and_the_mesh_stage(result, model, tmp_path):
+    trainer = Trainer(config(), model)
+    steps = StepDashboard(trainer)
+    steps.driver.step()
+    looks = FieldDashboard(trainer), MeshDashboard(result, resolution=16)
+    assert trainer.step_count == 1
+    for board in (steps, *looks): board.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        fine = result.refine(guidance=model, progress=False, out=tmp_path/'fine', **MESH)
+    assert fine.is_mesh and 'learned its colours' in (tmp_path/'fine'/'log.txt').read_text()
+
+
+@pytest.mark.parametrize('shading', ['albedo', 'textureless', 'lambertian', 'normal'])
+def test_pictures_have_gradients(shading):
+    renderer = SplatRenderer(Splats(40, sh_degree=1, generator=gen()), StaticBackground((1., 1., 1.)))
+    out = renderer(orbit(2), 12, 10, shading=shading, ambient=.3)
+    assert out.image.shape == (2, 3, 12, 10) and out.normal.shape == (2, 3, 12, 10)
+    out.image.square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in renderer.parameters() if p.grad is not None)
+    assert renderer.field.raw_opacity.grad.abs().sum() > 0
+
+
+def test_harmonics_turn_with_the_eye():
+    splats = Splats(1, sh_degree=1, generator=gen())
+    with torch.no_grad(): splats.harmonics[0, 0] = .5    # -y
+    sides = [splats.color(torch.tensor([[0., y, 0.]])) for y in (-1., 1.)]
+    assert torch.allclose(sides[0] - splats.color(), torch.tensor(.5*math.sqrt(3/(4*math.pi))), atol=1e-5)
+    assert (sides[1] < splats.color()).all()
+
+
+# bad input
+
+def says(act):
+    with pytest.raises(ConfigError) as error: act()
+    assert '\n' not in str(error.value)
+    return str(error.value)
+
+
+def test_what_is_refused(model, result, tmp_path):
+    with torch.no_grad(): (gone := Splats(20, generator=gen())).raw_opacity.fill_(-20.)
+    assert 'all of them have become transparent' in says(lambda: relocate(gone, .01))
+    assert 'draws a list of Splats, not Linear' in says(lambda: SplatRenderer(torch.nn.Linear(3, 3), None))
+    assert 'splats.count' in says(lambda: config(**{'splats.count': 0}))
+    assert 'splats.sh_degree' in says(lambda: config(**{'splats.sh_degree': 4}))
+    trainer = Trainer(config(), model)
+    with torch.no_grad(): trainer.field.mean[0, 0] = math.nan
+    assert 'not finite' in says(trainer.step)
+    nerf = Trainer(load_config('toybox', dict(prompt='a hamburger') | CHEAP), model)
+    assert 'is a NeRF' in says(lambda: Result(nerf.config, nerf.renderer).export(tmp_path/'x.ply', splats=True))
+    assert 'written as .ply' in says(lambda: result.export(tmp_path/'x.glb', splats=True))
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_are_none(tmp_path):
+    whole = write_splats(Splats(9, sh_degree=2, generator=gen()), tmp_path/'whole.ply').read_bytes()
+    for name, data, line in (('short', whole[:-1], 'is cut off'), ('text', b'ply', 'does not begin as a PLY file'),
+                             ('column', whole.replace(b'opacity', b'opacitx'), 'lacks opacity'),
+                             ('kind', whole.replace(b'float opacity', b'uchar opacity'), 'not all of its columns'),
+                             ('endian', whole.replace(b'little', b'bigger'), 'binary_little_endian')):
+        (tmp_path/name).write_bytes(data)
+        assert line in says(lambda: read_splats(tmp_path/name))
+    assert 'No such file' in says(lambda: read_splats(tmp_path/'none.ply'))
