@@ -56,7 +56,7 @@ def main():
         if not made(folder): train(prompt, out=folder, overwrite=True)
         picture = Image.open(folder/'preview.png').convert('RGB')
         picture.thumbnail((480, 480))
-        picture.save(IMAGES/f'{slug(prompt)}.jpg', quality=88)
+        picture.save(IMAGES/f'{slug(prompt)}.jpg', quality=76, optimize=True, progressive=True)
         print(f'{prompt}: {time.time() - began:.0f} s, {folder/"preview.png"}', flush=True)
     pairs = []
     for prompt in (p for p in REFINED if p in options.prompts):
@@ -64,7 +64,7 @@ def main():
         nerf, finer = load(folder), folder.with_name(f'{folder.name}-refined')
         pairs.append((nerf, load(finer) if made(finer) else nerf.refine(overwrite=True)))
         print(f'{prompt} refined: {time.time() - began:.0f} s, {finer/"preview.png"}', flush=True)
-    if pairs: before_and_after(pairs).convert('RGB').save(IMAGES/'refined.jpg', quality=88)
+    if pairs: before_and_after(pairs).convert('RGB').save(IMAGES/'refined.jpg', quality=76, optimize=True, progressive=True)
 
 
 if __name__ == '__main__': main()

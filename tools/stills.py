@@ -1,6 +1,6 @@
 """Keeps of saved notebooks what a page without a kernel can show: no live widget and no state of one, of a still
 picture only the plain one, of a picture that IPython kept as PNG and as JPEG the smaller one, and of that no more than
-560 pixels across and JPEG quality 55. So all pages together stay small enough for a checkout.
+560 pixels across and JPEG quality 45. So all pages together stay small enough for a checkout.
 
     python tools/stills.py [notebook ...]          # default: all below nbs
 """
