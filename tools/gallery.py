@@ -64,7 +64,8 @@ def main():
         nerf, finer = load(folder), folder.with_name(f'{folder.name}-refined')
         pairs.append((nerf, load(finer) if made(finer) else nerf.refine(overwrite=True)))
         print(f'{prompt} refined: {time.time() - began:.0f} s, {finer/"preview.png"}', flush=True)
-    if pairs: before_and_after(pairs).convert('RGB').save(IMAGES/'refined.jpg', quality=76, optimize=True, progressive=True)
+    if not pairs: return
+    before_and_after(pairs).convert('RGB').save(IMAGES/'refined.jpg', quality=76, optimize=True, progressive=True)
 
 
 if __name__ == '__main__': main()
