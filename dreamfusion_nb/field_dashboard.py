@@ -87,12 +87,12 @@ def look_along(field: nn.Module,
     return RaySamples(t, density, seen.weights, albedo.cpu())
 
 # %% ../nbs/20d_field_dashboard.ipynb #50e16d99
-def ray_plot(width: int) -> Plot:    # pixels
-    "Return an empty plot of density and share of the pixel along a ray."
+def ray_plot() -> Plot:
+    "Return an empty plot of density and share of the pixel along a ray, as wide as the page."
     curve = go.Scatter(name='density', line=dict(width=1.5))
     bars = go.Bar(name='share of the pixel', yaxis='y2', marker=dict(line=dict(width=0)))
     def axis(text, **options): return dict(gridcolor=GRID, zeroline=False, title=dict(text=text, standoff=4)) | options
-    layout = dict(width=width, height=220, bargap=0, margin=dict(l=56, r=56, t=24, b=40),
+    layout = dict(autosize=True, height=220, bargap=0, margin=dict(l=56, r=56, t=24, b=40),
         legend=dict(orientation='h', y=1.15), xaxis=axis('distance from the camera'),
         yaxis=axis('density', type='log', tickformat='~e', range=[-2, 4]),
         yaxis2=axis('share', overlaying='y', side='right', range=[0, 1], tickformat='~g', nticks=5, showgrid=False))
@@ -195,7 +195,7 @@ class FieldDashboard(Dashboard):
         self.slice, slice_tile = tile('', size)
         self.occupied, occupied_tile = tile('', size)
         self.captions = [t.children[1] for t in (slice_tile, occupied_tile)]
-        self.ray = ray_plot(4*size + 20)
+        self.ray = ray_plot()
         for control in (*self.levels, self.axis, self.place, self.azimuth):
             control.observe(guarded(self, lambda _: self.look()), 'value')
         self.picture.observe(guarded(self, lambda _: self.look_along()), ['x', 'y'])

@@ -231,6 +231,10 @@ def test_field_dashboard_in_jupyterlab(page):
     page.mouse.click(box['x'] + 20, box['y'] + 20)
     wait_until(page, lambda: line.get_attribute('d') != before)
     shown = picture(page)
+    # nothing is cut where the page is narrow
+    page.set_viewport_size(dict(width=1024, height=1000))
+    board = page.locator('.dfnb-field-dashboard').first
+    wait_until(page, lambda: board.evaluate('e => e.scrollWidth <= e.clientWidth + 1'))
     for level in range(1, 8): page.locator('.dfnb-dashboard button', has_text=re.compile(f'^{level}$')).first.click()
     page.locator('.dfnb-caption', has_text=re.compile(r'levels 0$')).first.wait_for(timeout=60_000)
     wait_until(page, lambda: picture(page) != shown)
