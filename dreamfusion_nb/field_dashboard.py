@@ -95,7 +95,7 @@ def ray_plot() -> Plot:
     layout = dict(autosize=True, height=220, bargap=0, margin=dict(l=56, r=56, t=24, b=40),
         legend=dict(orientation='h', y=1.15), xaxis=axis('distance from the camera'),
         yaxis=axis('density', type='log', tickformat='~e', range=[-2, 4]),
-        yaxis2=axis('share', overlaying='y', side='right', range=[0, 1], tickformat='~g', nticks=5, showgrid=False))
+        yaxis2=axis('share', overlaying='y', side='right', range=[0, 1], tickformat='.2~g', nticks=5, showgrid=False))
     return Plot([curve, bars], go.Layout(TRANSPARENT | layout))
 
 

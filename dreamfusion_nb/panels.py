@@ -27,8 +27,8 @@ from .trainer import Trainer
 from .viewer import StillWidget
 
 # %% ../nbs/20b_panels.ipynb #da30d378
-ARROW = '''url("data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 18 18'%3E\
-%3Cpath fill='%23ddd' d='M5 7h8l-4 5z'/%3E%3C/svg%3E")'''
+ARROW = ("url(\"data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 18 18'%3E"
+         "%3Cpath fill='%23ddd' d='M5 7h8l-4 5z'/%3E%3C/svg%3E\")")
 STYLE = f'''
 .dfnb-dashboard {{ font: 13px sans-serif; max-width: 1200px; overflow-x: auto; overflow-y: hidden;
   color: var(--jp-ui-font-color1, #333);
