@@ -64,7 +64,7 @@ def main():
     by_hand.close()
     print(f'{len(dashboard.driver.frames)} frames shown of {dashboard.trainer.step_count} steps', flush=True)
     process, sizes = psutil.Process(), []
-    # the optimisation's own memory follows its cloud, so the frames are counted too
+    # the optimisation's own memory follows its NeRF, so the frames are counted too
     for _ in range(4):
         asyncio.run(driven(dashboard, o.long//4))
         gc.collect()
