@@ -194,7 +194,7 @@ class _Blend(torch.autograd.Function):
         return d_center, d_conic, None, d_opacity, d_feature, None, None, None
 
 # %% ../nbs/08a_splats.ipynb #8a00001e
-def blend(prints: Footprints,
+def blend(prints: Footprints,      # of N splats, from `project`
           opacity: torch.Tensor,   # in 0..1 [N]
           feature: torch.Tensor,   # what each splat carries [N, C]
           order: torch.Tensor,     # numbers of the splats to draw, front to back [M]
