@@ -148,8 +148,8 @@ class Renderer(Group):
 class SplatList(Group):
     "The list that renderer.name=splats draws"
     count: int = number(3000, 1, 1000000)       # splats; their number stays
-    radius: float = number(.4, .01, 16)         # of the ball that they fill at first
-    opacity: float = number(.1, .01, .99)       # of each at first
+    start_radius: float = number(.4, .01, 16)   # of the ball that they fill at first
+    start_opacity: float = number(.1, .01, .99) # of each at first
     sh_degree: int = number(0, 0, 3)            # degrees of colour that depends on the view; 0: none does
     relocate_ratio: float = number(.8, 0, 1)    # up to this part of the run, dead splats move to live ones ...
     dead_below: float = number(.005, 0, .5)     # ... and dead is what is less opaque than this

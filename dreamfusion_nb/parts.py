@@ -96,8 +96,8 @@ def mesh_renderer(config: Config, field: nn.Module, background: nn.Module, mater
 def splat_options(config: Config, generator: torch.Generator | None) -> dict[str, Any]:
     "Return the arguments of `Splats` that the keys of `splats` describe"
     s = config.splats
-    return dict(count=s.count, radius=s.radius, opacity=s.opacity, sh_degree=s.sh_degree, bound=config.nerf.bound,
-        generator=generator)
+    return dict(count=s.count, radius=s.start_radius, opacity=s.start_opacity, sh_degree=s.sh_degree,
+        bound=config.nerf.bound, generator=generator)
 
 
 def splat_renderer(config: Config, field: Any, background: nn.Module, material: Material | None) -> SplatRenderer:

@@ -104,7 +104,7 @@ def lab(books):
     with pages.served('lab', books) as address: yield address
 
 
-def wait_until(page, holds, seconds=60):
+def wait_until(page, holds, seconds=pages.PATIENCE//1000):
     "Machines differ: wait for a state, not for a time"
     for _ in range(10*seconds):
         if holds(): return

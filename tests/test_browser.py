@@ -35,7 +35,7 @@ def page(opened, lab, request):
     "A notebook in JupyterLab that has been run, once what it shows is there"
     made = pages.open_lab(opened, lab, f'{request.param}.ipynb')
     pages.run_all(made)
-    made.locator('.dfnb-viewer, .dfnb-dashboard').first.wait_for(timeout=90_000)
+    made.locator('.dfnb-viewer, .dfnb-dashboard').first.wait_for(timeout=pages.PATIENCE)
     made.wait_for_timeout(1500)
     yield made
     made.close()
@@ -46,8 +46,9 @@ def button(page, text): return page.locator('.dfnb-dashboard button', has_text=r
 def picture(page, i=0): return page.locator('.dfnb-dashboard img').nth(i).get_attribute('src')
 
 
-def wait_for_count(page, least, timeout=60_000):
-    page.wait_for_function(f"(document.querySelector('.dfnb-count') || {{}}).textContent >= {least}", timeout=timeout)
+def wait_for_count(page, least):
+    page.wait_for_function(f"(document.querySelector('.dfnb-count') || {{}}).textContent >= {least}",
+                           timeout=pages.PATIENCE)
 
 
 def another_look(page, canvas, *before):
@@ -69,7 +70,7 @@ def run_in_a_new_cell(page, code, says=None):
     page.keyboard.press('Shift+Enter')
     if not says: return page.wait_for_timeout(500)
     found = page.locator('.jp-OutputArea-output', has_text=re.compile(says)).first
-    found.wait_for(timeout=60_000)
+    found.wait_for(timeout=pages.PATIENCE)
     return found.text_content()
 
 
@@ -81,10 +82,10 @@ def reopen(page):
     fetches them, says "model not found", and does not ask again.)"""
     page.reload()
     page.locator('.dfnb-step-dashboard, .jp-OutputArea-output:has-text("model not '
-                 'found")').first.wait_for(state='attached', timeout=90_000)
+                 'found")').first.wait_for(state='attached', timeout=pages.PATIENCE)
     says = run_in_a_new_cell(page, "print('now at', dashboard.trainer.step_count, dashboard.driver.running); dashboard",
                              r'now at \d+ (True|False)')
-    page.locator('.dfnb-step-dashboard').first.wait_for(timeout=60_000)
+    page.locator('.dfnb-step-dashboard').first.wait_for(timeout=pages.PATIENCE)
     step, running = re.search(r'now at (\d+) (\w+)', says).groups()
     return int(step), running == 'True'
 
@@ -102,9 +103,9 @@ def test_step_dashboard_in_jupyterlab(page, books):
     slider = page.locator('.widget-slider:has-text("guidance") .noUi-handle').first
     slider.focus()
     for _ in range(3): slider.press('ArrowRight')
-    page.locator('.dfnb-dashboard', has_text='steered: guidance_scale').first.wait_for(timeout=20_000)
+    page.locator('.dfnb-dashboard', has_text='steered: guidance_scale').first.wait_for(timeout=pages.PATIENCE)
     button(page, 'Pause').click()
-    button(page, 'Run').wait_for(timeout=20_000)
+    button(page, 'Run').wait_for(timeout=pages.PATIENCE)
     stopped = count(page)
     page.wait_for_timeout(1000)
     assert count(page) == stopped >= 5
@@ -114,7 +115,7 @@ def test_step_dashboard_in_jupyterlab(page, books):
     # look back
     live = picture(page)
     button(page, 'Back').click()
-    page.locator('.dfnb-dashboard', has_text='looking back').first.wait_for(timeout=20_000)
+    page.locator('.dfnb-dashboard', has_text='looking back').first.wait_for(timeout=pages.PATIENCE)
     wait_until(page, lambda: picture(page) != live)
     # and a step goes on from the newest
     button(page, 'Step').click()
@@ -126,7 +127,7 @@ def test_step_dashboard_in_jupyterlab(page, books):
     words = page.locator('.widget-text:has-text("prompt") input').first
     words.fill('a sonata')
     words.press('Enter')
-    page.locator('.dfnb-error', has_text='names no toy').first.wait_for(timeout=20_000)
+    page.locator('.dfnb-error', has_text='names no toy').first.wait_for(timeout=pages.PATIENCE)
     # the tab is closed in mid-run and opened again: the run went on
     button(page, 'Run').click()
     page.keyboard.press('Control+s')
@@ -135,10 +136,10 @@ def test_step_dashboard_in_jupyterlab(page, books):
     assert running and step > stopped
     # with all that was drawn before
     page.wait_for_function(f"document.querySelectorAll('.dfnb-step-dashboard .scatterlayer .trace').length >= {curves}",
-                           timeout=20_000)
+                           timeout=pages.PATIENCE)
     # the kernel's own button stops it, too
     page.locator('[data-command="notebook:interrupt-kernel"], [title^="Interrupt the kernel"]').first.click()
-    button(page, 'Run').wait_for(timeout=20_000)
+    button(page, 'Run').wait_for(timeout=pages.PATIENCE)
 
 
 @pytest.mark.parametrize('page', ['step'], indirect=True)
@@ -149,7 +150,7 @@ def test_a_cell_that_is_run_again_leaves_no_run_behind(page):
     run_in_a_new_cell(page, 'before = dashboard')
     page.locator('.jp-CodeCell .jp-InputPrompt').first.click()
     page.keyboard.press('Shift+Enter')
-    page.wait_for_function("(document.querySelector('.dfnb-count') || {}).textContent === '0'", timeout=60_000)
+    page.wait_for_function("(document.querySelector('.dfnb-count') || {}).textContent === '0'", timeout=pages.PATIENCE)
     said = run_in_a_new_cell(page,
         "import asyncio; n = before.trainer.step_count; await asyncio.sleep(1); print('then', before.driver.running, "
         "n, before.trainer.step_count)",
@@ -164,7 +165,7 @@ def test_more_viewers_than_a_browser_draws(page):
     run_in_a_new_cell(page,
         "from IPython.display import display\nfor _ in range(24): display(Viewer(viewer.mesh, width=120, height=300, "
         "controls=False))")
-    page.wait_for_function("document.querySelectorAll('.dfnb-viewer').length >= 20", timeout=60_000)
+    page.wait_for_function("document.querySelectorAll('.dfnb-viewer').length >= 20", timeout=pages.PATIENCE)
     seen = """[...document.querySelectorAll('.dfnb-viewer-place')]
         .filter(e => { const r = e.getBoundingClientRect(); return r.bottom > 0 && r.top < innerHeight })
         .map(e => e.firstElementChild.tagName)"""
@@ -177,7 +178,7 @@ def test_a_restarted_kernel_is_said(page):
     page.get_by_role('menuitem', name='Kernel', exact=True).click()
     page.locator('.lm-Menu-item', has_text=re.compile(r'^Restart Kernel…')).first.click()
     page.locator('.jp-Dialog button', has_text='Restart').first.click()
-    page.locator('.dfnb-compare-dashboard.jupyter-widgets-disconnected').first.wait_for(timeout=30_000)
+    page.locator('.dfnb-compare-dashboard.jupyter-widgets-disconnected').first.wait_for(timeout=pages.PATIENCE)
     says = page.locator('.dfnb-compare-dashboard').first.evaluate("e => getComputedStyle(e, '::before').content")
     assert 'run the cell again' in says
 
@@ -214,11 +215,11 @@ def test_mesh_dashboard_in_jupyterlab(page, books):
     file.fill('thing.gbl')
     file.press('Enter')
     button(page, 'Export').click()
-    page.locator('.dfnb-error', has_text='did you mean').first.wait_for(timeout=20_000)
+    page.locator('.dfnb-error', has_text='did you mean').first.wait_for(timeout=pages.PATIENCE)
     file.fill('thing.glb')
     file.press('Enter')
     button(page, 'Export').click()
-    page.locator('.dfnb-dashboard', has_text='wrote').first.wait_for(timeout=30_000)
+    page.locator('.dfnb-dashboard', has_text='wrote').first.wait_for(timeout=pages.PATIENCE)
     assert (books/'thing.glb').stat().st_size > 1000
 
 
@@ -236,7 +237,7 @@ def test_field_dashboard_in_jupyterlab(page):
     board = page.locator('.dfnb-field-dashboard').first
     wait_until(page, lambda: board.evaluate('e => e.scrollWidth <= e.clientWidth + 1'))
     for level in range(1, 8): page.locator('.dfnb-dashboard button', has_text=re.compile(f'^{level}$')).first.click()
-    page.locator('.dfnb-caption', has_text=re.compile(r'levels 0$')).first.wait_for(timeout=60_000)
+    page.locator('.dfnb-caption', has_text=re.compile(r'levels 0$')).first.wait_for(timeout=pages.PATIENCE)
     wait_until(page, lambda: picture(page) != shown)
 
 
@@ -267,9 +268,9 @@ def test_keys_stay_in_the_dashboard(page):
     button(page, 'Back').click()
     button(page, 'Back').click()
     slider = page.locator('.widget-slider:has-text("step 2") .noUi-handle').first
-    slider.wait_for(timeout=20_000)
+    slider.wait_for(timeout=pages.PATIENCE)
     slider.press('End')
-    page.locator('.widget-slider:has-text("step 4")').first.wait_for(timeout=20_000)
+    page.locator('.widget-slider:has-text("step 4")').first.wait_for(timeout=pages.PATIENCE)
     wait_until(page, lambda: 'looking back' not in page.locator('.dfnb-step-dashboard').first.inner_text())
     unnamed = """() => [...document.querySelectorAll('.dfnb-step-dashboard :is(.noUi-handle, img, .js-plotly-plot)')]
         .filter(e => !(e.alt || e.getAttribute('aria-label'))).length"""
@@ -281,9 +282,9 @@ def test_keys_stay_in_the_dashboard(page):
 def test_a_busy_kernel_is_said(page, books):
     "A press waits for the cell that runs, and a line says so"
     run_in_a_new_cell(page, "import time, pathlib\nwhile not pathlib.Path('go-on').exists(): time.sleep(.05)")
-    page.wait_for_selector('[data-status="busy"]', timeout=20_000)
+    page.wait_for_selector('[data-status="busy"]', timeout=pages.PATIENCE)
     button(page, 'Step').click()
-    page.locator('.dfnb-waiting', has_text='kernel is busy').first.wait_for(timeout=20_000)
+    page.locator('.dfnb-waiting', has_text='kernel is busy').first.wait_for(timeout=pages.PATIENCE)
     assert count(page) == 0
     (books/'go-on').touch()
     wait_for_count(page, 1)
@@ -302,11 +303,11 @@ def test_nothing_moves(page):
     button(page, 'Step').click()
     wait_for_count(page, 2)
     button(page, 'Back').click()
-    page.locator('.dfnb-dashboard', has_text='looking back').first.wait_for(timeout=20_000)
+    page.locator('.dfnb-dashboard', has_text='looking back').first.wait_for(timeout=pages.PATIENCE)
     words = page.locator('.widget-text:has-text("prompt") input').first
     words.fill('a sonata')
     words.press('Enter')
-    page.locator('.dfnb-error', has_text='names no toy').first.wait_for(timeout=20_000)
+    page.locator('.dfnb-error', has_text='names no toy').first.wait_for(timeout=pages.PATIENCE)
     assert words.input_value() == 'a sonata' and places(page) == before
     sizes = """() => {
         const root = document.querySelector('.dfnb-step-dashboard'), plot = root.querySelector('.main-svg')
@@ -343,7 +344,7 @@ def test_a_saved_dashboard_is_a_picture(opened, lab, page, books):
     wait_until(page, lambda: 'dfnb-still' in (books/'step.ipynb').read_text())
     shutil.copy(books/'step.ipynb', books/'later.ipynb')
     later = pages.open_lab(opened, lab, 'later.ipynb')
-    later.locator('.dfnb-still img').first.wait_for(timeout=60_000)
+    later.locator('.dfnb-still img').first.wait_for(timeout=pages.PATIENCE)
     wait_until(later, lambda: later.locator('.dfnb-still img').first.is_visible())
     later.wait_for_timeout(2000)
     assert not later.locator('text=model not found').first.is_visible()
@@ -354,14 +355,14 @@ def test_voila(opened, books):
     "Without cells: step, and two runs side by side with one camera"
     with pages.served('voila', books) as address:
         page = opened.new_page(viewport=dict(width=1280, height=900))
-        page.goto(f'{address}/voila/render/step.ipynb', wait_until='commit', timeout=120_000)
-        page.locator('.dfnb-step-dashboard').first.wait_for(timeout=90_000)
+        page.goto(f'{address}/voila/render/step.ipynb', wait_until='commit', timeout=pages.PATIENCE)
+        page.locator('.dfnb-step-dashboard').first.wait_for(timeout=pages.PATIENCE)
         button(page, 'Step').click()
         wait_for_count(page, 1)
-        page.goto(f'{address}/voila/render/compare.ipynb', wait_until='commit', timeout=120_000)
-        page.locator('.dfnb-compare-dashboard').first.wait_for(timeout=90_000)
+        page.goto(f'{address}/voila/render/compare.ipynb', wait_until='commit', timeout=pages.PATIENCE)
+        page.locator('.dfnb-compare-dashboard').first.wait_for(timeout=pages.PATIENCE)
         button(page, 'Step').click()
-        page.locator('.dfnb-compare-dashboard', has_text='1 of 50 steps').first.wait_for(timeout=30_000)
+        page.locator('.dfnb-compare-dashboard', has_text='1 of 50 steps').first.wait_for(timeout=pages.PATIENCE)
         right = page.locator('.dfnb-viewer canvas').nth(1)
         still, box = another_look(page, right, b''), page.locator('.dfnb-viewer canvas').nth(0).bounding_box()
         page.mouse.click(box['x'] + 100, box['y'] + 100)    # the wheel scrolls the page before that
@@ -377,15 +378,15 @@ def test_a_tutorial_in_jupyterlab(opened, books, lab):
     (books/'tutorial.ipynb').write_text(text.replace('iters=1000', 'iters=60').replace('score > .5', 'score > 0'))
     page = pages.open_lab(opened, lab, 'tutorial.ipynb')
     pages.run_all(page)
-    page.locator('.dfnb-step-dashboard').first.wait_for(timeout=120_000)
-    page.locator('.dfnb-viewer canvas, .dfnb-viewer img').first.wait_for(timeout=120_000)
+    page.locator('.dfnb-step-dashboard').first.wait_for(timeout=pages.PATIENCE)
+    page.locator('.dfnb-viewer canvas, .dfnb-viewer img').first.wait_for(timeout=pages.PATIENCE)
     page.wait_for_selector('.jp-NotebookPanel-toolbar [data-status="idle"], '
-                           '.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=120_000)
+                           '.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=pages.PATIENCE)
     assert not page.locator('.jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"]',
                             has_text='Traceback').count()
     # what is scrolled away is not drawn
     page.locator('.jp-WindowedPanel-outer').first.evaluate('panel => { panel.scrollTop = 0 }')
-    button(page, 'Step').wait_for(timeout=20_000)
+    button(page, 'Step').wait_for(timeout=pages.PATIENCE)
     steps = count(page)
     button(page, 'Step').click()
     wait_for_count(page, steps + 1)

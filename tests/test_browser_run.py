@@ -49,7 +49,7 @@ def test_a_mistake_is_one_line(opened, lab):
     page = pages.open_lab(opened, lab, 'mistake.ipynb')
     pages.run_all(page)
     error = page.locator('.jp-RenderedText[data-mime-type="application/vnd.jupyter.error"], .jp-OutputArea-output')
-    error.first.wait_for(timeout=90_000)
+    error.first.wait_for(timeout=pages.PATIENCE)
     wait_until(page, lambda: 'ConfigError' in error.first.inner_text())
     said = error.first.inner_text().strip()
     assert '\n' not in said and 'itres' in said and 'Traceback' not in said

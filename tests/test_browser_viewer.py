@@ -249,7 +249,7 @@ def test_in_jupyterlab(opened, book, dark):
     with pages.served('lab', book.parent, dark) as lab:
         page = pages.open_lab(opened, lab, book.name)
         pages.run_all(page)
-        page.locator('.dfnb-viewer canvas').first.wait_for(timeout=90_000)
+        page.locator('.dfnb-viewer canvas').first.wait_for(timeout=pages.PATIENCE)
         assert not page.locator('.dfnb-still').is_visible()
         for control in page.locator('.dfnb-viewer-bar :is(label, select, button)').all():
             assert contrast(page, control) >= 4.5, control.text_content()
@@ -269,7 +269,8 @@ def test_in_jupyterlab(opened, book, dark):
         page.close()
         page = opened.new_page()
         page.goto(f'{lab}/lab/tree/{book.name}?reset')
-        page.locator('.jp-OutputArea-output', has_text='model not found').wait_for(state='attached', timeout=90_000)
+        lost = page.locator('.jp-OutputArea-output', has_text='model not found')
+        lost.wait_for(state='attached', timeout=pages.PATIENCE)
         still = page.locator('.dfnb-still img')
         wait_until(page, still.is_visible)
         assert not page.locator('.jp-OutputArea-output', has_text='model not found').is_visible()

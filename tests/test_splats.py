@@ -116,7 +116,7 @@ def test_a_run_from_a_sentence_to_files(result, tmp_path):
 
 def test_a_break_changes_nothing(model, tmp_path):
     "Also when dead splats have been moved before it and are moved after it"
-    straight, broken = (Trainer(config(**{'splats.opacity': .5}), model, folder=tmp_path/name)
+    straight, broken = (Trainer(config(**{'splats.start_opacity': .5}), model, folder=tmp_path/name)
                         for name in ('straight', 'broken'))
     for trainer in (straight, broken):
         with torch.no_grad(): trainer.field.raw_opacity[::2] = -9.    # moved at the second step

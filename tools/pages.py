@@ -21,6 +21,7 @@ import nbformat
 from glb import browser
 
 ROOT = Path(__file__).parents[1]
+PATIENCE = 300_000    # milliseconds, for a state to come: a machine may be busy with other things
 
 
 def free_port():
@@ -83,10 +84,11 @@ def write_notebook(path, *cells):
 def open_lab(opened, address, name, width=1280, height=1000):
     "A page with a notebook in JupyterLab, its kernel ready"
     page = opened.new_page(viewport=dict(width=width, height=height))
+    page.set_default_timeout(PATIENCE)
     page.goto(f'{address}/lab/tree/{name}?reset')
-    page.wait_for_selector('.jp-Notebook .jp-CodeCell', timeout=60_000)
+    page.wait_for_selector('.jp-Notebook .jp-CodeCell', timeout=PATIENCE)
     page.wait_for_selector('.jp-NotebookPanel-toolbar [data-status="idle"], '
-                           '.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
+                           '.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=PATIENCE)
     return page
 
 
@@ -152,7 +154,7 @@ def pictures(out, names=DASHBOARDS, themes=(False, True), widths=WIDTHS):
             page = open_lab(opened, address, f'{name}.ipynb', width=1440, height=1300)
             run_all(page)
             widget = page.locator(WIDGET).first
-            widget.wait_for(timeout=300_000)
+            widget.wait_for(timeout=PATIENCE)
             page.wait_for_timeout(4000)
             for dark in themes:
                 set_theme(page, dark)
@@ -175,7 +177,7 @@ def readme_picture():
         page = open_lab(opened, address, 'step.ipynb', height=1200)
         run_all(page)
         widget = page.locator('.dfnb-step-dashboard').first
-        widget.wait_for(timeout=300_000)
+        widget.wait_for(timeout=PATIENCE)
         page.wait_for_timeout(4000)
         widget.screenshot(path=path.with_suffix('.tmp.jpg'), type='jpeg', quality=60)
         os.replace(path.with_suffix('.tmp.jpg'), path)
