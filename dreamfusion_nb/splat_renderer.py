@@ -19,7 +19,7 @@ from .cameras import Cameras, rays
 from .errors import ConfigError
 from .renderer import Renderer, RenderOutput, backdrop, view_lights
 from .shading import Material, shade
-from .splats import blend, covariance, front_to_back, project, rotation_matrix
+from .splats import CUTOFF, blend, covariance, front_to_back, project, rotation_matrix
 
 # %% ../nbs/08b_splat_renderer.ipynb #8b000007
 def spherical_harmonics(directions: torch.Tensor,  # unit vectors [N, 3]
@@ -41,8 +41,7 @@ def spherical_harmonics(directions: torch.Tensor,  # unit vectors [N, 3]
     return torch.stack(found, -1)
 
 # %% ../nbs/08b_splat_renderer.ipynb #8b00000b
-END = 4.5                    # half the squared distance in standard deviations at which a splat ends
-_FLOOR = math.exp(-END)
+_FLOOR = math.exp(-CUTOFF)    # of the bell, where a footprint ends
 
 
 def density_torch(x: torch.Tensor,           # points [N, 3]
@@ -100,7 +99,7 @@ def _density_at(points, mean, precision, peak, color, low, size, start, member, 
             a, b, c = points[n, 0] - mean[s, 0], points[n, 1] - mean[s, 1], points[n, 2] - mean[s, 2]
             p = precision[s]
             q = .5*(p[0, 0]*a*a + p[1, 1]*b*b + p[2, 2]*c*c) + p[0, 1]*a*b + p[0, 2]*a*c + p[1, 2]*b*c
-            if q >= END: continue
+            if q >= CUTOFF: continue
             share = peak[s]*(math.exp(-q) - floor)/(1 - floor)
             density[n] += share
             for k3 in range(3): paint[n, k3] += share*color[s, k3]
@@ -111,7 +110,7 @@ def density_numba(x: torch.Tensor, mean: torch.Tensor, precision: torch.Tensor, 
     "The same as `density_torch`, compiled, without gradients; `cov` [S, 3, 3] are the covariances"
     points, mean_, precision_, peak_, color_, cov_ = (v.detach().cpu().double().contiguous().numpy()
                                                       for v in (x, mean, precision, peak, color, cov))
-    reach = np.sqrt(2*END*np.einsum('sii->si', cov_))    # half the edges of the box around each splat
+    reach = np.sqrt(2*CUTOFF*np.einsum('sii->si', cov_))    # half the edges of the box around each splat
     low, high = (mean_ - reach).min(0), (mean_ + reach).max(0)
     size = np.maximum((high - low)/CELLS, 1e-9)
     count = np.zeros(CELLS**3, np.int64)
