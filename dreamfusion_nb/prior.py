@@ -17,6 +17,7 @@ import torch
 import dreamfusion_nb
 from . import toybox
 from .pipelines import LatentDiffusion
+from .small_diffusion import read_small_diffusion
 
 # %% ../nbs/11_prior.ipynb #38187932
 PRIOR_DIR = Path(dreamfusion_nb.__file__).parent/'prior_weights'  # the shipped diffusers folder
@@ -108,8 +109,10 @@ class ToyboxPrior(LatentDiffusion):
 def toybox_prior(device: str | torch.device = 'cpu',  # where it computes
                  dtype: torch.dtype = torch.float32,  # precision of its parts
                 ) -> ToyboxPrior:                     # pictures of 64×64, latents [B, 4, 16, 16]
-    "Load the shipped prior from `PRIOR_DIR` as guidance for `sds`. No download is needed."
-    return ToyboxPrior.from_pretrained(PRIOR_DIR, device=device, dtype=dtype)
+    """Load the shipped prior from `PRIOR_DIR` as guidance for `sds`. No download, no diffusers: its networks are ours.
+
+    `ToyboxPrior.from_pretrained(PRIOR_DIR)` is the same with diffusers' networks."""
+    return ToyboxPrior(**read_small_diffusion(PRIOR_DIR, device, dtype))
 
 # %% ../nbs/11_prior.ipynb #83ab4872
 def exam(generator: torch.Generator,  # of colours and finishes

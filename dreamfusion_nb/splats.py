@@ -112,6 +112,9 @@ def _box(center: float, extent: float, size: int) -> tuple[int, int]:
     return max(0, int(math.ceil(center - extent - .5))), min(size - 1, int(math.floor(center + extent - .5)))
 
 
+DARK = 1e-5    # pixels that get less light than this count as covered; Kerbl et al. stop at 1e-4
+
+
 @numba.njit(cache=True)
 def _blend_forward(center, conic, extent, opacity, feature, order, edge, picture, left) -> None:
     "Add the splats in `order` to `picture` [H, W, C]; `left` [H, W] is the light that is left."
@@ -119,16 +122,19 @@ def _blend_forward(center, conic, extent, opacity, feature, order, edge, picture
     for i in order:
         x0, x1 = _box(center[i, 0], extent[i, 0], width)
         y0, y1 = _box(center[i, 1], extent[i, 1], height)
+        a, b, c, o = conic[i, 0], conic[i, 1], conic[i, 2], opacity[i]/(1 - edge)
         for y in range(y0, y1 + 1):
             dy = y + .5 - center[i, 1]
             for x in range(x0, x1 + 1):
+                light = left[y, x]
+                if light < DARK: continue
                 dx = x + .5 - center[i, 0]
-                q = .5*(conic[i, 0]*dx*dx + 2*conic[i, 1]*dx*dy + conic[i, 2]*dy*dy)
+                q = .5*(a*dx*dx + 2*b*dx*dy + c*dy*dy)
                 if q >= CUTOFF: continue
-                alpha = min(opacity[i]*(math.exp(-q) - edge)/(1 - edge), LARGEST_ALPHA)
-                weight = left[y, x]*alpha
+                alpha = min(o*(math.exp(-q) - edge), LARGEST_ALPHA)
+                weight = light*alpha
                 for k in range(channels): picture[y, x, k] += weight*feature[i, k]
-                left[y, x] *= 1 - alpha
+                left[y, x] = light*(1 - alpha)
 
 # %% ../nbs/08a_splats.ipynb #8a00001c
 @numba.njit(cache=True)
@@ -139,32 +145,40 @@ def _blend_backward(center, conic, extent, opacity, feature, order, edge, grad, 
     for i in order:
         x0, x1 = _box(center[i, 0], extent[i, 0], width)
         y0, y1 = _box(center[i, 1], extent[i, 1], height)
-        a, b, c = conic[i, 0], conic[i, 1], conic[i, 2]
+        a, b, c, o = conic[i, 0], conic[i, 1], conic[i, 2], opacity[i]/(1 - edge)
+        # sums over the pixels of this splat
+        s_o = s_a = s_b = s_c = s_x = s_y = 0.
         for y in range(y0, y1 + 1):
             dy = y + .5 - center[i, 1]
             for x in range(x0, x1 + 1):
+                light = left[y, x]
+                if light < DARK: continue
                 dx = x + .5 - center[i, 0]
                 q = .5*(a*dx*dx + 2*b*dx*dy + c*dy*dy)
                 if q >= CUTOFF: continue
                 bell = math.exp(-q)
-                full = opacity[i]*(bell - edge)/(1 - edge)
+                full = o*(bell - edge)
                 alpha = min(full, LARGEST_ALPHA)
-                weight = left[y, x]*alpha
+                weight = light*alpha
                 dot = 0.
                 for k in range(channels):
                     dot += grad[y, x, k]*feature[i, k]
                     d_feature[i, k] += weight*grad[y, x, k]
-                behind[y, x] -= weight*dot
-                d_alpha = left[y, x]*dot - behind[y, x]/(1 - alpha)
-                left[y, x] *= 1 - alpha
+                rest = behind[y, x] - weight*dot
+                behind[y, x] = rest
+                left[y, x] = light*(1 - alpha)
                 if full > LARGEST_ALPHA: continue
-                d_opacity[i] += d_alpha*(bell - edge)/(1 - edge)
-                d_q = -d_alpha*opacity[i]*bell/(1 - edge)
-                d_conic[i, 0] += .5*d_q*dx*dx
-                d_conic[i, 1] += d_q*dx*dy
-                d_conic[i, 2] += .5*d_q*dy*dy
-                d_center[i, 0] -= d_q*(a*dx + b*dy)
-                d_center[i, 1] -= d_q*(b*dx + c*dy)
+                d_alpha = light*dot - rest/(1 - alpha)
+                s_o += d_alpha*(bell - edge)
+                d_q = -d_alpha*o*bell
+                s_a += d_q*dx*dx
+                s_b += d_q*dx*dy
+                s_c += d_q*dy*dy
+                s_x += d_q*dx
+                s_y += d_q*dy
+        d_opacity[i] = s_o/(1 - edge)
+        d_conic[i, 0], d_conic[i, 1], d_conic[i, 2] = .5*s_a, s_b, .5*s_c
+        d_center[i, 0], d_center[i, 1] = -(a*s_x + b*s_y), -(b*s_x + c*s_y)
 
 # %% ../nbs/08a_splats.ipynb #8a00001d
 def _arrays(*tensors: torch.Tensor) -> list[np.ndarray]:
