@@ -12,10 +12,9 @@ import math
 import reprlib
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Iterable, Iterator
 
 import torch
-import trimesh
 from PIL import Image
 
 from .cameras import Cameras, fit_radius, orbit
@@ -39,7 +38,9 @@ from .shading import SHADINGS
 from .show import image_grid, to_pil
 from .splat_files import write_splats
 from .splat_renderer import Splats
-from .threads import limit_for
+from .threads import ahead, limit_for, pictures_at_once
+
+if TYPE_CHECKING: import trimesh
 
 # %% ../nbs/17a_result.ipynb #6d8c8638
 RESULT_BACKGROUND = (.82, .86, .90)  # a white snowman must be seen
@@ -152,13 +153,20 @@ def _drawing(result):
     with limit_for(result.config, result.device), evaluating(result.renderer) as renderer: yield renderer
 
 
+def _at_once(result):
+    "How many pictures may be worked out side by side; parts of one's own may not like to be asked by two threads"
+    return 1 if result.parts.given() else pictures_at_once(result.config, result.device)
+
+
 def _views(result, cameras, height, width, shading, background):
-    "Pictures [B, 3, height, width], one after the other for bounded memory"
+    "Pictures [B, 3, height, width], each by itself for bounded memory"
     check_pictures(result, height, width or height, shading)
     options: dict[str, Any] = dict(shading=shading, ambient=.4, background=background)
     with _drawing(result) as renderer:
-        return torch.cat([renderer(c, height, width or height,
-            **options).image for c in cameras.to(result.device)]).clamp(0, 1)
+        @torch.no_grad()    # in the thread that works it out
+        def picture(camera): return renderer(camera, height, width or height, **options).image
+        each = cameras.to(result.device)
+        return torch.cat(list(ahead(picture, each, min(len(each), _at_once(result))))).clamp(0, 1)
 
 
 def _maps(result, cameras, height, width, background):
@@ -202,6 +210,7 @@ def _surface(result, resolution, threshold, min_share):
         if result.is_mesh: return drop_pieces(result.renderer.mesh(), min_share)
         if not hasattr(result.renderer, 'mesh'): return _surfaces(result, resolution).mesh(threshold, min_share)
         mesh = result.renderer.mesh(resolution, threshold)
+    import trimesh
     if isinstance(mesh, trimesh.Trimesh): return mesh
     raise ConfigError(f'renderer: {short_name(result.renderer)}.mesh must be a trimesh.Trimesh, not '
         f'{type(mesh).__name__}; {PAGE}')
@@ -215,10 +224,11 @@ def _film(result, path, n, height, width, kind, cameras):
     check_pictures(result, height, width or height)
     if cameras is None: check_count(n)
     each: Any = orbit(n, radius=result.framing(aspect=(width or height)/height)) if cameras is None else cameras
-    frames: Iterable[torch.Tensor]
-    if kind == 'rgb': frames = (result.views(camera, height, width)[0] for camera in each)
-    else: frames = (maps[VIDEO_KINDS.index(kind)] for maps in result.passes(each, height, width))
-    return write_video(frames, path)
+    if kind != 'rgb':
+        return write_video((maps[VIDEO_KINDS.index(kind)] for maps in result.passes(each, height, width)), path)
+    # switched once for all, as a picture that is ready must not switch back what another one still needs
+    with _drawing(result):
+        return write_video(ahead(lambda camera: result.views(camera, height, width)[0], each, _at_once(result)), path)
 
 
 def _paint(result, mesh, size, fine, seconds):
@@ -391,7 +401,8 @@ class Result(Pictures):
 
     def __repr__(self) -> str: return f'Result({self.config.prompt!r}, folder={str(self.folder)!r})'
 
-    def mesh(self, resolution: int = 128, threshold: str | float = 'auto', *, min_share: float = 1.) -> trimesh.Trimesh:
+    def mesh(self, resolution: int = 128, threshold: str | float = 'auto', *, min_share: float = 1.
+            ) -> 'trimesh.Trimesh':
         """The surface, closed, with vertex colours. Raises `EmptyMeshError` if there is none, `ConfigError`.
 
         A NeRF is cut on a grid of `resolution` points an axis at a density `threshold`; a mesh stage has one surface
@@ -423,8 +434,8 @@ class Result(Pictures):
         if splats: return write_splats(list_of_splats(self), path)
         return _write_model(self, path, resolution, threshold, faces, texture, normals, min_share, seconds)
 
-    def textured(self, mesh: trimesh.Trimesh, size: int = 1024, fine: trimesh.Trimesh | None = None,
-                 seconds: float = 60) -> trimesh.Trimesh:
+    def textured(self, mesh: 'trimesh.Trimesh', size: int = 1024, fine: 'trimesh.Trimesh | None' = None,
+                 seconds: float = 60) -> 'trimesh.Trimesh':
         """A mesh of this result with a texture instead of vertex colours, and the normals of `fine`.
 
         If that fails, a warning says why and the mesh is unchanged."""
@@ -486,7 +497,7 @@ def made_of_splats(path: str | Path) -> bool:
     return load_config(find_result(path)[0]/'config.yaml').renderer.name == 'splats'
 
 
-def learn_colors(field: Any, splats: Splats, mesh: trimesh.Trimesh, steps: int = 300) -> float:
+def learn_colors(field: Any, splats: Splats, mesh: 'trimesh.Trimesh', steps: int = 300) -> float:
     """Teach a field the colours that splats have near a surface, for a mesh stage. Returns the last mean squared error.
 
     Splats have no weights that another field could take over; their colours it can learn in seconds"""

@@ -9,7 +9,6 @@ __all__ = ['to_pil', 'image_grid', 'show_images']
 import math
 from collections.abc import Iterable, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from PIL import Image
@@ -60,6 +59,7 @@ def show_images(images: Images,                       # as for `image_grid`; siz
                 fontsize: float = 9                   # of titles and labels
                ) -> None:
     "Draws pictures in a row or grid, with titles and labels of the rows. Raises `ValueError` where there is none"
+    import matplotlib.pyplot as plt    # here, as a run without pictures need not wait for it
     pictures = [to_pil(image) for image in images]
     if not pictures: raise ValueError('there is no picture to show')
     cols = cols or min(len(pictures), 8)

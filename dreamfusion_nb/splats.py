@@ -106,7 +106,7 @@ def front_to_back(prints: Footprints,
     return seen[prints.depth[seen].argsort(stable=True)]
 
 # %% ../nbs/08a_splats.ipynb #8a00001a
-@numba.njit(cache=True)
+@numba.njit(nogil=True, cache=True)
 def _box(center: float, extent: float, size: int) -> tuple[int, int]:
     "First and last pixel of a row or column whose middle lies within the extent."
     return max(0, int(math.ceil(center - extent - .5))), min(size - 1, int(math.floor(center + extent - .5)))
@@ -115,7 +115,7 @@ def _box(center: float, extent: float, size: int) -> tuple[int, int]:
 DARK = 1e-5    # pixels that get less light than this count as covered; Kerbl et al. stop at 1e-4
 
 
-@numba.njit(cache=True)
+@numba.njit(nogil=True, cache=True)
 def _blend_forward(center, conic, extent, opacity, feature, order, edge, picture, left) -> None:
     "Add the splats in `order` to `picture` [H, W, C]; `left` [H, W] is the light that is left."
     height, width, channels = picture.shape
@@ -137,7 +137,7 @@ def _blend_forward(center, conic, extent, opacity, feature, order, edge, picture
                 left[y, x] = light*(1 - alpha)
 
 # %% ../nbs/08a_splats.ipynb #8a00001c
-@numba.njit(cache=True)
+@numba.njit(nogil=True, cache=True)
 def _blend_backward(center, conic, extent, opacity, feature, order, edge, grad, behind, left,
                     d_center, d_conic, d_opacity, d_feature) -> None:
     "Gradients of `_blend_forward`, added up; `behind` [H, W] begins as the sum of grad*picture."

@@ -8,10 +8,13 @@ __all__ = ['SMALL', 'user_chose_threads', 'threads_for', 'check_threads', 'limit
 # %% ../nbs/15a_threads.ipynb #0613bff5
 import os
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -90,3 +93,25 @@ def limit_for(config: Config,
              ) -> AbstractContextManager[None]:
     "A `limit_threads` block for the work that a `Config` describes"
     return limit_threads(threads_for(device, *picture_edges(config), image_size))
+
+# %% ../nbs/15a_threads.ipynb #15a00002
+def pictures_at_once(config: Config, device: torch.device | str) -> int:
+    "How many pictures to work out at once: one for each core where one thread is right for each, else one"
+    if threads_for(device, *picture_edges(config)) is None: return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def ahead(function: Callable[[Any], Any],  # of one item
+          items: Iterable[Any],
+          n: int                           # Python threads
+         ) -> Iterator[Any]:
+    "Yield function(item) of each item, in order, worked out by `n` threads of Python"
+    if n == 1:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(n, 'dreamfusion-picture') as pool:
+        waiting: deque = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > n: yield waiting.popleft().result()
+        while waiting: yield waiting.popleft().result()

@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import trimesh
 from PIL import Image
 
 from .cameras import orbit
@@ -34,6 +33,8 @@ from .result import (RESULT_BACKGROUND, Result, evaluating, init_mesh, made_of_s
 from .schedules import check_steering
 from .show import to_pil
 from .step import Stepper, StepRecord, encode_prompts
+
+if TYPE_CHECKING: import trimesh
 
 # %% ../nbs/18_trainer.ipynb #9d8a6527
 @contextmanager
@@ -229,7 +230,7 @@ class Trainer(Stepper):
         trainer.config, trainer.warm_start_report = config, []
         return _restore(trainer, found[-1])
 
-    def mesh(self, resolution: int = 48) -> trimesh.Trimesh:
+    def mesh(self, resolution: int = 48) -> 'trimesh.Trimesh':
         "The surface as it is now, with vertex colours; a mesh stage has only one. Raises `EmptyMeshError`"
         return Result(self.config, self.renderer, parts=self.parts).mesh(resolution)
 
