@@ -1,5 +1,5 @@
-"""Where the time of a training step goes, part by part, with the toybox preset at 64x64; and the Numba hash grid
-against plain torch.
+"""Where the time of a training step goes, part by part, with the toybox preset at 64x64, or with splats (`--preset
+splats`); and the Numba hash grid against plain torch.
 
     python benchmarks/step.py [--steps 100] [--rounds 64] [--threads 2] [--guidance toybox] [--start FOLDER] [--trim]
         [--out table.json] [key=value ...]
@@ -42,10 +42,10 @@ import torch
 from hashgrid import SETTINGS
 from hashgrid import step as hashgrid_step
 
-from dreamfusion_nb import Trainer, field, hashgrid, load_config, raymarch
+from dreamfusion_nb import Trainer, field, hashgrid, load_config, raymarch, splat_renderer, splats
 
-PARTS = ('march', 'visible', 'encode', 'nets', 'composite', 'VAE encode', 'UNet', 'VAE backward', 'composite backward',
-         'nets backward', 'encode backward', 'optimiser', 'grid update', 'rest')
+PARTS = ('march', 'visible', 'encode', 'nets', 'project', 'order', 'carried', 'composite', 'VAE encode', 'UNet',
+         'VAE backward', 'composite backward', 'nets backward', 'encode backward', 'optimiser', 'grid update', 'rest')
 
 
 class Clock:
@@ -102,7 +102,9 @@ def put_clocks(clock, trainer):
     "A clock in every part of the step"
     clock.wrap(raymarch, 'march', 'march')
     clock.wrap(raymarch, 'visible', 'visible')
-    for module, name in ((hashgrid, 'encode'), (field, 'nets'), (raymarch, 'composite')):
+    for name, part in (('project', 'project'), ('front_to_back', 'order'), ('carried_by', 'carried')):
+        clock.wrap(splat_renderer, name, part)
+    for module, name in ((hashgrid, 'encode'), (field, 'nets'), (raymarch, 'composite'), (splats, 'composite')):
         clock.wrap_functions(module, name)
     clock.wrap(trainer.guidance, 'predict_noise', 'UNet')
     clock.wrap(trainer.optimizer, 'step', 'optimiser')
@@ -122,11 +124,30 @@ def put_clocks(clock, trainer):
     trainer.guidance.encode_image = encode_image
 
 
+def update_interval(trainer):
+    "Steps between two updates of what no gradient reaches: the occupancy grid, or where splats are"
+    config = trainer.config
+    return config.update_extra_interval if config.renderer.name == 'splats' else config.renderer.update_interval
+
+
+def drawn(record):
+    "How many samples of rays, or splats, a step had"
+    weights = record.render.weights
+    return 0 if weights is None else len(weights)
+
+
+def state(trainer):
+    "In a word, what the object is made of by now"
+    renderer = trainer.renderer
+    if isinstance(renderer, splat_renderer.SplatRenderer): return f'{len(renderer.field)} splats'
+    return f'occupied cells {renderer.grid.occupancy:.1%}'
+
+
 def measure(trainer, rounds):
     "Parts of the steps with the clock, and a dict for each step without"
     clock, plain = Clock(), []
     put_clocks(clock, trainer)
-    every = trainer.config.renderer.update_interval
+    every = update_interval(trainer)
     for i in range(2*every*math.ceil(rounds/every)):    # in turns of one refresh of the grid
         if i//every % 2:
             with clock.step(): trainer.step()
@@ -137,7 +158,7 @@ def measure(trainer, rounds):
             plain.append(dict(wall=time.perf_counter() - began, cpu=time.process_time() - cpu,
                               faults=after.ru_minflt - before.ru_minflt,
                 system=after.ru_stime - before.ru_stime, shading=record.look.shading,
-                samples=len(record.render.weights)))
+                samples=drawn(record)))
     return clock.steps, plain
 
 
@@ -148,7 +169,7 @@ def table(steps, plain, interval):
     "The parts, one a line"
     lines = [f'{"part":22}{"wall: median":>14}{"min":>9}{"cpu: median":>14}{"min":>9}   ms; share of the step in cpu '
              f'time']
-    total = sum(step[part][1] for step in steps for part in PARTS)
+    total = sum(cpu for step in steps for _, cpu in step.values())
     for part in PARTS:
         found = [step[part] for step in steps if part in step
                  and step[part][0] > 1e-5] if part == 'grid update' else [step[part] for step in steps if part in step]
@@ -252,8 +273,8 @@ def main():
     trainer.config = trainer.config.replace(dict(latent_iter_ratio=0, albedo_iter_ratio=0))
     steps, plain = measure(trainer, a.rounds)
     more = [f'preset {a.preset}, {trainer.config.data.train.width}x{trainer.config.data.train.height}, after {a.steps} '
-            f'steps; occupied cells {trainer.renderer.grid.occupancy:.1%}',
-            *table(steps, plain, trainer.config.renderer.update_interval), validation(trainer,
+            f'steps; {state(trainer)}',
+            *table(steps, plain, update_interval(trainer)), validation(trainer,
                 statistics.median(p['wall'] for p in plain)), f'memory: {memory():.2f} GB at most', *hashgrid_ratio()]
     print(*more, sep='\n')
     if a.out:
