@@ -83,13 +83,36 @@ CASES = [_case([i for i in range(4) if case >> i & 1]) for case in range(16)]
 TRIANGLES = torch.tensor([case + [[-1]*3]*(2 - len(case)) for case in CASES])    # [16, 2, 3], -1 where there is none
 
 # %% ../nbs/08_dmtet.ipynb #03c53286
+@njit(nogil=True, cache=True)
+def _find_cut(inside, tets, found) -> int:
+    "Numbers of the tetrahedra with corners on both sides, into `found`; returns how many"
+    n = 0
+    for i in range(len(tets)):
+        corners = inside[tets[i, 0]] + inside[tets[i, 1]] + inside[tets[i, 2]] + inside[tets[i, 3]]
+        if 0 < corners < 4:
+            found[n] = i
+            n += 1
+    return n
+
+
+def cut_tets(inside: torch.Tensor,  # which vertices are inside [V]
+             tets: torch.Tensor     # [T, 4]
+            ) -> torch.Tensor:      # those with corners on both sides [N, 4], in order
+    "The tetrahedra that the surface passes through"
+    if tets.device.type != 'cpu':
+        corners = inside[tets].sum(1)
+        return tets[(corners > 0) & (corners < 4)]
+    found = torch.empty(len(tets), dtype=torch.int64)
+    n = _find_cut(inside.to(torch.uint8).numpy(), tets.numpy(), found.numpy())
+    return tets[found[:n]]
+
+
 def cut_edges(inside: torch.Tensor,  # which vertices are inside [V]
               tets: torch.Tensor     # [T, 4], positive volumes
              ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     "The edges that the surface cuts, by inner end [N] and outer end [N]; and its triangles [F, 3], of such edges"
+    tets = cut_tets(inside, tets)
     case = (inside[tets]*torch.tensor([1, 2, 4, 8], device=tets.device)).sum(1)
-    cut = (case > 0) & (case < 15)
-    tets, case = tets[cut], case[cut]
     ends = tets[:, torch.tensor(EDGES, device=tets.device)]                            # [T, 6, 2]
     crossed = inside[ends].sum(-1) == 1
     ends = torch.where(inside[ends[..., :1]], ends, ends.flip(-1))

@@ -163,7 +163,7 @@ def _predictions(guidance, noisy, t, embeddings, negative_embeddings, negative_w
 
     With two sets of embeddings, the first one serves for both of the former."""
     weight = torch.as_tensor(negative_weight)
-    # an opposite without weight need not be asked, a quarter of all views; to look would make a GPU wait
+    # an opposite without weight, as from overhead, need not be asked; to look would make a GPU wait
     if weight.device.type == 'cpu' and not weight.any(): negative_embeddings = None
     if negative_embeddings is not None: embeddings = torch.cat([embeddings, negative_embeddings])
     n = len(embeddings)//len(noisy)
