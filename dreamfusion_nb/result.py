@@ -40,7 +40,7 @@ from .splat_files import write_splats
 from .splat_renderer import Splats
 from .threads import ahead, limit_for, pictures_at_once
 
-if TYPE_CHECKING: import trimesh
+if TYPE_CHECKING: from trimesh import Trimesh
 
 # %% ../nbs/17a_result.ipynb #6d8c8638
 RESULT_BACKGROUND = (.82, .86, .90)  # a white snowman must be seen
@@ -401,8 +401,7 @@ class Result(Pictures):
 
     def __repr__(self) -> str: return f'Result({self.config.prompt!r}, folder={str(self.folder)!r})'
 
-    def mesh(self, resolution: int = 128, threshold: str | float = 'auto', *, min_share: float = 1.
-            ) -> 'trimesh.Trimesh':
+    def mesh(self, resolution: int = 128, threshold: str | float = 'auto', *, min_share: float = 1.) -> 'Trimesh':
         """The surface, closed, with vertex colours. Raises `EmptyMeshError` if there is none, `ConfigError`.
 
         A NeRF is cut on a grid of `resolution` points an axis at a density `threshold`; a mesh stage has one surface
@@ -434,8 +433,8 @@ class Result(Pictures):
         if splats: return write_splats(list_of_splats(self), path)
         return _write_model(self, path, resolution, threshold, faces, texture, normals, min_share, seconds)
 
-    def textured(self, mesh: 'trimesh.Trimesh', size: int = 1024, fine: 'trimesh.Trimesh | None' = None,
-                 seconds: float = 60) -> 'trimesh.Trimesh':
+    def textured(self, mesh: 'Trimesh', size: int = 1024, fine: 'Trimesh | None' = None,
+                 seconds: float = 60) -> 'Trimesh':
         """A mesh of this result with a texture instead of vertex colours, and the normals of `fine`.
 
         If that fails, a warning says why and the mesh is unchanged."""
@@ -497,7 +496,7 @@ def made_of_splats(path: str | Path) -> bool:
     return load_config(find_result(path)[0]/'config.yaml').renderer.name == 'splats'
 
 
-def learn_colors(field: Any, splats: Splats, mesh: 'trimesh.Trimesh', steps: int = 300) -> float:
+def learn_colors(field: Any, splats: Splats, mesh: 'Trimesh', steps: int = 300) -> float:
     """Teach a field the colours that splats have near a surface, for a mesh stage. Returns the last mean squared error.
 
     Splats have no weights that another field could take over; their colours it can learn in seconds"""

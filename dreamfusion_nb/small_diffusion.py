@@ -428,7 +428,7 @@ def _read_network(make: Any, folder: Path, device: torch.device, dtype: torch.dt
 
 def read_small_diffusion(folder: str | Path,                         # as `PRIOR_DIR`, in diffusers' format
                          device: str | torch.device = 'cpu',
-                         dtype: torch.dtype = torch.float32
+                         dtype: torch.dtype = torch.float32   # precision of the networks
                         ) -> dict[str, Any]:    # unet, vae, text_encoder, tokenizer, scheduler
     """The parts of a pipeline of the shipped one's architecture, for `LatentDiffusion`.
 

@@ -146,8 +146,7 @@ def _blend_backward(center, conic, extent, opacity, feature, order, edge, grad, 
         x0, x1 = _box(center[i, 0], extent[i, 0], width)
         y0, y1 = _box(center[i, 1], extent[i, 1], height)
         a, b, c, o = conic[i, 0], conic[i, 1], conic[i, 2], opacity[i]/(1 - edge)
-        # sums over the pixels of this splat
-        s_o = s_a = s_b = s_c = s_x = s_y = 0.
+        s_o = s_a = s_b = s_c = s_x = s_y = 0.    # sums over the pixels of this splat
         for y in range(y0, y1 + 1):
             dy = y + .5 - center[i, 1]
             for x in range(x0, x1 + 1):
@@ -171,11 +170,8 @@ def _blend_backward(center, conic, extent, opacity, feature, order, edge, grad, 
                 d_alpha = light*dot - rest/(1 - alpha)
                 s_o += d_alpha*(bell - edge)
                 d_q = -d_alpha*o*bell
-                s_a += d_q*dx*dx
-                s_b += d_q*dx*dy
-                s_c += d_q*dy*dy
-                s_x += d_q*dx
-                s_y += d_q*dy
+                s_a, s_b, s_c = s_a + d_q*dx*dx, s_b + d_q*dx*dy, s_c + d_q*dy*dy
+                s_x, s_y = s_x + d_q*dx, s_y + d_q*dy
         d_opacity[i] = s_o/(1 - edge)
         d_conic[i, 0], d_conic[i, 1], d_conic[i, 2] = .5*s_a, s_b, .5*s_c
         d_center[i, 0], d_center[i, 1] = -(a*s_x + b*s_y), -(b*s_x + c*s_y)
