@@ -353,8 +353,10 @@ class SmallTextModel(nn.Module):
     def __init__(self, config: Any):    # what `config.json` says
         super().__init__()
         self.config = c = config
-        self.embeddings = nn.ModuleDict(dict(token_embedding=nn.Embedding(c.vocab_size, c.hidden_size),
-            position_embedding=nn.Embedding(c.max_position_embeddings, c.hidden_size)))
+        # from weights that are still to be read: an embedding's own first values would cost a second here
+        counts = dict(token_embedding=c.vocab_size, position_embedding=c.max_position_embeddings)
+        self.embeddings = nn.ModuleDict({name: nn.Embedding.from_pretrained(torch.empty(n, c.hidden_size))
+                                         for name, n in counts.items()})
         layers = nn.ModuleList(TextLayer(c) for _ in range(c.num_hidden_layers))
         self.encoder: Any = nn.ModuleDict(dict(layers=layers))
         self.final_layer_norm = nn.LayerNorm(c.hidden_size, c.layer_norm_eps)
