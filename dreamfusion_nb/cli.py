@@ -142,7 +142,7 @@ def _export(argv: list[str]) -> None:
     "`dreamfusion export FOLDER [FILE] [key=value ...]`"
     parser = _Parser(prog='dreamfusion export', allow_abbrev=False,
                      description='Writes the mesh of a finished result as .glb, .obj, .ply or .stl; '
-                                 'with splats=true its splats as .ply.')
+                                 'with splats=true its splats as .ply or .glb.')
     parser.add_argument('folder', metavar='FOLDER', help='of a result')
     parser.add_argument('words', metavar='[FILE] key=value', nargs='*',
                         help='where to write (default: the name of the folder and .glb, here), and options: '

@@ -419,7 +419,7 @@ class Result(Pictures):
         `texture`: texels an edge of a picture that paints it (.glb and .obj), None: colours at the vertices;
         `normals`: also a normal texture, for the relief that `faces` takes away (`texture` None counts as 1024);
         `seconds`: limit for cutting the surface open for a texture; beyond it vertex colours stay;
-        `splats`: not a mesh, but the list of splats, as splat viewers read it (.ply); for preset "splats"."""
+        `splats`: not a mesh, but the list of splats, as splat viewers read it (.ply, .glb); for preset "splats"."""
         if splats: return write_splats(list_of_splats(self), path)
         return _write_model(self, path, resolution, threshold, faces, texture, normals, min_share, seconds)
 

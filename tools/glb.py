@@ -1,7 +1,7 @@
 """Do other programs read our GLB files? The Khronos validator and trimesh, and three.js in a headless Chromium, whose
-pictures are compared with ours.
+pictures are compared with ours. For lists of splats, three.js and Spark.
 
-    npm install --prefix tools/web          # once: gltf-validator and three
+    npm install --prefix tools/web          # once: gltf-validator, three and Spark
     pip install playwright                  # part of '.[dev]'; Chromium itself comes from the system
     python tools/glb.py outputs/a-hamburger outputs/a-hamburger-refined
 
@@ -49,8 +49,9 @@ def missing_browser():
 
 def missing():
     "What has to be installed before everything below works; empty if nothing"
-    return ['node']*(not shutil.which('node')) + ['npm install --prefix tools/web']*(not (
-        WEB/'node_modules/three').is_dir()) + missing_browser()
+    packages = [WEB/'node_modules'/name for name in json.loads((WEB/'package.json').read_text())['dependencies']]
+    return (['node']*(not shutil.which('node')) + missing_browser()
+            + ['npm install --prefix tools/web']*(not all(package.is_dir() for package in packages)))
 
 
 def validate(*paths):
@@ -70,25 +71,43 @@ def browser():
         finally: opened.close()
 
 
-def photograph(opened, path, cameras, size=256, background=RESULT_BACKGROUND):
-    """(pictures [B, 3, size, size] that three.js draws of a GLB, without light; its triangles there). Cameras look at
-    the origin and share an angle"""
+def ask(opened, html, path, cameras, size, background, **more):
+    """What `photograph` in a page of tools/web answers about a file: a dict. Cameras look at the origin and share an
+    angle"""
+    name = f'model{Path(path).suffix}'
     def serve(route):
-        name = route.request.url.removeprefix('http://here/')
-        route.fulfill(path=path if name == 'model.glb' else WEB/name)
+        asked = route.request.url.removeprefix('http://here/')
+        route.fulfill(path=path if asked == name else WEB/asked)
     page = opened.new_page()
     errors = []
     page.on('pageerror', lambda error: errors.append(error))
     page.route('http://here/**', serve)
-    page.goto('http://here/photograph.html')
+    page.goto(f'http://here/{html}')
     page.wait_for_function('window.ready')
-    asked = dict(url='model.glb', positions=cameras.position.tolist(), fovy=cameras.fovy[0].item(), size=size,
-                 background=list(background))
+    asked = dict(url=name, positions=cameras.position.tolist(), fovy=cameras.fovy[0].item(), size=size,
+                 background=list(background)) | more
     answer = page.evaluate('asked => window.photograph(asked)', asked)
     page.close()
-    if errors: raise RuntimeError(f'three.js: {errors}')
-    wide = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer['picture'].split(',')[1]))).convert('RGB'))
-    return torch.from_numpy(wide.copy()).permute(2, 0, 1).div(255).split(size, 2), answer['triangles']
+    if errors: raise RuntimeError(f'{html}: {errors}')
+    return answer
+
+
+def picture(url):
+    "A picture [3, H, W] of the address that holds all of it"
+    drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(',')[1]))).convert('RGB'))
+    return torch.from_numpy(drawn.copy()).permute(2, 0, 1).div(255)
+
+
+def photograph(opened, path, cameras, size=256, background=RESULT_BACKGROUND):
+    "(pictures [3, size, size], one a camera, that three.js draws of a GLB without light; its triangles there)"
+    answer = ask(opened, 'photograph.html', path, cameras, size, background)
+    return picture(answer['picture']).split(size, 2), answer['triangles']
+
+
+def photograph_splats(opened, path, cameras, program, size=256, background=RESULT_BACKGROUND):
+    "(pictures [3, size, size], one a camera, that 'three' (.ply, .glb) or 'spark' (.ply) draws; its splats there)"
+    answer = ask(opened, 'splats.html', path, cameras, size, background, program=program)
+    return [picture(url) for url in answer['pictures']], answer['splats']
 
 
 def check(opened, folder, size=256):
