@@ -439,9 +439,9 @@ class Result(Pictures):
         return _refine(self, preset, out, options)
 
     def show(self, resolution: int = 96, **options: Any) -> Any:    # a `viewer.Viewer`
-        "The mesh in a `Viewer`, which takes `options`"
+        "The mesh in a `Viewer`, which takes `options`; for preset \"splats\" the splats, and the mesh beside them"
         from dreamfusion_nb.viewer import Viewer
-        return Viewer(self.mesh(resolution), **options)
+        return Viewer(self.mesh(resolution), self.field if isinstance(self.field, Splats) else None, **options)
 
     def _repr_mimebundle_(self, **kwargs):
         "A picture, also where no kernel runs"

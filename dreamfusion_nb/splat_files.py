@@ -105,9 +105,9 @@ _WHAT = dict(mean='a centre', log_scale='a size', quaternion='a rotation', raw_o
              raw_color='a colour', harmonics='a harmonic')
 
 
-def _refuse_odd(numbers: dict[str, torch.Tensor],  # by the names of the parameters of `Splats`
-                where: str                         # how the message begins
-               ) -> None:
+def refuse_odd(numbers: dict[str, torch.Tensor],  # by the names of the parameters of `Splats`
+               where: str                         # how the message begins
+              ) -> None:
     "Raise `ConfigError` for splats that no program could draw, and name the first"
     for name, values in numbers.items():
         flat = values.reshape(len(values), -1)
@@ -127,7 +127,7 @@ def write_splats(splats: Splats,
     .ply is what splat viewers read (Kerbl et al. 2023), .glb is glTF with `KHR_gaussian_splatting`.
     Raises `ConfigError`"""
     path = check_path(path, ('.ply', '.glb'), 'list of splats')
-    _refuse_odd({name: value.detach() for name, value in splats.named_parameters()}, f'cannot write {str(path)!r}')
+    refuse_odd({name: value.detach() for name, value in splats.named_parameters()}, f'cannot write {str(path)!r}')
     data = (_ply if path.suffix.lower() == '.ply' else _glb)(splats)
     return write_whole({path: lambda temporary: temporary.write_bytes(data)})
 
@@ -239,7 +239,7 @@ def read_splats(path: str | Path,
     try: data = path.read_bytes()
     except OSError as error: raise ConfigError(f'cannot read {str(path)!r}: {error.strerror}') from None
     found = (_read_glb if data[:4] == b'glTF' else _read_ply)(data, path)
-    _refuse_odd(found, f'{str(path)!r} cannot be used')
+    refuse_odd(found, f'{str(path)!r} cannot be used')
     found['raw_color'] = (.5 + _Y0*found['raw_color'].double()).clamp(1e-6, 1 - 1e-6).logit()
     degree = math.isqrt(1 + found['harmonics'].shape[1]) - 1 if 'harmonics' in found else 0
     splats = Splats(len(found['mean']), sh_degree=degree, bound=bound)

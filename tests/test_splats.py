@@ -4,11 +4,12 @@ import math
 import struct
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import trimesh
-from conftest import CHEAP, MESH, assert_same_with_a_break
+from conftest import CHEAP, MESH, assert_same_with_a_break, toy_splats
 
 from dreamfusion_nb import ConfigError, Trainer, load, load_config, train
 from dreamfusion_nb.background import StaticBackground
@@ -18,6 +19,7 @@ from dreamfusion_nb.result import Result
 from dreamfusion_nb.splat_files import read_splats, write_splats
 from dreamfusion_nb.splat_renderer import SplatRenderer, Splats, density_numba, density_torch, relocate
 from dreamfusion_nb.splats import blend, blend_torch, covariance, front_to_back, project
+from dreamfusion_nb.surfaces import pieces_of
 
 SMALL = {k: v for k, v in CHEAP.items() if not k.startswith(('nerf.', 'renderer.'))}
 SMALL |= {'splats.count': 60, 'update_extra_interval': 2, 'iters': 12}
@@ -177,6 +179,22 @@ def test_harmonics_turn_with_the_eye():
     sides = [splats.color(torch.tensor([[0., y, 0.]])) for y in (-1., 1.)]
     assert torch.allclose(sides[0] - splats.color(), torch.tensor(.5*math.sqrt(3/(4*math.pi))), atol=1e-5)
     assert (sides[1] < splats.color()).all()
+
+
+def test_the_mesh_is_closed_and_in_one_piece_without_haze():
+    "A toy in a ball of faint splats, a few strong ones beside it: only the toy is cut, and it is whole"
+    parts = toy_splats(), Splats(400, radius=.9, opacity=.01, generator=gen()), Splats(5, radius=.05, opacity=.9,
+                                                                                     generator=gen(1))
+    with torch.no_grad(): parts[2].mean.add_(.75)
+    splats = Splats(sum(map(len, parts)))
+    splats.load_state_dict({name: torch.cat([part.state_dict()[name] for part in parts])
+                            for name in parts[0].state_dict()})
+    result = Result(config(), SplatRenderer(splats, StaticBackground((1., 1., 1.))))
+    mesh = result.mesh(64)
+    assert mesh.is_watertight and mesh.is_winding_consistent and mesh.volume > 0 and len(pieces_of(mesh)[1]) == 1
+    away = torch.cdist(torch.tensor(mesh.vertices).float(), parts[0].mean.detach()).amin(1)
+    assert away.max() < .15 and (mesh.bounds[1] - mesh.bounds[0] > .9*np.ptp(parts[0].mean.detach().numpy(), 0)).all()
+    assert len(pieces_of(result.mesh(64, min_share=0.))[1]) > 1
 
 
 # bad input
