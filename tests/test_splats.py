@@ -1,6 +1,7 @@
 "Splats: the compiled loops against their definitions, runs from start to file, and what is refused"
 import json
 import math
+import re
 import struct
 import warnings
 
@@ -14,12 +15,14 @@ from conftest import CHEAP, MESH, assert_same_with_a_break, toy_splats
 from dreamfusion_nb import ConfigError, Trainer, load, load_config, train
 from dreamfusion_nb.background import StaticBackground
 from dreamfusion_nb.cameras import orbit, sample_cameras
-from dreamfusion_nb.dashboard import FieldDashboard, MeshDashboard, StepDashboard
+from dreamfusion_nb.cli import main
+from dreamfusion_nb.dashboard import CompareDashboard, FieldDashboard, MeshDashboard, StepDashboard
 from dreamfusion_nb.result import Result
 from dreamfusion_nb.splat_files import read_splats, write_splats
 from dreamfusion_nb.splat_renderer import SplatRenderer, Splats, density_numba, density_torch, relocate
 from dreamfusion_nb.splats import blend, blend_torch, covariance, front_to_back, project
 from dreamfusion_nb.surfaces import pieces_of
+from dreamfusion_nb.viewer import Viewer
 
 SMALL = {k: v for k, v in CHEAP.items() if not k.startswith(('nerf.', 'renderer.'))}
 SMALL |= {'splats.count': 60, 'update_extra_interval': 2, 'iters': 12}
@@ -156,7 +159,9 @@ def test_dashboards_and_the_mesh_stage(result, model, tmp_path):
     steps.driver.step()
     looks = FieldDashboard(trainer), MeshDashboard(result, resolution=16)
     assert trainer.step_count == 1
-    for board in (steps, *looks): board.close()
+    compared = CompareDashboard([trainer])
+    assert compared.viewers[0].draws_splats and not compared.viewers[0].mesh_data
+    for board in (steps, *looks, compared): board.close()
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
         fine = result.refine(guidance=model, progress=False, out=tmp_path/'fine', **MESH)
@@ -179,6 +184,25 @@ def test_harmonics_turn_with_the_eye():
     sides = [splats.color(torch.tensor([[0., y, 0.]])) for y in (-1., 1.)]
     assert torch.allclose(sides[0] - splats.color(), torch.tensor(.5*math.sqrt(3/(4*math.pi))), atol=1e-5)
     assert (sides[1] < splats.color()).all()
+
+
+def test_a_viewer_offers_splats_and_mesh(result):
+    viewer = result.show(32)
+    assert viewer.draws_splats and viewer.mesh_data and sum(map(len, viewer.splat_data.values())) == 26*60
+    main(['view', str(result.folder), '--no-browser'])
+    page = (result.folder/'view.html').read_text()
+    assert re.search(r'"splat_data": {"centers": "[A-Za-z0-9+/=]{960}"', page) and '"positions": "' in page
+
+
+def test_a_viewer_follows_a_run(model):
+    "It is given the splats as they are at the moment, and keeps them; the camera stays where it was put"
+    viewer, trainer, sent = Viewer(azimuth=77.), Trainer(config(), model), []
+    viewer.observe(lambda change: sent.append(change['new']['centers']), 'splat_data')
+    trainer.fit(8, callbacks=[viewer.follow(4)])
+    assert len(sent) == 2 and sent[0] != sent[1] and viewer.azimuth == 77
+    before = viewer.still(32)
+    trainer.fit(1)
+    assert viewer.still(32) == before and not torch.equal(viewer.splats.mean, trainer.field.mean)
 
 
 def test_the_mesh_is_closed_and_in_one_piece_without_haze():
