@@ -6,7 +6,7 @@ pictures are compared with ours. For lists of splats, three.js and Spark.
     python tools/glb.py outputs/a-hamburger outputs/a-hamburger-refined
 
 prints a line for each result folder, and leaves both programs' pictures beside the GLB (model-compared.png, ours
-above)."""
+above; for a run with preset `splats` also splats-compared.png)."""
 import argparse
 import base64
 import io
@@ -14,6 +14,8 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,8 +31,11 @@ from dreamfusion_nb.dmtet import MeshRenderer
 from dreamfusion_nb.export import mesh_views
 from dreamfusion_nb.result import RESULT_BACKGROUND
 from dreamfusion_nb.show import image_grid
+from dreamfusion_nb.splat_files import write_splats
+from dreamfusion_nb.splat_renderer import SplatRenderer, Splats
 
 WEB = Path(__file__).parent/'web'
+READERS = ('spark', 'ply'), ('three', 'ply'), ('three', 'glb')    # of lists of splats
 # a browser without a window, a graphics card or a network
 FLAGS = ['--no-sandbox', '--use-gl=angle', '--use-angle=swiftshader', '--enable-unsafe-swiftshader',
          '--ignore-gpu-blocklist', '--disable-background-networking',
@@ -110,6 +115,32 @@ def photograph_splats(opened, path, cameras, program, size=256, background=RESUL
     return [picture(url) for url in answer['pictures']], answer['splats']
 
 
+def shape(drawn, background=RESULT_BACKGROUND):
+    "Where something is drawn [H, W]"
+    return (drawn - torch.tensor(background)[:, None, None]).abs().amax(0) > .15
+
+
+def psnr(a, b): return round(-10*(a - b).square().mean().log10().item(), 1)
+
+
+def check_splats(opened, splats, folder, cameras, size=256):
+    """What other programs make of a list of splats: how many there are, and compared with our pictures the PSNR of each
+    and the least share of the two silhouettes that is common; writes splats-compared.png into the folder"""
+    seen = SplatRenderer(splats, None)(cameras, size, size, background=RESULT_BACKGROUND)
+    ours = list(seen.image.detach().clamp(0, 1))
+    found, rows = {}, [*ours]
+    with tempfile.TemporaryDirectory() as scratch:
+        for program, ending in READERS:
+            path = write_splats(splats, Path(scratch)/f'splats.{ending}')
+            theirs, count = photograph_splats(opened, path, cameras, program, size)
+            common = min(((shape(a) & shape(b)).sum()/(shape(a) | shape(b)).sum()).item() for a, b in zip(ours, theirs))
+            found[f'{program}.{ending}'] = dict(splats=count, psnr=[psnr(a, b) for a, b in zip(ours, theirs)],
+                                                common=round(common, 3))
+            rows += theirs
+    image_grid(rows, len(ours), pad=0).save(Path(folder)/'splats-compared.png')
+    return found
+
+
 def check(opened, folder, size=256):
     "What other programs make of a result folder's GLB, a dict of figures; writes model-compared.png into the folder"
     folder = Path(folder)
@@ -120,16 +151,20 @@ def check(opened, folder, size=256):
     welded.merge_vertices(merge_tex=True, merge_norm=True)    # seams of a texture double vertices
     theirs, triangles = photograph(opened, path, cameras, size)
     result = load(folder)
-    ours = result.views(cameras, size) if isinstance(result.renderer, MeshRenderer) else mesh_views(result.mesh(),
-        cameras, size, background=RESULT_BACKGROUND)
+    begun = time.process_time()
+    cut = result.mesh()
+    seconds = time.process_time() - begun
+    ours = result.views(cameras, size) if isinstance(result.renderer, MeshRenderer) else mesh_views(cut, cameras, size,
+        background=RESULT_BACKGROUND)
     image_grid([*ours, *theirs], 4, pad=0).save(folder/'model-compared.png')
-    error = [(a - b).square().mean().item() for a, b in zip(ours, theirs)]
     edges = np.unique(welded.edges_sorted, axis=0, return_counts=True)[1]
-    return dict(folder=folder.name, errors=issues['numErrors'], warnings=issues['numWarnings'], faces=len(mesh.faces),
+    found = dict(folder=folder.name, errors=issues['numErrors'], warnings=issues['numWarnings'], faces=len(mesh.faces),
                 drawn=triangles, closed=bool(welded.is_watertight),
         manifold=bool((edges == 2).all()), pieces=int(welded.body_count),
         outward=bool(welded.is_winding_consistent and welded.volume > 0),
-        psnr=[round(-10*float(np.log10(e)), 1) for e in error])
+        psnr=[psnr(a, b) for a, b in zip(ours, theirs)], mesh_seconds=round(seconds, 2))    # of the processor
+    if not isinstance(result.field, Splats): return found
+    return found | check_splats(opened, result.field, folder, cameras, size)
 
 
 def main():
