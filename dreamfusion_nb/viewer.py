@@ -77,6 +77,9 @@ def one_mesh(mesh: Any  # trimesh.Trimesh, trimesh.Scene, a path, or None
     if not hasattr(scene, 'to_mesh'):
         raise ConfigError('viewer: a trimesh.Trimesh, a trimesh.Scene or the path of a mesh can be shown, '
                           f'not {reprlib.repr(mesh)}')
+    if scene.geometry and not any(hasattr(part, 'faces') for part in scene.geometry.values()):
+        raise ConfigError(f'viewer: {str(path or "the scene")!r} holds points and no triangles; if they are splats, '
+                          'Viewer(splats=...) shows them')
     light, painted = path is not None and Path(path).suffix.lower() in ('', '.glb'), scene.copy()
     for name, part in scene.geometry.items():
         colors = screen_colors(part, light)

@@ -186,9 +186,15 @@ def test_harmonics_turn_with_the_eye():
     assert (sides[1] < splats.color()).all()
 
 
-def test_a_viewer_offers_splats_and_mesh(result):
+def test_a_viewer_offers_splats_and_mesh(result, tmp_path):
     viewer = result.show(32)
     assert viewer.draws_splats and viewer.mesh_data and sum(map(len, viewer.splat_data.values())) == 26*60
+    bundle = viewer._repr_mimebundle_()[0]
+    assert 'image/jpeg' in bundle and 'of 60 splats' in bundle['text/plain']
+    for ending in ('ply', 'glb'):
+        path = result.export(tmp_path/f'list.{ending}', splats=True)
+        assert len(Viewer(splats=path).splats) == 60
+        assert 'Viewer(splats=...) shows them' in says(lambda: Viewer(path))
     main(['view', str(result.folder), '--no-browser'])
     page = (result.folder/'view.html').read_text()
     assert re.search(r'"splat_data": {"centers": "[A-Za-z0-9+/=]{960}"', page) and '"positions": "' in page
