@@ -142,7 +142,7 @@ def _export(argv: list[str]) -> None:
     "`dreamfusion export FOLDER [FILE] [key=value ...]`"
     parser = _Parser(prog='dreamfusion export', allow_abbrev=False,
                      description='Writes the mesh of a finished result as .glb, .obj, .ply or .stl; '
-                                 'with splats=true its splats as .ply.')
+                                 'with splats=true its splats as .ply or .glb.')
     parser.add_argument('folder', metavar='FOLDER', help='of a result')
     parser.add_argument('words', metavar='[FILE] key=value', nargs='*',
                         help='where to write (default: the name of the folder and .glb, here), and options: '
@@ -182,10 +182,12 @@ def _view(argv: list[str]) -> None:
     folder = Path(args.folder).expanduser()
     config = load_config(folder)
     _loading('the viewer')
-    from dreamfusion_nb.result import load
+    from dreamfusion_nb.result import load, made_of_splats
     from dreamfusion_nb.viewer import write_page
     model = folder/'model.glb'
-    path = write_page(model if model.exists() else load(folder).mesh(), folder/'view.html', config.prompt)
+    splats = load(folder).field if made_of_splats(folder) else None
+    mesh = model if model.exists() else load(folder).mesh()
+    path = write_page(mesh, folder/'view.html', config.prompt, splats=splats)
     print(_size(path))
     if args.no_browser: return
     import webbrowser

@@ -14,13 +14,12 @@ import numpy as np
 from PIL import Image
 
 from .config import ConfigError, load_config
-from .dmtet import EmptyMeshError
 from .driver import Driver, Loop, driver_of
 from .panels import Dashboard, buttons, check_whole, guarded, montage, slider, wrapping
 from .plots import Plot, curves_plot, draw_curve, history_columns
 from .progress import Pace
 from .trainer import Trainer
-from .viewer import Viewer
+from .viewer import Viewer, show_object
 
 # %% ../nbs/20f_compare_dashboard.ipynb #f5446886
 def expand_runs(what: Any, overrides: dict) -> list[tuple]:
@@ -141,8 +140,7 @@ def show_meshes(viewers: list[Viewer], trainers: list[Trainer], names: list[str]
 
 def show_mesh(viewer: Viewer, trainer: Trainer) -> str:
     "Show the object of a trainer; an empty one is an empty picture. Returns what is wrong with it, or an empty string."
-    try: viewer.show(trainer.mesh(48))
-    except EmptyMeshError: viewer.show(None)
+    try: show_object(viewer, trainer, 48)
     except ConfigError as error: return str(error)
     return ''
 

@@ -429,7 +429,7 @@ class Result(Pictures):
         `texture`: texels an edge of a picture that paints it (.glb and .obj), None: colours at the vertices;
         `normals`: also a normal texture, for the relief that `faces` takes away (`texture` None counts as 1024);
         `seconds`: limit for cutting the surface open for a texture; beyond it vertex colours stay;
-        `splats`: not a mesh, but the list of splats, as splat viewers read it (.ply); for preset "splats"."""
+        `splats`: not a mesh, but the list of splats, as splat viewers read it (.ply, .glb); for preset "splats"."""
         if splats: return write_splats(list_of_splats(self), path)
         return _write_model(self, path, resolution, threshold, faces, texture, normals, min_share, seconds)
 
@@ -449,9 +449,9 @@ class Result(Pictures):
         return _refine(self, preset, out, options)
 
     def show(self, resolution: int = 96, **options: Any) -> Any:    # a `viewer.Viewer`
-        "The mesh in a `Viewer`, which takes `options`"
+        "The mesh in a `Viewer`, which takes `options`; for preset \"splats\" the splats, and the mesh beside them"
         from dreamfusion_nb.viewer import Viewer
-        return Viewer(self.mesh(resolution), **options)
+        return Viewer(self.mesh(resolution), self.field if isinstance(self.field, Splats) else None, **options)
 
     def _repr_mimebundle_(self, **kwargs):
         "A picture, also where no kernel runs"

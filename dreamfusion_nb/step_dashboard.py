@@ -292,7 +292,7 @@ class OutcomePanel(widgets.VBox):
 
     def show(self) -> str:
         config = self.driver.trainer.config
-        viewer = Viewer(self.driver.result.mesh(96), alt=config.prompt)
+        viewer = self.driver.result.show(alt=config.prompt)
         if self.viewer: self.viewer.close()
         self.viewer = viewer
         self.children = [viewer]

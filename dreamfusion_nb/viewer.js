@@ -1,5 +1,5 @@
-// Draws a mesh in WebGL 2: the front end of viewer.Viewer, which says what the traits mean. No library, no network.
-// viewer.write_page puts the same file into a page of its own.
+// Draws a mesh or splats in WebGL 2: the front end of viewer.Viewer, which says what the traits mean. No library, no
+// network. viewer.write_page puts the same file into a page of its own.
 
 const VERTEX = `#version 300 es
 uniform mat4 view, projection;
@@ -39,14 +39,65 @@ void main() {
   result = vec4(mode == 0 ? albedo : albedo*light, 1.);
 }`
 
+// Splats are drawn as rectangles that hold their ellipses, the farthest first, and blended: as splats.project and
+// splats.blend do it. A list is a texture, four texels a splat.
+const SPLAT_VERTEX = `#version 300 es
+precision highp float;
+uniform mat4 view;
+uniform vec2 size;         // of the picture, pixels
+uniform float focal;       // pixels
+uniform vec3 lamp;         // where it stands, as the camera sees it
+uniform int mode;          // number in MODES
+uniform highp sampler2D list;
+in vec2 corner;
+in uint number;            // of the splat
+out vec2 away;             // from the centre, pixels
+flat out vec3 conic, paint;
+flat out float opacity;
+vec4 texel(int i) { return texelFetch(list, ivec2(int(number%256u)*4 + i, int(number/256u)), 0); }
+void main() {
+  vec4 a = texel(0), b = texel(1), c = texel(2), d = texel(3);
+  vec3 p = (view*vec4(a.xyz, 1.)).xyz, normal = vec3(c.zw, d.w);
+  float depth = -p.z;
+  gl_Position = vec4(2., 2., 2., 1.);                        // out of sight
+  if (depth < .01) return;
+  mat3 turn = mat3(view), spread = mat3(b.x, b.y, b.z, b.y, b.w, c.x, b.z, c.x, c.y);
+  vec3 u = vec3(1., 0., p.x/depth)*turn, v = vec3(0., 1., p.y/depth)*turn;    // rows of the projection's derivative
+  float k = focal*focal/depth/depth;
+  vec3 su = spread*u, sv = spread*v;
+  float xx = k*dot(u, su) + .3, xy = k*dot(u, sv), yy = k*dot(v, sv) + .3;
+  conic = vec3(yy, -xy, xx)/(xx*yy - xy*xy);
+  away = corner*3.*sqrt(vec2(xx, yy));
+  gl_Position = vec4(2.*(focal*p.xy/depth + away)/size, 0., 1.);
+  vec3 facing = turn*normal;
+  if (dot(facing, p) > 0.) { facing = -facing; normal = -normal; }
+  float light = .4 + .6*max(dot(facing, normalize(lamp - p)), 0.);
+  paint = mode == 3 ? .5 + .5*normal : mode == 2 ? vec3(light) : mode == 1 ? d.rgb*light : d.rgb;
+  opacity = a.w;
+}`
+
+const SPLAT_FRAGMENT = `#version 300 es
+precision highp float;
+in vec2 away;
+flat in vec3 conic, paint;
+flat in float opacity;
+out vec4 result;
+const float low = 0.011108996538242306;                      // of the bell at three standard deviations, where it ends
+void main() {
+  float q = .5*(conic.x*away.x*away.x + conic.z*away.y*away.y) + conic.y*away.x*away.y;
+  if (q >= 4.5) discard;
+  float alpha = min(opacity*(exp(-q) - low)/(1. - low), .99);
+  result = vec4(paint*alpha, alpha);
+}`
+
 const MODES = ['albedo', 'shaded', 'textureless', 'normal']
 const radians = degrees => degrees*Math.PI/180
 const clamp = (value, least, most) => Math.max(least, Math.min(most, value))
 const dot = (a, b) => a[0]*b[0] + a[1]*b[1] + a[2]*b[2]
 
-function compile(gl) {
+function compile(gl, vertex, fragment) {
   const program = gl.createProgram()
-  for (const [kind, source] of [[gl.VERTEX_SHADER, VERTEX], [gl.FRAGMENT_SHADER, FRAGMENT]]) {
+  for (const [kind, source] of [[gl.VERTEX_SHADER, vertex], [gl.FRAGMENT_SHADER, fragment]]) {
     const shader = gl.createShader(kind)
     gl.shaderSource(shader, source)
     gl.compileShader(shader)
@@ -75,6 +126,12 @@ function projectionMatrix(fovy, aspect, near, far) {
   ])
 }
 
+// where the lamp stands, as the camera sees it: on a circle around the target, at 0 where the camera is
+function lampOf(look) {
+  const light = radians(look.light)
+  return [look.radius*Math.sin(light), 0, look.radius*(Math.cos(light) - 1)]
+}
+
 // numbers of a trait of bytes, which arrives at any offset
 const numbers = (view, Kind) => new Kind(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength))
 
@@ -88,15 +145,117 @@ function bounds(positions) {
   return box
 }
 
+// what a shader reads of splats as Viewer sends them: centre, opacity; six numbers of the covariance; the shortest axis;
+// the colour
+function unpack(data) {
+  const centers = numbers(data.centers, Float32Array), sizes = numbers(data.sizes, Uint16Array)
+  const turns = numbers(data.turns, Int8Array), colors = numbers(data.colors, Uint8Array), n = centers.length/3
+  const list = new Float32Array(16*256*Math.ceil(n/256))    // whole rows of 256 splats
+  for (let i = 0; i < n; i++) {
+    const turn = turns.subarray(4*i, 4*i + 4), length = Math.hypot(...turn)
+    const [w, x, y, z] = Array.from(turn, c => c/length)
+    const axes = [
+      [1 - 2*(y*y + z*z), 2*(x*y + w*z), 2*(x*z - w*y)],
+      [2*(x*y - w*z), 1 - 2*(x*x + z*z), 2*(y*z + w*x)],
+      [2*(x*z + w*y), 2*(y*z - w*x), 1 - 2*(x*x + y*y)],
+    ]
+    const scale = Array.from(sizes.subarray(3*i, 3*i + 3), step => Math.exp(32*step/65535 - 16))
+    const spread = (j, k) => axes.reduce((sum, axis, m) => sum + scale[m]**2*axis[j]*axis[k], 0)
+    const thin = axes[scale.indexOf(Math.min(...scale))]
+    list.set([...centers.subarray(3*i, 3*i + 3), colors[4*i + 3]/255,
+      spread(0, 0), spread(0, 1), spread(0, 2), spread(1, 1), spread(1, 2), spread(2, 2), thin[0], thin[1],
+      colors[4*i]/255, colors[4*i + 1]/255, colors[4*i + 2]/255, thin[2]], 16*i)
+  }
+  return { centers, list, n }
+}
+
+class SplatList {
+  constructor(gl) {
+    this.gl = gl
+    this.n = 0
+  }
+
+  // what is needed only by those who show splats
+  prepare() {
+    const gl = this.gl
+    this.program = compile(gl, SPLAT_VERTEX, SPLAT_FRAGMENT)
+    this.texture = gl.createTexture()
+    this.array = gl.createVertexArray()
+    gl.bindVertexArray(this.array)
+    const corner = gl.getAttribLocation(this.program, 'corner'), number = gl.getAttribLocation(this.program, 'number')
+    gl.bindBuffer(gl.ARRAY_BUFFER, gl.createBuffer())
+    gl.bufferData(gl.ARRAY_BUFFER, new Float32Array([-1, -1, 1, -1, -1, 1, 1, 1]), gl.STATIC_DRAW)
+    gl.enableVertexAttribArray(corner)
+    gl.vertexAttribPointer(corner, 2, gl.FLOAT, false, 0, 0)
+    gl.bindBuffer(gl.ARRAY_BUFFER, this.order = gl.createBuffer())
+    gl.enableVertexAttribArray(number)
+    gl.vertexAttribIPointer(number, 1, gl.UNSIGNED_INT, 0, 0)
+    gl.vertexAttribDivisor(number, 1)
+    gl.bindVertexArray(null)
+  }
+
+  load(data) {
+    const gl = this.gl
+    this.n = 0
+    if (!data.centers) return
+    if (!this.program) this.prepare()
+    const { centers, list, n } = unpack(data)
+    Object.assign(this, { centers, n, sorted: null })
+    gl.bindTexture(gl.TEXTURE_2D, this.texture)
+    gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA32F, 1024, list.length/4096, 0, gl.RGBA, gl.FLOAT, list)
+    for (const kind of [gl.TEXTURE_MIN_FILTER, gl.TEXTURE_MAG_FILTER]) gl.texParameteri(gl.TEXTURE_2D, kind, gl.NEAREST)
+  }
+
+  // numbers of the splats, the farthest first: into 65,536 drawers by depth, and out again
+  sort(view) {
+    const { gl, n, centers } = this, axis = [view[2], view[6], view[10]]
+    if (this.sorted && axis.every((c, i) => c === this.sorted[i])) return
+    this.sorted = axis
+    const height = new Float32Array(n), start = new Uint32Array(65537), order = new Uint32Array(n)
+    let [least, most] = [Infinity, -Infinity]
+    for (let i = 0; i < n; i++) {    // the nearest has the greatest
+      height[i] = axis[0]*centers[3*i] + axis[1]*centers[3*i + 1] + axis[2]*centers[3*i + 2]
+      least = Math.min(least, height[i])
+      most = Math.max(most, height[i])
+    }
+    const drawer = i => Math.floor(65535*(height[i] - least)/(most - least || 1))
+    for (let i = 0; i < n; i++) start[drawer(i) + 1]++
+    for (let i = 0; i < 65536; i++) start[i + 1] += start[i]
+    for (let i = 0; i < n; i++) order[start[drawer(i)]++] = i
+    gl.bindBuffer(gl.ARRAY_BUFFER, this.order)
+    gl.bufferData(gl.ARRAY_BUFFER, order, gl.DYNAMIC_DRAW)
+  }
+
+  draw(look, view, fovy) {
+    const { gl, program } = this, at = name => gl.getUniformLocation(program, name), { width, height } = gl.canvas
+    this.sort(view)
+    gl.useProgram(program)
+    gl.uniformMatrix4fv(at('view'), false, view)
+    gl.uniform2f(at('size'), width, height)
+    gl.uniform1f(at('focal'), height/2/Math.tan(fovy/2))
+    gl.uniform3f(at('lamp'), ...lampOf(look))
+    gl.uniform1i(at('mode'), MODES.indexOf(look.mode))
+    gl.bindTexture(gl.TEXTURE_2D, this.texture)
+    gl.disable(gl.DEPTH_TEST)
+    gl.enable(gl.BLEND)
+    gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA)
+    gl.bindVertexArray(this.array)
+    gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, this.n)
+    gl.bindVertexArray(null)
+    gl.disable(gl.BLEND)
+    gl.enable(gl.DEPTH_TEST)
+  }
+}
+
 class Scene {
   constructor(canvas) {
     const gl = this.gl = canvas.getContext('webgl2', { antialias: true })
     if (!gl) throw new Error('this browser has no WebGL 2')
-    this.program = compile(gl)
+    this.program = compile(gl, VERTEX, FRAGMENT)
+    this.splats = new SplatList(gl)
     this.buffers = {}
     this.count = 0
     this.texture = gl.createTexture()
-    gl.useProgram(this.program)
     gl.enable(gl.DEPTH_TEST)
   }
 
@@ -167,18 +326,19 @@ class Scene {
     gl.viewport(0, 0, width, height)
     gl.clearColor(...[1, 3, 5].map(i => parseInt(look.background.slice(i, i + 2), 16)/255), 1)
     gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT)
-    if (!this.count) return
-    const reach = this.reach(look.target), far = look.radius + 1.01*reach
-    const near = Math.max(look.radius - 1.01*reach, look.radius/100)
-    const view = viewMatrix(radians(look.azimuth), radians(look.elevation), look.radius, look.target)
-    gl.uniformMatrix4fv(at('view'), false, view)
     // in a place that is narrower than asked, the sides stay in sight
     const squeeze = gl.canvas.squeeze = Math.min(1, width/height/look.shape)
     const fovy = 2*Math.atan(Math.tan(radians(look.fovy)/2)/squeeze)
+    const view = viewMatrix(radians(look.azimuth), radians(look.elevation), look.radius, look.target)
+    if (this.splats.n && (look.as_splats || !this.count)) return this.splats.draw(look, view, fovy)
+    if (!this.count) return
+    const reach = this.reach(look.target), far = look.radius + 1.01*reach
+    const near = Math.max(look.radius - 1.01*reach, look.radius/100)
+    gl.useProgram(program)
+    gl.bindTexture(gl.TEXTURE_2D, this.texture)
+    gl.uniformMatrix4fv(at('view'), false, view)
     gl.uniformMatrix4fv(at('projection'), false, projectionMatrix(fovy, width/height, near, far))
-    // on a circle around the target; at 0 it is where the camera is
-    const light = radians(look.light)
-    gl.uniform3f(at('lamp'), look.radius*Math.sin(light), 0, look.radius*(Math.cos(light) - 1))
+    gl.uniform3f(at('lamp'), ...lampOf(look))
     gl.uniform1i(at('mode'), MODES.indexOf(look.mode))
     gl.uniform1i(at('textured'), this.textured)
     gl.uniform1i(at('lines'), false)
@@ -258,7 +418,9 @@ function download(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000)
 }
 
-const LOOK = ['mode', 'wireframe', 'background', 'azimuth', 'elevation', 'radius', 'target', 'fovy', 'light']
+const LOOK = [
+  'as_splats', 'mode', 'wireframe', 'background', 'azimuth', 'elevation', 'radius', 'target', 'fovy', 'light',
+]
 const HELP = 'Drag or arrow keys: turn. Ctrl + wheel, or + and -: zoom. Shift + drag, right button, two fingers ' +
   'or Shift + arrow keys: move. Double click, Home or 0: back. Escape: leave the viewer.'
 
@@ -294,6 +456,8 @@ function toolbar(model, listen, acts) {
   const add = (name, label, options) => inputs.push(control(model, name, label, 'input', options, listen)[0])
   const lamp = 'direction of the lamp in degrees, 0: from the camera'
   add('light', 'light', { type: 'range', min: -180, max: 180, step: 5, title: lamp })
+  add('as_splats', 'splats', { type: 'checkbox', title: 'splats in place of the mesh' })
+  const choice = inputs.at(-1)
   add('wireframe', 'edges', { type: 'checkbox', title: 'edges of the triangles' })
   add('background', 'back', { type: 'color', title: 'colour behind the object' })
   const buttons = Object.entries(acts).map(([name, [title, act]]) => {
@@ -302,7 +466,14 @@ function toolbar(model, listen, acts) {
     return button
   })
   const properties = { className: 'dfnb-viewer-bar', role: 'toolbar', 'aria-label': '3D viewer' }
-  return make('div', properties, ...inputs, ...buttons)
+  const bar = make('div', properties, ...inputs, ...buttons), after = choice.nextSibling
+  const offer = () => {    // only where there is a choice
+    if (model.get('splat_data').centers && model.get('mesh_data').positions) bar.insertBefore(choice, after)
+    else choice.remove()
+  }
+  for (const name of ['mesh_data', 'splat_data']) listen(name, offer)
+  offer()
+  return bar
 }
 
 // changes of the camera; the kernel hears of them at most every 150 ms
@@ -437,12 +608,13 @@ function render({ model, el }) {
     canvas.height = Math.round(height*scale)
     scene.draw(look())    // a new size empties a canvas, so not in the next frame but now
   }
-  const title = () => `3D view of ${model.get('alt') || 'a mesh'}`
+  const title = () => `3D view of ${model.get('alt') || (model.get('splat_data').centers ? 'splats' : 'a mesh')}`
   const describe = () => {
     canvas?.setAttribute('aria-label', `${title()}. ${HELP}`)
     canvas?.setAttribute('title', HELP)
   }
   const load = () => { scene?.load(model.get('mesh_data'), redraw); redraw() }
+  const loadSplats = () => { scene?.splats.load(model.get('splat_data')); redraw() }
   const wake = () => {
     if (scene) return
     canvas = make('canvas', { tabIndex: 0, role: 'application', 'aria-roledescription': '3D view' })
@@ -458,6 +630,7 @@ function render({ model, el }) {
     place.replaceChildren(canvas, note)
     describe()
     load()
+    loadSplats()
     size()
   }
   const sleep = words => {
@@ -511,13 +684,14 @@ function render({ model, el }) {
     }],
     GLB: ['save the mesh', () => {
       const mesh = model.get('mesh_data')
-      if (!mesh.positions) return hint('There is no mesh yet')
+      if (!mesh.positions) return hint('There is no mesh')
       download(glb(mesh), `${model.get('name')}.glb`)
     }],
   }
   for (const name of LOOK) listen(name, redraw)
   for (const name of ['width', 'height']) listen(name, size)
   listen('mesh_data', load)
+  listen('splat_data', loadSplats)
   listen('alt', describe)
   listen('spin', spin)
   const stopKeeping = keepKeys(el)

@@ -7,6 +7,7 @@ __all__ = ['Viewer', 'write_page']
 
 # %% ../nbs/20_viewer.ipynb #f36911dd
 import base64
+import copy
 import html
 import io
 import json
@@ -32,6 +33,8 @@ from .dmtet import EmptyMeshError
 from .errors import ConfigError, did_you_mean
 from .files import MESH_FORMATS, check_path, expanded, write_whole
 from .show import to_pil
+from .splat_files import read_splats, refuse_odd
+from .splat_renderer import Splats, SplatRenderer
 from .textures import linear_to_srgb, mesh_views, paint_of
 
 # %% ../nbs/20_viewer.ipynb #f35d3d29
@@ -74,6 +77,9 @@ def one_mesh(mesh: Any  # trimesh.Trimesh, trimesh.Scene, a path, or None
     if not hasattr(scene, 'to_mesh'):
         raise ConfigError('viewer: a trimesh.Trimesh, a trimesh.Scene or the path of a mesh can be shown, '
                           f'not {reprlib.repr(mesh)}')
+    if scene.geometry and not any(hasattr(part, 'faces') for part in scene.geometry.values()):
+        raise ConfigError(f'viewer: {str(path or "the scene")!r} holds points and no triangles; if they are splats, '
+                          'Viewer(splats=...) shows them')
     light, painted = path is not None and Path(path).suffix.lower() in ('', '.glb'), scene.copy()
     for name, part in scene.geometry.items():
         colors = screen_colors(part, light)
@@ -98,6 +104,29 @@ def mesh_data(mesh: trimesh.Trimesh | None  # with vertex colours or a texture; 
     png = io.BytesIO()
     picture.save(png, 'PNG')
     return data | dict(uv=np.asarray(values, np.float32).tobytes(), texture=png.getvalue())
+
+# %% ../nbs/20_viewer.ipynb #5b1a7002
+def one_list(splats: Any  # `Splats`, the path of a .ply or .glb file of splats, or None
+            ) -> Splats | None:
+    "A list of splats that stays as it is while a run goes on. Raises `ConfigError` for anything else"
+    if splats is None: return None
+    if isinstance(splats, (str, Path)): return read_splats(splats)
+    if not isinstance(splats, Splats):
+        raise ConfigError(f'viewer: splats= takes Splats or the path of a file of them, not {reprlib.repr(splats)}')
+    refuse_odd({name: value.detach() for name, value in splats.named_parameters()}, 'viewer: cannot show splats')
+    return copy.deepcopy(splats).cpu()
+
+
+@torch.no_grad()
+def splat_data(splats: Splats | None) -> dict[str, bytes]:
+    "What the page needs to draw splats, 26 bytes each, as `viewer.js` reads it"
+    if splats is None: return {}
+    def whole(values, kind): return values.round().numpy().astype(kind).tobytes()
+    sizes = ((splats.log_scale.clamp(-16, 16) + 16)*(65535/32))
+    turns = torch.nn.functional.normalize(splats.quaternion, dim=-1)*127
+    colors = torch.cat([splats.color(), splats.opacity[:, None]], 1)*255
+    return dict(centers=splats.mean.float().numpy().astype('<f4').tobytes(), sizes=whole(sizes, '<u2'),
+                turns=whole(turns, np.int8), colors=whole(colors, np.uint8))
 
 # %% ../nbs/20_viewer.ipynb #60ba2251
 # An output is one of `OUTPUTS`. Its widget is live when an element (of Lumino) stands in it, and not only a text.
@@ -179,19 +208,30 @@ class StillWidget:
         for part in parts: display(part, metadata=metadata, raw=True)
 
 # %% ../nbs/20_viewer.ipynb #61b3339f
-def fit_camera(mesh: trimesh.Trimesh | None,
+def points_of(mesh: trimesh.Trimesh | None, splats: Splats | None) -> np.ndarray:
+    "Points [n, 3] that must be seen: corners of triangles, and the ends of each splat that is not quite transparent"
+    found = [np.zeros((0, 3))]
+    if mesh is not None and len(mesh.faces): found.append(mesh.vertices[np.unique(mesh.faces)])
+    if splats is not None:
+        with torch.no_grad():
+            seen = splats.opacity > min(.05, splats.opacity.max().item()/2)
+            ends = 2*splats.covariance()[seen].diagonal(dim1=1, dim2=2).sqrt().diag_embed()    # two standard deviations
+            found += [(splats.mean[seen, None] + side*ends).view(-1, 3).numpy() for side in (-1, 1)]
+    return np.concatenate(found)
+
+
+def fit_camera(points: np.ndarray,  # that must be seen [n, 3]
                fovy: float = 20.,   # vertical field of view, degrees
                aspect: float = 1.,  # width of the picture through its height
                usual: float = 3.2   # distance for an object of this package, unless it is larger
               ) -> tuple[list[float], float]:
-    "(point to look at, distance), so that the whole mesh is seen from every side"
-    if mesh is None or not len(mesh.faces): return [0., 0., 0.], usual
-    points = mesh.vertices[np.unique(mesh.faces)]
+    "(point to look at, distance), so that all points are seen from every side"
+    if not len(points): return [0., 0., 0.], usual
     middle = (points.min(0) + points.max(0))/2
     around_origin, around_middle = (np.linalg.norm(points - p, axis=1).max() for p in (np.zeros(3), middle))
     ours = around_origin < 2 and around_origin < 2*around_middle
     target = [0., 0., 0.] if ours else middle.tolist()
-    radius = fit_radius(points, fovy=fovy, aspect=aspect, target=torch.tensor(target))
+    radius = fit_radius(torch.tensor(points), fovy=fovy, aspect=aspect, target=torch.tensor(target))
     return target, max(usual, radius) if ours else radius or usual
 
 # %% ../nbs/20_viewer.ipynb #d44970e5
@@ -225,35 +265,56 @@ STYLE = '''
 '''
 
 # %% ../nbs/20_viewer.ipynb #6c7142fa
-def show_growth(show: Callable[[trimesh.Trimesh | None], None],
-                every: int,       # steps between two meshes
-                resolution: int,  # of the grid that a NeRF's mesh is cut from
-               ) -> Callable[..., None]:
-    "A callback for `train` or `Trainer.fit` that shows the object as it grows"
-    def callback(trainer, record=None):
-        if trainer.step_count % every: return
-        try: show(trainer.mesh(resolution))
-        except EmptyMeshError: show(None)    # nothing to see yet
-    return callback
+def show_object(viewer: Any,     # `Viewer`
+                trainer: Any,    # `Trainer`
+                resolution: int  # of the grid that a NeRF's mesh is cut from
+               ) -> None:
+    "Show what a trainer has made so far: splats as they are, anything else as a mesh. Raises `ConfigError`"
+    if isinstance(getattr(trainer, 'field', None), Splats): return viewer.show(splats=trainer.field)
+    try: viewer.show(trainer.mesh(resolution))
+    except EmptyMeshError: viewer.show(None)    # nothing to see yet
 
-def moved(mesh: trimesh.Trimesh, target: list[float], scale: float) -> trimesh.Trimesh:
-    """A copy of a mesh with `target` at the origin, scaled around it.
 
-    A mesh of any size can so be drawn from 3.2 away; `projection` shows only what is between .1 and 100 away."""
-    return mesh.copy(include_cache=True).apply_translation([-x for x in target]).apply_scale(scale)
+def aim(viewer: Any) -> None:
+    "Bring all of a viewer's object into sight; a camera that the user has moved stays where it is"
+    target, radius = fit_camera(points_of(viewer.mesh, viewer.splats), viewer.fovy, viewer.width/viewer.height)
+    wanted = dict(target=target, radius=radius)
+    fitted = {name: value for name, value in wanted.items() if name not in viewer.fixed}
+    untouched = all(getattr(viewer, name) == viewer.home[name] for name in fitted)
+    viewer.home = viewer.home | fitted
+    for name, value in fitted.items() if untouched else (): setattr(viewer, name, value)
+
+
+@torch.no_grad()
+def still_of(viewer: Any, height: int, width: int) -> Image.Image:
+    "What a viewer shows, drawn by the package's own renderers"
+    red, green, blue = (int(viewer.background[i:i + 2], 16)/255 for i in (1, 3, 5))
+    if not viewer.mesh_data and not viewer.splat_data: return Image.new('RGB', (width, height), viewer.background)
+    view, shading = dict(elevation=viewer.elevation, fovy=viewer.fovy, azimuth_start=viewer.azimuth), MODES[viewer.mode]
+    if viewer.draws_splats:
+        camera = orbit(1, radius=viewer.radius, target=viewer.target, **view)
+        away = torch.nn.functional.normalize(camera.position - torch.tensor(viewer.target), dim=-1)
+        options = dict(shading=shading, light=away, ambient=.4, background=(red, green, blue))
+        return to_pil(SplatRenderer(viewer.splats, None)(camera, height, width, **options).image[0].clamp(0, 1))
+    # a mesh of any size can be drawn from 3.2 away; `projection` shows only what is between .1 and 100 away
+    mesh = viewer.mesh.copy(include_cache=True).apply_translation([-x for x in viewer.target])
+    mesh.apply_scale(3.2/viewer.radius)
+    return to_pil(mesh_views(mesh, orbit(1, radius=3.2, **view), height, width, shading, (red, green, blue))[0])
 
 # %% ../nbs/20_viewer.ipynb #06335b37
 class Viewer(StillWidget, anywidget.AnyWidget):
-    """A mesh that you can turn, in the notebook. Needs WebGL 2 in the browser, and no network.
+    """An object that you can turn, in the notebook. Needs WebGL 2 in the browser, and no network.
 
-    `Viewer(mesh, mode='shaded', wireframe=False, azimuth=20., …)` shows a trimesh.Trimesh, a trimesh.Scene, or the
-    mesh in a file or result folder: `Viewer('model.glb')`. `show(mesh)` replaces it. The options are traits, which
-    can also be set later. Drag or arrow keys turn; Ctrl + wheel, or + and -, zoom; Shift + drag moves; Home goes
-    back. Where no kernel runs it is a still picture. Raises `ConfigError` for a mesh that can't be shown,
-    `traitlets.TraitError` for an option that can't be."""
+    `Viewer(mesh, splats, mode='shaded', azimuth=20., …)` shows a trimesh.Trimesh, a trimesh.Scene, or the mesh in a
+    file or result folder, or `Splats` or a file of them, or offers both. `show(mesh, splats)` replaces them. The
+    options are traits, which can also be set later. Drag or arrow keys turn; Ctrl + wheel, or + and -, zoom; Shift +
+    drag moves; Home goes back. Where no kernel runs it is a still picture. Raises `ConfigError` for an object that
+    can't be shown, `traitlets.TraitError` for an option that can't be."""
     _esm = SCRIPT
     _css = STYLE
     mesh_data = traitlets.Dict().tag(sync=True)                             # of `mesh_data`; `show` sets it
+    splat_data = traitlets.Dict().tag(sync=True)                            # of `splat_data`; `show` sets it
+    as_splats = traitlets.Bool(True).tag(sync=True)                         # which of the two is drawn
     width = traitlets.Int(400, min=16).tag(sync=True)                       # pixels; less in a narrow page
     height = traitlets.Int(400, min=16).tag(sync=True)                      # pixels
     mode = traitlets.Enum(list(MODES), 'shaded').tag(sync=True)             # what is drawn: a name in `MODES`
@@ -271,14 +332,14 @@ class Viewer(StillWidget, anywidget.AnyWidget):
     name = traitlets.Unicode('object').tag(sync=True)                       # of the files that the toolbar saves
     home = traitlets.Dict().tag(sync=True)                                  # the camera that Home goes back to
 
-    def __init__(self, mesh: Any = None, **options: Any):
+    def __init__(self, mesh: Any = None, splats: Any = None, **options: Any):
         for name in options:
             meant = did_you_mean(name, self.trait_names(sync=True))
             if not self.has_trait(name): raise traitlets.TraitError(f'a Viewer has no option {name!r}{meant}')
         super().__init__(**options)
         self.fixed = [name for name in ('target', 'radius') if name in options]    # the caller's choice
         self.home = {name: getattr(self, name) for name in ('azimuth', 'elevation', 'target', 'radius')}
-        self.show(mesh)
+        self.show(mesh, splats)
 
     @traitlets.validate('background')
     def _is_color(self, proposal: dict[str, Any]) -> str:
@@ -287,41 +348,37 @@ class Viewer(StillWidget, anywidget.AnyWidget):
         if len(color) == 7 and color[0] == '#' and hexadecimal: return color
         raise traitlets.TraitError(f"background must be a colour '#rrggbb', not {color!r}")
 
-    def show(self, mesh: Any) -> None:
-        "Replace what is shown by a mesh; None: nothing. The whole mesh is in sight. Raises `ConfigError`"
-        mesh = one_mesh(mesh)
+    @property
+    def draws_splats(self) -> bool:
+        "Whether splats are drawn, and not a mesh"
+        return bool(self.splat_data) and (self.as_splats or not self.mesh_data)
+
+    def show(self, mesh: Any = None, splats: Any = None) -> None:
+        "Replace what is shown by a mesh, splats or both; None: nothing. All of it is in sight. Raises `ConfigError`"
+        mesh, splats = one_mesh(mesh), one_list(splats)
         data = mesh_data(mesh)
         with self.hold_sync():
-            self.mesh_data, self.mesh = data, mesh
-            if not data: return
-            target, radius = fit_camera(mesh, self.fovy, self.width/self.height)
-            wanted = dict(target=target, radius=radius)
-            fitted = {name: value for name, value in wanted.items() if name not in self.fixed}
-            # a camera that the user has moved stays where it is
-            untouched = all(getattr(self, name) == self.home[name] for name in fitted)
-            self.home = self.home | fitted
-            for name, value in fitted.items() if untouched else (): setattr(self, name, value)
+            self.mesh_data, self.splat_data, self.mesh, self.splats = data, splat_data(splats), mesh, splats
+            if self.mesh_data or self.splat_data: aim(self)
 
     def still(self, width: int | None = None) -> Image.Image:
-        "What is shown, drawn by the package's own rasteriser (with the lamp at the camera, without edges)"
+        "What is shown, drawn by the package's own renderers (with the lamp at the camera, without edges)"
         width = width or min(self.width, 640)
-        size = round(width*self.height/self.width), width
-        red, green, blue = (int(self.background[i:i + 2], 16)/255 for i in (1, 3, 5))
-        if not self.mesh_data: return Image.new('RGB', size[::-1], self.background)
-        mesh = moved(self.mesh, self.target, 3.2/self.radius)
-        camera = orbit(1, elevation=self.elevation, radius=3.2, fovy=self.fovy, azimuth_start=self.azimuth)
-        return to_pil(mesh_views(mesh, camera, *size, MODES[self.mode], (red, green, blue))[0])
+        return still_of(self, round(width*self.height/self.width), width)
 
     def alt_text(self) -> str:
         "What the still picture shows, in one sentence"
-        if not self.mesh_data: return 'An empty 3D viewer'
-        what = self.alt or f'a mesh with {len(self.mesh.faces):,} triangles'
+        if not self.mesh_data and not self.splat_data: return 'An empty 3D viewer'
+        mesh = '' if self.draws_splats else f'a mesh with {len(self.mesh.faces):,} triangles'
+        what = self.alt or mesh or f'{len(self.splats):,} splats'
         where = f'azimuth {self.azimuth:.0f}, elevation {self.elevation:.0f} degrees'
         return f'3D view ({self.mode}) of {what}, from {where}'
 
     def follow(self, every: int = 20, resolution: int = 48) -> Callable[..., None]:
-        "Callback for `train`: see `show_growth`"
-        return show_growth(self.show, every, resolution)
+        "Callback for `train` or `Trainer.fit` that shows the object every so many steps: see `show_object`"
+        def callback(trainer, record=None):
+            if trainer.step_count % every == 0: show_object(self, trainer, resolution)
+        return callback
 
 # %% ../nbs/20_viewer.ipynb #5b34df2b
 PAGE = '''<!doctype html>
@@ -346,8 +403,10 @@ main {{ flex: 1; min-height: 0; display: flex }}
 <script type="module">
 {script}
 const traits = window.traits = JSON.parse(document.getElementById('traits').textContent), listeners = {{}}
-for (const [name, text] of Object.entries(traits.mesh_data)) {{
-  traits.mesh_data[name] = new DataView(Uint8Array.from(atob(text), letter => letter.charCodeAt(0)).buffer)
+for (const part of [traits.mesh_data, traits.splat_data]) {{
+  for (const [name, text] of Object.entries(part)) {{
+    part[name] = new DataView(Uint8Array.from(atob(text), letter => letter.charCodeAt(0)).buffer)
+  }}
 }}
 render({{ el: document.getElementById('viewer'), model: {{
   get: name => traits[name],
@@ -365,7 +424,8 @@ def page_html(viewer: Viewer, title: str) -> str:
     "A page that shows what a viewer shows, and needs nothing else"
     own = Viewer.class_own_traits(sync=True)
     traits = {name: getattr(viewer, name) for name in own if name[0] != '_'}
-    traits['mesh_data'] = {name: base64.b64encode(part).decode() for name, part in viewer.mesh_data.items()}
+    for name in ('mesh_data', 'splat_data'):
+        traits[name] = {key: base64.b64encode(part).decode() for key, part in traits[name].items()}
     script = SCRIPT.read_text(encoding='utf-8').replace('export default { render }', '')
     still = f'<img alt="{html.escape(viewer.alt_text())}" src="{jpeg_url(to_jpeg(viewer.still()))}">'
     # a text that ends the script element must not end it
@@ -376,16 +436,17 @@ def page_html(viewer: Viewer, title: str) -> str:
 def write_page(mesh: Any,           # what `Viewer` can show: a mesh, a scene, the path of a file or of a result folder
                path: str | Path,    # ends in .html
                title: str = '',     # of the page; default: the name of the mesh's file
-               **options: Any       # of `Viewer`
+               **options: Any       # of `Viewer`, such as splats=
               ) -> Path:
-    """Write one HTML page with the viewer and a mesh, which needs no network and no kernel. Whole or not at all.
+    """Write one HTML page with the viewer and an object, which needs no network and no kernel. Whole or not at all.
 
-    Raises `ConfigError` for a mesh that can't be shown or a path that can't be written."""
+    Raises `ConfigError` for an object that can't be shown or a path that can't be written."""
     page = check_path(path, ('.html', '.htm'), 'page')
     source = Path(mesh) if isinstance(mesh, (str, Path)) else None
     name = source.stem if source else 'object'
     viewer = Viewer(mesh, **dict(name=name) | options)
-    if not viewer.mesh_data: raise ConfigError('viewer: there is nothing to write; the mesh has no faces')
+    if not viewer.mesh_data and not viewer.splat_data:
+        raise ConfigError('viewer: there is nothing to write; the mesh has no faces')
     text = page_html(viewer, title or viewer.alt or viewer.name)
     viewer.close()
     return write_whole({page: lambda temporary: temporary.write_text(text, encoding='utf-8')})

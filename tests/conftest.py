@@ -70,6 +70,27 @@ def refined(cloud, model):
     return cloud.refine(guidance=model, progress=False, **MESH)
 
 
+def toy_splats(count=1500, sh_degree=0):
+    "A list of splats on the surface of a toy, each with a size and a turn of its own; the same in every call"
+    import torch
+    import trimesh
+
+    from dreamfusion_nb import toybox
+    from dreamfusion_nb.splat_renderer import Splats
+    mesh = toybox.mesh('a red car', resolution=32)
+    points, face = trimesh.sample.sample_surface(mesh, count, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    splats = Splats(count, opacity=.8, sh_degree=sh_degree, generator=generator)
+    with torch.no_grad():
+        splats.mean.copy_(torch.tensor(points))
+        paint = torch.tensor(mesh.visual.face_colors[face, :3]/255).clamp(.02, .98)
+        splats.raw_color.copy_(paint.logit())
+        splats.log_scale.copy_(torch.randn(count, 3, generator=generator).mul(.5).sub(4.))
+        splats.quaternion.copy_(torch.randn(count, 4, generator=generator))
+        if sh_degree: splats.harmonics.copy_(.15*torch.randn(splats.harmonics.shape, generator=generator))
+    return splats
+
+
 def snapshot(folder):
     "Every path below a folder, with the bytes of the files"
     return {path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None

@@ -199,7 +199,13 @@ def test_viewer_in_jupyterlab(page):
     page.locator('.dfnb-viewer select').select_option('normal')
     normal = another_look(page, canvas, still, turned, nearer)
     page.locator('.dfnb-viewer input[type=checkbox]').check()
-    another_look(page, canvas, still, turned, nearer, normal)
+    edges = another_look(page, canvas, still, turned, nearer, normal)
+    # a list of splats takes the place of the mesh, and another list takes its place, as in a run
+    run_in_a_new_cell(page, 'from dreamfusion_nb.splat_renderer import Splats\nviewer.show(splats=Splats(200))')
+    first = another_look(page, canvas, still, turned, nearer, normal, edges)
+    run_in_a_new_cell(page, 'viewer.show(splats=Splats(100, opacity=.9))')
+    another_look(page, canvas, first)
+    assert page.locator('.dfnb-viewer').count() == 1
 
 
 @pytest.mark.parametrize('page', ['mesh'], indirect=True)

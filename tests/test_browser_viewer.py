@@ -8,7 +8,7 @@ import numpy as np
 import pages
 import pytest
 import trimesh
-from conftest import needs_browser, wait_until
+from conftest import needs_browser, toy_splats, wait_until
 from PIL import Image
 
 pytestmark = needs_browser
@@ -209,6 +209,69 @@ def test_full_screen(page):
     page.wait_for_function("document.querySelector('canvas').getBoundingClientRect().width >= innerWidth - 40")
     page.locator('button', has_text='Full').click()
     page.wait_for_function('!document.fullscreenElement')
+
+
+# splats
+
+@pytest.fixture(scope='module')
+def coated(tmp_path_factory):
+    "(viewer of a mesh and of splats, the page that `write_page` makes of them)"
+    from dreamfusion_nb.viewer import Viewer, write_page
+    options = dict(width=300, height=300, mode='albedo')
+    viewer = Viewer(two_colored_box(), toy_splats(), **options)
+    path = tmp_path_factory.mktemp('coated')/'toy.html'
+    return viewer, write_page(two_colored_box(), path, splats=toy_splats(), **options)
+
+
+@pytest.fixture
+def toy(opened, coated):
+    "That page, on which nothing may be said to be wrong"
+    made, wrong = opened.new_page(viewport=dict(width=340, height=400)), []    # wider than high
+    made.on('console', lambda message: wrong.append(message.text))
+    made.on('pageerror', lambda error: wrong.append(error))
+    made.goto(coated[1].as_uri())
+    made.locator('canvas').wait_for()
+    yield made
+    assert not wrong
+    made.close()
+
+
+def agrees(seen, viewer):
+    "PSNR of a screenshot and of the still picture, without their edges: the page rounds its corners"
+    viewer.height, viewer.width = seen.shape[:2]
+    still = np.asarray(viewer.still().convert('RGB')).astype(int)
+    return -10*np.log10(np.square((seen - still)[6:-6, 6:-6]/255).mean())
+
+
+@pytest.mark.parametrize('mode', ['albedo', 'shaded', 'textureless', 'normal'])
+def test_splats_are_drawn_as_the_renderer_draws_them(toy, coated, mode):
+    "From the front, and once they are turned; sizes and turns are sent in few bits, and the lamp is not far away"
+    toy.locator('select').select_option(mode)
+    views = []
+    for keys in ((), ('ArrowRight',)*9 + ('ArrowUp',)*3):
+        for key in keys: toy.locator('canvas').press(key)
+        views.append(shot(toy))
+        coated[0].set_trait('mode', mode)
+        for name, value in camera(toy).items(): coated[0].set_trait(name, value)
+        assert agrees(views[-1], coated[0]) > (34 if mode == 'normal' else 40)
+    assert np.abs(views[0] - views[1]).max() > 50
+
+
+def test_a_box_chooses_between_splats_and_mesh(toy, coated):
+    soft = shot(toy)
+    toy.locator('label', has_text='splats').locator('input').uncheck()
+    assert toy.evaluate('window.traits.as_splats') is False
+    crisp = shot(toy)
+    for drawn, either in ((soft, True), (crisp, False)):
+        coated[0].set_trait('as_splats', either)
+        for name, value in (camera(toy) | dict(mode='albedo')).items(): coated[0].set_trait(name, value)
+        assert agrees(drawn, coated[0]) > 26
+    coated[0].as_splats = True
+    toy.locator('label', has_text='splats').locator('input').check()
+    assert (shot(toy) == soft).all()
+
+
+def test_without_a_choice_there_is_no_box(page): assert not page.locator('label', has_text='splats').count()
 
 
 # In JupyterLab

@@ -1,14 +1,15 @@
-"What other programs make of our files: the Khronos glTF validator, trimesh, three.js in a browser (tools/glb.py)"
+"What others make of our files: the Khronos glTF validator, trimesh, three.js and Spark in a browser (tools/glb.py)"
 import os
 
 import glb
 import pytest
 import torch
 import trimesh
-from conftest import snapshot
+from conftest import snapshot, toy_splats
 
 from dreamfusion_nb.cameras import orbit
 from dreamfusion_nb.export import mesh_views
+from dreamfusion_nb.splat_files import write_splats
 
 pytestmark = pytest.mark.skipif(bool(glb.missing()), reason=f'needs {", ".join(glb.missing())}')
 
@@ -72,3 +73,30 @@ def test_a_result_folder(opened, refined, tmp_path):
     assert (found['errors'], found['warnings']) == (0, 0) and min(found['psnr']) > 25
     assert set(snapshot(
         folder)) - before == {'model-compared.png'} and os.path.getsize(folder/'model-compared.png') > 1000
+
+
+# lists of splats
+
+def test_others_draw_the_splats_that_we_draw(opened, tmp_path):
+    """Four sides: as many splats, the same silhouette, colours within a PSNR (three.js cuts the edge of a splat off
+    sooner). Rotations in another order and harmonics of another sign would stay below the limits"""
+    splats = toy_splats(sh_degree=2)
+    found = glb.check_splats(opened, splats, tmp_path, orbit(4, elevation=20., azimuth_start=10.), 128)
+    assert set(found) == {'spark.ply', 'three.ply', 'three.glb'} and (tmp_path/'splats-compared.png').exists()
+    for name, said in found.items():
+        least, common = (36, .97) if name == 'spark.ply' else (28.5, .93)
+        assert said['splats'] == len(splats) and min(said['psnr']) > least and said['common'] > common, (name, said)
+
+
+def test_the_validator_and_splats(tmp_path):
+    """It does not know the extension, and takes names with a colon for errors (its issue 252). With other names it
+    finds nothing: lists, boxes and lengths are in order"""
+    path = write_splats(toy_splats(sh_degree=2), tmp_path/'toy.glb')
+    issues = glb.validate(path)[0]['issues']['messages']
+    assert {issue['code'] for issue in issues} == {'UNSUPPORTED_EXTENSION', 'MESH_PRIMITIVE_INVALID_ATTRIBUTE'}
+    assert all('KHR_gaussian_splatting:' in issue['pointer'] for issue in issues if issue['severity'] == 0)
+    named = tmp_path/'named.glb'
+    named.write_bytes(path.read_bytes().replace(b'"KHR_gaussian_splatting:', b'"_HR_gaussian_splatting:'))
+    found = glb.validate(named)[0]['issues']
+    assert (found['numErrors'], found['numWarnings'], found['numHints']) == (0, 0, 0)
+    assert [issue['code'] for issue in found['messages']] == ['UNSUPPORTED_EXTENSION']

@@ -1,21 +1,28 @@
 "Splats: the compiled loops against their definitions, runs from start to file, and what is refused"
+import json
 import math
+import re
+import struct
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import trimesh
-from conftest import CHEAP, MESH, assert_same_with_a_break
+from conftest import CHEAP, MESH, assert_same_with_a_break, toy_splats
 
 from dreamfusion_nb import ConfigError, Trainer, load, load_config, train
 from dreamfusion_nb.background import StaticBackground
 from dreamfusion_nb.cameras import orbit, sample_cameras
-from dreamfusion_nb.dashboard import FieldDashboard, MeshDashboard, StepDashboard
+from dreamfusion_nb.cli import main
+from dreamfusion_nb.dashboard import CompareDashboard, FieldDashboard, MeshDashboard, StepDashboard
 from dreamfusion_nb.result import Result
 from dreamfusion_nb.splat_files import read_splats, write_splats
 from dreamfusion_nb.splat_renderer import SplatRenderer, Splats, density_numba, density_torch, relocate
 from dreamfusion_nb.splats import blend, blend_torch, covariance, front_to_back, project
+from dreamfusion_nb.surfaces import pieces_of
+from dreamfusion_nb.viewer import Viewer
 
 SMALL = {k: v for k, v in CHEAP.items() if not k.startswith(('nerf.', 'renderer.'))}
 SMALL |= {'splats.count': 60, 'update_extra_interval': 2, 'iters': 12}
@@ -111,6 +118,8 @@ def test_a_run_from_a_sentence_to_files(result, tmp_path):
     assert result.mesh(32).is_watertight
     listed = read_splats(result.export(tmp_path/'list.ply', splats=True))
     assert torch.allclose(listed.mean, result.field.mean) and len(listed) == 60
+    again = read_splats(result.export(tmp_path/'list.glb', splats=True))
+    assert torch.equal(again.mean, result.field.mean) and torch.equal(again.log_scale, result.field.log_scale)
     assert len(trimesh.load(result.export(tmp_path/'mesh.ply')).faces) > 0
 
 
@@ -150,7 +159,9 @@ def test_dashboards_and_the_mesh_stage(result, model, tmp_path):
     steps.driver.step()
     looks = FieldDashboard(trainer), MeshDashboard(result, resolution=16)
     assert trainer.step_count == 1
-    for board in (steps, *looks): board.close()
+    compared = CompareDashboard([trainer])
+    assert compared.viewers[0].draws_splats and not compared.viewers[0].mesh_data
+    for board in (steps, *looks, compared): board.close()
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
         fine = result.refine(guidance=model, progress=False, out=tmp_path/'fine', **MESH)
@@ -175,6 +186,47 @@ def test_harmonics_turn_with_the_eye():
     assert (sides[1] < splats.color()).all()
 
 
+def test_a_viewer_offers_splats_and_mesh(result, tmp_path):
+    viewer = result.show(32)
+    assert viewer.draws_splats and viewer.mesh_data and sum(map(len, viewer.splat_data.values())) == 26*60
+    bundle = viewer._repr_mimebundle_()[0]
+    assert 'image/jpeg' in bundle and 'of 60 splats' in bundle['text/plain']
+    for ending in ('ply', 'glb'):
+        path = result.export(tmp_path/f'list.{ending}', splats=True)
+        assert len(Viewer(splats=path).splats) == 60
+        assert 'Viewer(splats=...) shows them' in says(lambda: Viewer(path))
+    main(['view', str(result.folder), '--no-browser'])
+    page = (result.folder/'view.html').read_text()
+    assert re.search(r'"splat_data": {"centers": "[A-Za-z0-9+/=]{960}"', page) and '"positions": "' in page
+
+
+def test_a_viewer_follows_a_run(model):
+    "It is given the splats as they are at the moment, and keeps them; the camera stays where it was put"
+    viewer, trainer, sent = Viewer(azimuth=77.), Trainer(config(), model), []
+    viewer.observe(lambda change: sent.append(change['new']['centers']), 'splat_data')
+    trainer.fit(8, callbacks=[viewer.follow(4)])
+    assert len(sent) == 2 and sent[0] != sent[1] and viewer.azimuth == 77
+    before = viewer.still(32)
+    trainer.fit(1)
+    assert viewer.still(32) == before and not torch.equal(viewer.splats.mean, trainer.field.mean)
+
+
+def test_the_mesh_is_closed_and_in_one_piece_without_haze():
+    "A toy in a ball of faint splats, a few strong ones beside it: only the toy is cut, and it is whole"
+    parts = toy_splats(), Splats(400, radius=.9, opacity=.01, generator=gen()), Splats(5, radius=.05, opacity=.9,
+                                                                                     generator=gen(1))
+    with torch.no_grad(): parts[2].mean.add_(.75)
+    splats = Splats(sum(map(len, parts)))
+    splats.load_state_dict({name: torch.cat([part.state_dict()[name] for part in parts])
+                            for name in parts[0].state_dict()})
+    result = Result(config(), SplatRenderer(splats, StaticBackground((1., 1., 1.))))
+    mesh = result.mesh(64)
+    assert mesh.is_watertight and mesh.is_winding_consistent and mesh.volume > 0 and len(pieces_of(mesh)[1]) == 1
+    away = torch.cdist(torch.tensor(mesh.vertices).float(), parts[0].mean.detach()).amin(1)
+    assert away.max() < .15 and (mesh.bounds[1] - mesh.bounds[0] > .9*np.ptp(parts[0].mean.detach().numpy(), 0)).all()
+    assert len(pieces_of(result.mesh(64, min_share=0.))[1]) > 1
+
+
 # bad input
 
 def says(act):
@@ -194,7 +246,7 @@ def test_what_is_refused(model, result, tmp_path):
     assert 'not finite' in says(trainer.step)
     nerf = Trainer(load_config('toybox', dict(prompt='a hamburger') | CHEAP), model)
     assert 'is a NeRF' in says(lambda: Result(nerf.config, nerf.renderer).export(tmp_path/'x.ply', splats=True))
-    assert 'written as .ply' in says(lambda: result.export(tmp_path/'x.glb', splats=True))
+    assert 'written as .ply, .glb, not' in says(lambda: result.export(tmp_path/'x.obj', splats=True))
     assert not list(tmp_path.iterdir())
 
 
@@ -207,3 +259,91 @@ def test_files_that_are_none(tmp_path):
         (tmp_path/name).write_bytes(data)
         assert line in says(lambda: read_splats(tmp_path/name))
     assert 'No such file' in says(lambda: read_splats(tmp_path/'none.ply'))
+
+
+def tree_of(data, change):
+    "A GLB file with another tree, made by a function that changes it"
+    length, = struct.unpack('<I', data[12:16])
+    change(tree := json.loads(data[20:20 + length]))
+    text = json.dumps(tree).encode()
+    text += b' '*(-len(text) % 4)
+    rest = data[20 + length:]
+    return struct.pack('<4sIIII', b'glTF', 2, 20 + len(text) + len(rest), len(text), 0x4E4F534A) + text + rest
+
+
+def with_numbers(data, name, values):
+    "A GLB file with other numbers at the beginning of one list"
+    length, = struct.unpack('<I', data[12:16])
+    tree = json.loads(data[20:20 + length])
+    number = tree['meshes'][0]['primitives'][0]['attributes'][name]
+    at = 28 + length + tree['bufferViews'][tree['accessors'][number]['bufferView']]['byteOffset']
+    packed = struct.pack(f'<{len(values)}f', *values)
+    return data[:at] + packed + data[at + len(packed):]
+
+
+KHR = 'KHR_gaussian_splatting'
+
+
+def test_gltf_files_that_are_none(tmp_path):
+    whole = write_splats(Splats(9, sh_degree=2, generator=gen()), tmp_path/'whole.glb').read_bytes()
+    def part(tree): return tree['meshes'][0]['primitives'][0]
+    def lists(tree): return [tree['accessors'][i] for i in part(tree)['attributes'].values()]
+    cases = [
+        (whole[:-1], 'is cut off'), (b'glTF', 'does not begin as a GLB file'), (b'glTF' + bytes(40), 'does not begin'),
+        (tree_of(whole, lambda t: part(t).pop('extensions')), f'nothing in it has the extension {KHR}'),
+        (tree_of(whole, lambda t: t['meshes'].append(t['meshes'][0])), 'more than one list'),
+        (tree_of(whole, lambda t: part(t)['extensions'][KHR].update(kernel='cube')), 'of an unknown kind'),
+        (tree_of(whole, lambda t: part(t)['extensions'][KHR].update(colorSpace='lin_rec709_display')), 'colours'),
+        (tree_of(whole, lambda t: t['nodes'][0].update(scale=[2, 2, 2])), 'nodes move, turn or scale'),
+        (tree_of(whole, lambda t: part(t)['attributes'].pop(f'{KHR}:SCALE')), 'lacks a part'),
+        (tree_of(whole, lambda t: lists(t)[0].update(count=10**12)), 'lacks a part'),
+        (tree_of(whole, lambda t: lists(t)[1].update(count=5)), 'its lists differ'),
+        (tree_of(whole, lambda t: [a.update(count=0) for a in lists(t)]), 'has no splats'),
+        (tree_of(whole, lambda t: t['bufferViews'][0].update(byteStride=0)), 'packed'),
+        (tree_of(whole, lambda t: t.update(meshes=7)), 'lacks a part'),
+        (with_numbers(whole, f'{KHR}:OPACITY', [math.nan]), 'splat 0 has an opacity that is not finite'),
+        (with_numbers(whole, 'POSITION', [0, 0, 0, math.inf]), 'splat 1 has a centre that is not finite'),
+        (with_numbers(whole, f'{KHR}:SCALE', [1, 0, 1]), 'splat 0 has no size'),
+        (with_numbers(whole, f'{KHR}:SCALE', [1, 1, 1, 1, -1, 1]), 'splat 1 has no size'),
+        (with_numbers(whole, f'{KHR}:ROTATION', [0, 0, 0, 0]), 'splat 0 has no rotation')]
+    path = tmp_path/'made.glb'
+    for data, line in cases:
+        path.write_bytes(data)
+        assert line in says(lambda: read_splats(path)), line
+
+
+def test_gltf_of_whole_numbers_and_of_rows(tmp_path):
+    "As other programs may write it: opacity in bytes, positions with a gap after each"
+    splats = Splats(8, generator=gen())
+    with torch.no_grad(): splats.raw_opacity.copy_(torch.linspace(-3, 3, 8))
+    whole = write_splats(splats, tmp_path/'whole.glb').read_bytes()
+    length, = struct.unpack('<I', whole[12:16])
+    body = whole[28 + length:]
+    more = b''.join(struct.pack('<3f4x', *mean) for mean in splats.mean.tolist())
+    more += splats.opacity.mul(255).round().byte().detach().numpy().tobytes()
+    def change(tree):
+        for name, view, kind in (('POSITION', dict(byteLength=128, byteStride=16), 5126),
+                                 (f'{KHR}:OPACITY', dict(byteLength=8), 5121)):
+            number = tree['meshes'][0]['primitives'][0]['attributes'][name]
+            at = len(body) if name == 'POSITION' else len(body) + 128
+            tree['bufferViews'].append(dict(buffer=0, byteOffset=at, **view))
+            tree['accessors'][number].update(bufferView=len(tree['bufferViews']) - 1, componentType=kind,
+                                             normalized=kind == 5121)
+    made = tree_of(whole, change)
+    path = tmp_path/'rows.glb'
+    path.write_bytes(made[:8] + struct.pack('<I', len(made) + len(more)) + made[12:] + more)
+    read = read_splats(path)
+    assert torch.equal(read.mean, splats.mean) and torch.allclose(read.opacity, splats.opacity, atol=.5/255 + 1e-6)
+    assert torch.equal(read.log_scale, splats.log_scale)
+
+
+@pytest.mark.parametrize('ending', ['ply', 'glb'])
+def test_a_list_that_cannot_be_drawn_is_not_written(tmp_path, ending):
+    for name, value, line in (('mean', math.nan, 'splat 3 has a centre that is not finite'),
+                              ('log_scale', -math.inf, 'splat 3 has no size'), ('log_scale', -200., 'has no size'),
+                              ('log_scale', math.inf, 'has a size that is not finite'),
+                              ('quaternion', 0., 'splat 3 has no rotation')):
+        splats = Splats(9, generator=gen())
+        with torch.no_grad(): getattr(splats, name)[3] = value
+        assert line in says(lambda: write_splats(splats, tmp_path/f'list.{ending}'))
+    assert not list(tmp_path.iterdir())

@@ -1,12 +1,12 @@
 """Do other programs read our GLB files? The Khronos validator and trimesh, and three.js in a headless Chromium, whose
-pictures are compared with ours.
+pictures are compared with ours. For lists of splats, three.js and Spark.
 
-    npm install --prefix tools/web          # once: gltf-validator and three
+    npm install --prefix tools/web          # once: gltf-validator, three and Spark
     pip install playwright                  # part of '.[dev]'; Chromium itself comes from the system
     python tools/glb.py outputs/a-hamburger outputs/a-hamburger-refined
 
 prints a line for each result folder, and leaves both programs' pictures beside the GLB (model-compared.png, ours
-above)."""
+above; for a run with preset `splats` also splats-compared.png)."""
 import argparse
 import base64
 import io
@@ -14,6 +14,8 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,8 +31,11 @@ from dreamfusion_nb.dmtet import MeshRenderer
 from dreamfusion_nb.export import mesh_views
 from dreamfusion_nb.result import RESULT_BACKGROUND
 from dreamfusion_nb.show import image_grid
+from dreamfusion_nb.splat_files import write_splats
+from dreamfusion_nb.splat_renderer import SplatRenderer, Splats
 
 WEB = Path(__file__).parent/'web'
+READERS = ('spark', 'ply'), ('three', 'ply'), ('three', 'glb')    # of lists of splats
 # a browser without a window, a graphics card or a network
 FLAGS = ['--no-sandbox', '--use-gl=angle', '--use-angle=swiftshader', '--enable-unsafe-swiftshader',
          '--ignore-gpu-blocklist', '--disable-background-networking',
@@ -49,8 +54,9 @@ def missing_browser():
 
 def missing():
     "What has to be installed before everything below works; empty if nothing"
-    return ['node']*(not shutil.which('node')) + ['npm install --prefix tools/web']*(not (
-        WEB/'node_modules/three').is_dir()) + missing_browser()
+    packages = [WEB/'node_modules'/name for name in json.loads((WEB/'package.json').read_text())['dependencies']]
+    return (['node']*(not shutil.which('node')) + missing_browser()
+            + ['npm install --prefix tools/web']*(not all(package.is_dir() for package in packages)))
 
 
 def validate(*paths):
@@ -70,25 +76,69 @@ def browser():
         finally: opened.close()
 
 
-def photograph(opened, path, cameras, size=256, background=RESULT_BACKGROUND):
-    """(pictures [B, 3, size, size] that three.js draws of a GLB, without light; its triangles there). Cameras look at
-    the origin and share an angle"""
+def ask(opened, html, path, cameras, size, background, **more):
+    """What `photograph` in a page of tools/web answers about a file: a dict. Cameras look at the origin and share an
+    angle"""
+    name = f'model{Path(path).suffix}'
     def serve(route):
-        name = route.request.url.removeprefix('http://here/')
-        route.fulfill(path=path if name == 'model.glb' else WEB/name)
+        asked = route.request.url.removeprefix('http://here/')
+        route.fulfill(path=path if asked == name else WEB/asked)
     page = opened.new_page()
     errors = []
     page.on('pageerror', lambda error: errors.append(error))
     page.route('http://here/**', serve)
-    page.goto('http://here/photograph.html')
+    page.goto(f'http://here/{html}')
     page.wait_for_function('window.ready')
-    asked = dict(url='model.glb', positions=cameras.position.tolist(), fovy=cameras.fovy[0].item(), size=size,
-                 background=list(background))
+    asked = dict(url=name, positions=cameras.position.tolist(), fovy=cameras.fovy[0].item(), size=size,
+                 background=list(background)) | more
     answer = page.evaluate('asked => window.photograph(asked)', asked)
     page.close()
-    if errors: raise RuntimeError(f'three.js: {errors}')
-    wide = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer['picture'].split(',')[1]))).convert('RGB'))
-    return torch.from_numpy(wide.copy()).permute(2, 0, 1).div(255).split(size, 2), answer['triangles']
+    if errors: raise RuntimeError(f'{html}: {errors}')
+    return answer
+
+
+def picture(url):
+    "A picture [3, H, W] of the address that holds all of it"
+    drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(',')[1]))).convert('RGB'))
+    return torch.from_numpy(drawn.copy()).permute(2, 0, 1).div(255)
+
+
+def photograph(opened, path, cameras, size=256, background=RESULT_BACKGROUND):
+    "(pictures [3, size, size], one a camera, that three.js draws of a GLB without light; its triangles there)"
+    answer = ask(opened, 'photograph.html', path, cameras, size, background)
+    return picture(answer['picture']).split(size, 2), answer['triangles']
+
+
+def photograph_splats(opened, path, cameras, program, size=256, background=RESULT_BACKGROUND):
+    "(pictures [3, size, size], one a camera, that 'three' (.ply, .glb) or 'spark' (.ply) draws; its splats there)"
+    answer = ask(opened, 'splats.html', path, cameras, size, background, program=program)
+    return [picture(url) for url in answer['pictures']], answer['splats']
+
+
+def shape(drawn, background=RESULT_BACKGROUND):
+    "Where something is drawn [H, W]"
+    return (drawn - torch.tensor(background)[:, None, None]).abs().amax(0) > .15
+
+
+def psnr(a, b): return round(-10*(a - b).square().mean().log10().item(), 1)
+
+
+def check_splats(opened, splats, folder, cameras, size=256):
+    """What other programs make of a list of splats: how many there are, and compared with our pictures the PSNR of each
+    and the least share of the two silhouettes that is common; writes splats-compared.png into the folder"""
+    seen = SplatRenderer(splats, None)(cameras, size, size, background=RESULT_BACKGROUND)
+    ours = list(seen.image.detach().clamp(0, 1))
+    found, rows = {}, [*ours]
+    with tempfile.TemporaryDirectory() as scratch:
+        for program, ending in READERS:
+            path = write_splats(splats, Path(scratch)/f'splats.{ending}')
+            theirs, count = photograph_splats(opened, path, cameras, program, size)
+            common = min(((shape(a) & shape(b)).sum()/(shape(a) | shape(b)).sum()).item() for a, b in zip(ours, theirs))
+            found[f'{program}.{ending}'] = dict(splats=count, psnr=[psnr(a, b) for a, b in zip(ours, theirs)],
+                                                common=round(common, 3))
+            rows += theirs
+    image_grid(rows, len(ours), pad=0).save(Path(folder)/'splats-compared.png')
+    return found
 
 
 def check(opened, folder, size=256):
@@ -101,16 +151,20 @@ def check(opened, folder, size=256):
     welded.merge_vertices(merge_tex=True, merge_norm=True)    # seams of a texture double vertices
     theirs, triangles = photograph(opened, path, cameras, size)
     result = load(folder)
-    ours = result.views(cameras, size) if isinstance(result.renderer, MeshRenderer) else mesh_views(result.mesh(),
-        cameras, size, background=RESULT_BACKGROUND)
+    begun = time.process_time()
+    cut = result.mesh()
+    seconds = time.process_time() - begun
+    ours = result.views(cameras, size) if isinstance(result.renderer, MeshRenderer) else mesh_views(cut, cameras, size,
+        background=RESULT_BACKGROUND)
     image_grid([*ours, *theirs], 4, pad=0).save(folder/'model-compared.png')
-    error = [(a - b).square().mean().item() for a, b in zip(ours, theirs)]
     edges = np.unique(welded.edges_sorted, axis=0, return_counts=True)[1]
-    return dict(folder=folder.name, errors=issues['numErrors'], warnings=issues['numWarnings'], faces=len(mesh.faces),
+    found = dict(folder=folder.name, errors=issues['numErrors'], warnings=issues['numWarnings'], faces=len(mesh.faces),
                 drawn=triangles, closed=bool(welded.is_watertight),
         manifold=bool((edges == 2).all()), pieces=int(welded.body_count),
         outward=bool(welded.is_winding_consistent and welded.volume > 0),
-        psnr=[round(-10*float(np.log10(e)), 1) for e in error])
+        psnr=[psnr(a, b) for a, b in zip(ours, theirs)], mesh_seconds=round(seconds, 2))    # of the processor
+    if not isinstance(result.field, Splats): return found
+    return found | check_splats(opened, result.field, folder, cameras, size)
 
 
 def main():
