@@ -80,7 +80,8 @@ def blend_torch(prints: Footprints,
                 feature: torch.Tensor,   # what each splat carries: colour, one, distance, ... [N, C]
                 order: torch.Tensor,     # numbers of the splats to draw, front to back [M]
                 height: int,             # of the picture, pixels
-                width: int
+                width: int,
+                count: torch.Tensor | None = None    # gets the number of splats at each pixel [height, width]
                ) -> torch.Tensor:        # sums of weight*feature [height, width, C]
     "Blend splats front to back: the definition, in memory N*height*width."
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij')
@@ -88,6 +89,7 @@ def blend_torch(prints: Footprints,
     dx, dy = (middles - prints.center[order]).unbind(-1)
     a, b, c = prints.conic[order].unbind(-1)
     q = .5*(a*dx*dx + 2*b*dx*dy + c*dy*dy)
+    if count is not None: count.copy_((q < CUTOFF).sum(1).view(height, width))
     edge = math.exp(-CUTOFF)
     alpha = (opacity[order]*((-q).exp() - edge).clamp(min=0)/(1 - edge)).clamp(max=LARGEST_ALPHA)
     left = torch.cat([torch.ones_like(alpha[:, :1]), (1 - alpha).cumprod(1)[:, :-1]], 1)
@@ -113,8 +115,8 @@ def _box(center: float, extent: float, size: int) -> tuple[int, int]:
 
 
 @numba.njit(cache=True)
-def _blend_forward(center, conic, extent, opacity, feature, order, edge, picture, left) -> None:
-    "Add the splats in `order` to `picture` [H, W, C]; `left` [H, W] is the light that is left."
+def _blend_forward(center, conic, extent, opacity, feature, order, edge, picture, left, count) -> None:
+    "Add the splats in `order` to `picture` [H, W, C] and to `count` [H, W]; `left` [H, W] is the light that is left."
     height, width, channels = picture.shape
     for i in order:
         x0, x1 = _box(center[i, 0], extent[i, 0], width)
@@ -129,6 +131,7 @@ def _blend_forward(center, conic, extent, opacity, feature, order, edge, picture
                 weight = left[y, x]*alpha
                 for k in range(channels): picture[y, x, k] += weight*feature[i, k]
                 left[y, x] *= 1 - alpha
+                count[y, x] += 1
 
 # %% ../nbs/08a_splats.ipynb #8a00001c
 @numba.njit(cache=True)
@@ -175,11 +178,12 @@ def _arrays(*tensors: torch.Tensor) -> list[np.ndarray]:
 class _Blend(torch.autograd.Function):
     "The compiled blend with its gradients"
     @staticmethod
-    def forward(ctx, center, conic, extent, opacity, feature, order, height, width):
+    def forward(ctx, center, conic, extent, opacity, feature, order, height, width, count):
         picture = feature.new_zeros(height, width, feature.shape[1])
         left = feature.new_ones(height, width)
         given = _arrays(center, conic, extent, opacity, feature, order)
-        _blend_forward(*given, math.exp(-CUTOFF), *_arrays(picture, left))
+        if count is None: count = torch.zeros(height, width, dtype=torch.int32)
+        _blend_forward(*given, math.exp(-CUTOFF), *_arrays(picture, left), count.numpy())
         ctx.save_for_backward(center, conic, extent, opacity, feature, order, picture)
         return picture
 
@@ -191,7 +195,7 @@ class _Blend(torch.autograd.Function):
         grads = [torch.zeros_like(tensor) for tensor in (center, conic, opacity, feature)]
         _blend_backward(*_arrays(*given), math.exp(-CUTOFF), *_arrays(grad, behind, left, *grads))
         d_center, d_conic, d_opacity, d_feature = grads
-        return d_center, d_conic, None, d_opacity, d_feature, None, None, None
+        return d_center, d_conic, None, d_opacity, d_feature, None, None, None, None
 
 # %% ../nbs/08a_splats.ipynb #8a00001e
 def blend(prints: Footprints,      # of N splats, from `project`
@@ -199,11 +203,12 @@ def blend(prints: Footprints,      # of N splats, from `project`
           feature: torch.Tensor,   # what each splat carries [N, C]
           order: torch.Tensor,     # numbers of the splats to draw, front to back [M]
           height: int,             # of the picture, pixels
-          width: int
+          width: int,
+          count: torch.Tensor | None = None    # gets the number of splats at each pixel, int32 [height, width]
          ) -> torch.Tensor:        # sums of weight*feature [height, width, C]
     "Blend splats front to back, compiled on a CPU and in plain torch elsewhere. Raises `ValueError` for other shapes"
     if not len(prints.center) == len(opacity) == len(feature):
         raise ValueError(f'blend: {len(prints.center)} footprints need as many opacities and features, not '
                          f'{len(opacity)} and {len(feature)}')
-    if feature.device.type != 'cpu': return blend_torch(prints, opacity, feature, order, height, width)
-    return _Blend.apply(prints.center, prints.conic, prints.extent, opacity, feature, order, height, width)
+    if feature.device.type != 'cpu': return blend_torch(prints, opacity, feature, order, height, width, count)
+    return _Blend.apply(prints.center, prints.conic, prints.extent, opacity, feature, order, height, width, count)

@@ -136,6 +136,106 @@ def test_a_step_that_fails_moves_no_splat(model, monkeypatch):
     assert all(torch.equal(value, before[name]) for name, value in trainer.renderer.state_dict().items())
 
 
+# a list whose number changes
+
+GROWS = {'splats.max_count': 75, 'splats.when_dead': 'remove', 'splats.split_above': .03}
+
+
+def kill(trainer, rows):
+    with torch.no_grad(): trainer.field.raw_opacity[rows] = -9.
+
+
+@pytest.mark.parametrize('options, optimizer', [
+    ({}, None), ({'splats.when_dead': 'move', 'data.train.batch_size': 2}, None),
+    ({'optim.name': 'adan', 'optim.betas': None, 'splats.sh_degree': 1}, None),
+    ({}, lambda parameters: torch.optim.SGD(parameters, 1e-3, momentum=.9))])
+def test_a_break_changes_nothing_while_the_number_changes(model, tmp_path, options, optimizer):
+    own = {} if optimizer is None else dict(optimizer=optimizer)
+    straight, broken = (Trainer(config(**GROWS | options), model, folder=tmp_path/name, **own)
+                        for name in ('straight', 'broken'))
+    for trainer in (straight, broken): kill(trainer, slice(7))
+    counts = []
+    straight.fit(callbacks=[lambda trainer, record: counts.append(len(trainer.field))])
+    assert counts[0] == 60 and counts[-1] == 75 and len(set(counts)) > 3
+    broken.fit(5)
+    broken.save()
+    mended = Trainer.resume(broken.folder, model, **own)
+    assert len(mended.field) == len(broken.field) != 60
+    mended.fit()
+    assert mended.history == straight.history
+    for name, value in straight.renderer.state_dict().items():
+        assert torch.equal(value, mended.renderer.state_dict()[name]), name
+    straight.save()
+    again = load(straight.folder, guidance=None)
+    assert len(again.field) == 75
+    assert again.render(size=12) == Result(straight.config, straight.renderer).render(size=12)
+
+
+def test_moments_follow_their_splats(model):
+    "A splat that stays learns on as it did; a new one begins without any"
+    trainer = Trainer(config(**GROWS), model)
+    trainer.fit(2)
+    kill(trainer, slice(7))
+    before = {p: trainer.optimizer.state[p]['exp_avg'].clone() for p in trainer.field.parameters()}
+    trainer.update_extra()
+    rows = trainer.renderer.changes.rows
+    assert rows[:53].tolist() == list(range(7, 60)) and (rows[53:] == -1).all()
+    assert len(rows) == len(trainer.field) == 59
+    for p, moments in before.items():
+        now = trainer.optimizer.state[p]['exp_avg']
+        assert torch.equal(now[:53], moments[7:]) and not now[53:].any() and now.shape == p.shape
+
+
+def test_a_step_that_fails_keeps_the_number(model, monkeypatch):
+    straight, broken = (Trainer(config(**GROWS), model) for _ in range(2))
+    for trainer in (straight, broken): kill(trainer, slice(7))
+    for trainer in (straight, broken): trainer.fit(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(broken, 'distill', lambda *args: 1/0)
+        with pytest.raises(ZeroDivisionError): broken.step()
+    assert len(broken.field) == 60
+    for trainer in (straight, broken): trainer.fit(4)
+    assert straight.history == broken.history and len(straight.field) == len(broken.field) > 60
+
+
+def test_a_new_run_begins_with_as_many_as_there_are(model, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        first = Trainer(config(**GROWS), model, folder=tmp_path/'first')
+        first.fit(6)
+        first.save()
+        more = {'resume_from_checkpoint': str(tmp_path/'first'), 'splats.max_count': 90}
+        second = Trainer(config(**GROWS | more), model)
+    assert len(second.field) == len(first.field) > 60 and torch.equal(second.field.mean, first.field.mean)
+    second.fit(3)
+    assert len(second.field) > len(first.field)
+
+
+def test_what_a_picture_says_of_its_splats(model):
+    "Where each is, and how many touch a pixel; and a loss of one's own may use it"
+    def middle(out, field, generator): return out.splat_center.square().mean()
+    trainer = Trainer(config(), model, losses=dict(middle=middle))
+    out = trainer.step().render
+    assert out.splat_center.shape == out.splat_extent.shape == (1, 60, 2) and out.splat_count.shape == (1, 1, 24, 24)
+    assert [name for name, value in vars(out).items() if value is None] == ['weights', 't', 'dt', 'ray_index',
+        'positions', 'directions', 'density', 'normals', 'vertices', 'faces']
+    assert ((out.opacity > 0) == (out.splat_count > 0)).all() and 'middle' in trainer.history[0]
+    away = Splats(2, generator=gen())
+    with torch.no_grad(): away.mean[1] = torch.tensor([0., 0, 9.])    # behind the camera
+    out = SplatRenderer(away, StaticBackground((1., 1., 1.)))(orbit(1), 16, 16)
+    assert (out.splat_extent[0, 0] > 0).all() and not out.splat_extent[0, 1].any()
+
+
+def test_normals_of_the_density_are_drawn(model):
+    trainers = [Trainer(config(**{'splats.normals_from': name}), model) for name in ('axis', 'density')]
+    axis, density = (trainer.renderer(orbit(1), 24, 24, shading='normal') for trainer in trainers)
+    assert torch.equal(axis.opacity, density.opacity) and not torch.allclose(axis.normal, density.normal)
+    inside = density.opacity[0, 0] > .5
+    ball = density.normal[0, :, inside]
+    where = F.normalize(axis.splat_center[0].mean(0) - torch.nonzero(inside).flip(1) - .5, dim=-1)
+    assert (ball[:2]*torch.stack([-where[:, 0], where[:, 1]])).sum(0).mean() > .1    # they lean out of the ball
+
+
 def test_learning_rates_are_the_lists_own(model):
     trainer = Trainer(config(), model)
     scales = {id(p): group['lr_scale'] for group in trainer.optimizer.param_groups for p in group['params']}
@@ -190,8 +290,18 @@ def test_what_is_refused(model, result, tmp_path):
     assert 'splats.count' in says(lambda: config(**{'splats.count': 0}))
     assert 'splats.sh_degree' in says(lambda: config(**{'splats.sh_degree': 4}))
     trainer = Trainer(config(), model)
-    with torch.no_grad(): trainer.field.mean[0, 0] = math.nan
-    assert 'not finite' in says(trainer.step)
+    with torch.no_grad(): trainer.field.mean[3, 0] = math.nan
+    assert '1 of 60 have a mean that is not finite, the first is number 3; go on' in says(trainer.step)
+    with torch.no_grad(): (flat := Splats(20, generator=gen())).log_scale[:2] = -99.
+    assert '2 of 20 have no size' in says(lambda: SplatRenderer(flat, None))
+    trainer = Trainer(config(**GROWS), model)
+    trainer.fit(2)
+    kill(trainer, slice(None))
+    assert 'all of them have become transparent' in says(trainer.step) and len(trainer.field) == 60
+    assert 'no levels' in says(lambda: config(**{'nerf.encoder_max_level': .5}))
+    assert 'splats.max_count must be at least splats.count, 60' in says(lambda: config(**{'splats.max_count': 59}))
+    assert 'nearest right value: remove' in says(lambda: config(**{'splats.when_dead': 'remov'}))
+    assert 'cannot follow a list' in says(lambda: Trainer(config(**GROWS), model, optimizer=torch.optim.Adafactor))
     nerf = Trainer(load_config('toybox', dict(prompt='a hamburger') | CHEAP), model)
     assert 'is a NeRF' in says(lambda: Result(nerf.config, nerf.renderer).export(tmp_path/'x.ply', splats=True))
     assert 'written as .ply' in says(lambda: result.export(tmp_path/'x.glb', splats=True))
