@@ -7,7 +7,7 @@ __all__ = ['Splats', 'SplatRenderer']
 
 # %% ../nbs/08b_splat_renderer.ipynb #8b000002
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numba
@@ -340,6 +340,7 @@ class SplatChanges:
     added: torch.Tensor      # numbers of those that are new [A]
     removed: torch.Tensor    # where those were that are gone [R, 3]
     rows: torch.Tensor       # the number that each splat had before; -1: it is new [S]
+    step: int = -1           # before which it was, counted from 0
 
 
 def look_after(splats: Splats,
@@ -438,7 +439,7 @@ class SplatRenderer(Renderer):
         self.changes = None
         if not 0 < step < self.relocate_until: return None
         before = len(self.field)
-        self.changes = look_after(self.field, *self.care, generator)
+        self.changes = replace(look_after(self.field, *self.care, generator), step=step)
         same = len(self.field) == before and not len(self.changes.added)
         return None if same else self.changes.rows
 

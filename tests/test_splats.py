@@ -1,6 +1,8 @@
 "Splats: the compiled loops against their definitions, runs from start to file, and what is refused"
+import gc
 import math
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from conftest import CHEAP, MESH, assert_same_with_a_break
 from dreamfusion_nb import ConfigError, Trainer, load, load_config, train
 from dreamfusion_nb.background import StaticBackground
 from dreamfusion_nb.cameras import orbit, sample_cameras
-from dreamfusion_nb.dashboard import FieldDashboard, MeshDashboard, StepDashboard
+from dreamfusion_nb.dashboard import FieldDashboard, MeshDashboard, SplatDashboard, StepDashboard
 from dreamfusion_nb.result import Result
 from dreamfusion_nb.splat_files import read_splats, write_splats
 from dreamfusion_nb.splat_renderer import SplatRenderer, Splats, density_numba, density_torch, relocate
@@ -248,13 +250,52 @@ def test_dashboards_and_the_mesh_stage(result, model, tmp_path):
     trainer = Trainer(config(), model)
     steps = StepDashboard(trainer)
     steps.driver.step()
-    looks = FieldDashboard(trainer), MeshDashboard(result, resolution=16)
+    looks = SplatDashboard(trainer), MeshDashboard(result, resolution=16)
     assert trainer.step_count == 1
     for board in (steps, *looks): board.close()
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
         fine = result.refine(guidance=model, progress=False, out=tmp_path/'fine', **MESH)
     assert fine.is_mesh and 'learned its colours' in (tmp_path/'fine'/'log.txt').read_text()
+
+
+def test_a_dashboard_that_looks_on_changes_nothing(model):
+    "While the list grows, and a hand is on every control; it follows what another dashboard does"
+    alone, watched = (Trainer(config(**GROWS), model) for _ in range(2))
+    board, steps = SplatDashboard(watched), StepDashboard(watched)
+    assert 'the list has not been changed' in board.figures.value
+    for n in range(6):
+        shown = board.pictures['splats'].value
+        (board.button if n % 2 else steps.button)['step'].click()
+        assert board.pictures['splats'].value != shown
+        board.controls['azimuth'].value += 20
+        board.controls['kind'].value, board.controls['factor'].value = 'points', 2.
+        board.controls['least'].value, board.picture.x = .05, .4
+        assert watched.renderer.training and not board.error.value
+    alone.fit(6)
+    assert alone.history == watched.history and len(alone.field) == len(watched.field) > 60
+    assert 'at step 5: 0 moved, ' in board.figures.value and f'{len(watched.field)} splats' in board.figures.value
+    watched.step = lambda: 1/0
+    board.button['step'].click()
+    assert 'ZeroDivisionError' in board.error.value
+    gone = weakref.ref(watched)
+    for each in (board, steps): each.close()
+    del watched, board, steps, each
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_dashboard_of_a_result(result):
+    board = SplatDashboard(result, size=64)
+    assert set(board.button) == {'refresh'} and board.still().width > 5*64
+    board.close()
+
+
+def test_dashboards_name_their_siblings(model, cloud, refined):
+    assert 'SplatDashboard shows it' in says(lambda: FieldDashboard(Trainer(config(), model)))
+    assert 'FieldDashboard shows it' in says(lambda: SplatDashboard(cloud))
+    assert 'MeshDashboard shows it' in says(lambda: SplatDashboard(refined))
+    assert 'size must be a whole number' in says(lambda: SplatDashboard(cloud, size=.5))
 
 
 @pytest.mark.parametrize('shading', ['albedo', 'textureless', 'lambertian', 'normal'])
