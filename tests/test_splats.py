@@ -13,7 +13,9 @@ from conftest import CHEAP, MESH, assert_same_with_a_break
 from dreamfusion_nb import ConfigError, Trainer, load, load_config, train
 from dreamfusion_nb.background import StaticBackground
 from dreamfusion_nb.cameras import orbit, sample_cameras
+from dreamfusion_nb.config import mesh_preset
 from dreamfusion_nb.dashboard import FieldDashboard, MeshDashboard, SplatDashboard, StepDashboard
+from dreamfusion_nb.estimate import expected_cost
 from dreamfusion_nb.result import Result
 from dreamfusion_nb.splat_files import read_splats, write_splats
 from dreamfusion_nb.splat_renderer import SplatRenderer, Splats, density_numba, density_torch, relocate
@@ -211,6 +213,20 @@ def test_a_new_run_begins_with_as_many_as_there_are(model, tmp_path):
     assert len(second.field) == len(first.field) > 60 and torch.equal(second.field.mean, first.field.mean)
     second.fit(3)
     assert len(second.field) > len(first.field)
+
+
+def test_preset_dreamgaussian(pipeline, tmp_path):
+    "With a Stable Diffusion that knows nothing, from the sentence to the files, and as the mesh stage that follows"
+    small = {k: v for k, v in SMALL.items() if not k.startswith('update')} | {
+        'iters': 4, 'splats.count': 80, 'update_extra_interval': 2, 'data.train.start_size': 8}
+    result = train('a hamburger', preset='dreamgaussian', guidance=str(pipeline), out=tmp_path/'run', progress=False,
+                   **small)
+    kept = load_config(tmp_path/'run')
+    assert kept.preset == 'dreamgaussian' and len(result.field) == 80 + 12
+    assert [row['shading'] for row in result.history] == ['albedo']*4
+    assert [row['t'] for row in result.history] == [pytest.approx(t, abs=1) for t in (980, 740, 500, 260)]
+    assert mesh_preset(kept) == 'dreamfusion-dmtet'
+    assert 'sized for a GPU' in expected_cost(kept, 'cpu') and not expected_cost(kept, 'cuda')
 
 
 def test_what_a_picture_says_of_its_splats(model):
