@@ -160,6 +160,7 @@ class SplatList(Group):
     split_above: float = number(.05, 0, 16)     # growing: a splat whose scale is larger is split, a smaller one doubled
     # which way a splat faces: along its shortest axis, or down the density's gradient
     normals_from: str = choice('axis', 'axis', 'density')
+    backend: str = choice('auto', 'auto', 'torch', 'gsplat')  # blend; auto: compiled, on a GPU gsplat if it works
 
 # %% ../nbs/14ac_keys.ipynb #dcc7e571
 @dataclass(repr=False)

@@ -38,7 +38,7 @@ class RenderOutput:
     faces: torch.Tensor | None = None        # its triangles [F,3]
     splat_center: torch.Tensor | None = None # column and row of each splat's centre, pixels, with gradient [B,S,2]
     splat_extent: torch.Tensor | None = None # half width and height of its footprint, pixels; 0 out of sight [B,S,2]
-    splat_count: torch.Tensor | None = None  # splats that touch each pixel [B,1,H,W]
+    splat_count: torch.Tensor | None = None  # splats that touch each pixel [B,1,H,W]; not by gsplat
 
 # %% ../nbs/05a_renderer.ipynb #034a27d3
 def view_lights(cameras: Cameras,                       # B of them

@@ -235,8 +235,8 @@ class SplatDashboard(Dashboard):
         self.error.value = ''
         self.look_at_pixel()
         said = changes_text(changes, getattr(self.source, 'step_count', None))
-        most = out.splat_count.max().item()
-        self.figures.value = caption(f'{len(self.splats):,} splats, at most {most} at a pixel · {said}').value
+        most = '' if out.splat_count is None else f', at most {out.splat_count.max().item()} at a pixel'
+        self.figures.value = caption(f'{len(self.splats):,} splats{most} · {said}').value
 
     def look_at_pixel(self) -> None:
         "Show the splats that paint the pixel that was clicked."

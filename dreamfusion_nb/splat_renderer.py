@@ -21,7 +21,7 @@ from .errors import ConfigError
 from .field import normal_from_gradient
 from .renderer import Renderer, RenderOutput, backdrop, view_lights
 from .shading import Material, shade
-from .splats import CUTOFF, blend, covariance, front_to_back, project, rotation_matrix
+from .splats import CUTOFF, blend, blend_backend, covariance, front_to_back, project, rotation_matrix
 
 # %% ../nbs/08b_splat_renderer.ipynb #8b000007
 def spherical_harmonics(directions: torch.Tensor,  # unit vectors [N, 3]
@@ -417,14 +417,15 @@ class SplatRenderer(Renderer):
                  max_count: int | None = None,     # how many splats there may be; None: none is added
                  grow_share: float = .1,           # of the list, that an update adds
                  split_above: float = .05,         # scale of a splat that is split when it becomes two
-                 normals_from: str = 'axis'        # the shortest, or 'density': its gradient
+                 normals_from: str = 'axis',       # the shortest, or 'density': its gradient
+                 backend: str = 'auto'             # of the blend, see `blend`
                 ):
         super().__init__()
         if not isinstance(field, Splats):
             raise ConfigError(f'renderer.name splats draws a list of Splats, not {type(field).__name__}; leave out '
                               'field=, or set renderer.name torchngp_raymarching')
         self.field, self.background, self.material = field, background, material
-        self.relocate_until, self.normals_from = relocate_until, normals_from
+        self.relocate_until, self.normals_from, self.backend = relocate_until, normals_from, backend
         self.care = when_dead, dead_below, max_count, grow_share, split_above    # as `look_after` takes them
         self.changes: SplatChanges | None = None    # of the last update
         self.number_changes = max_count is not None or when_dead == 'remove'
@@ -461,7 +462,7 @@ class SplatRenderer(Renderer):
             prints = project(splats.mean, cov, cameras[i], height, width)
             carried = carried_by(splats, cameras[i], shading, lights[i], ambients[i], self.material, outward)
             order = front_to_back(prints, height, width)
-            maps.append(blend(prints, splats.opacity, carried, order, height, width, count[i, 0]))
+            maps.append(blend(prints, splats.opacity, carried, order, height, width, count[i, 0], self.backend))
             centers.append(prints.center)
             extents.append(torch.zeros_like(prints.extent).index_copy(0, order, prints.extent[order]))
         seen = torch.stack(maps).permute(0, 3, 1, 2)
@@ -469,5 +470,6 @@ class SplatRenderer(Renderer):
         behind = backdrop(self.background if background is None else background, directions, len(cameras), generator)
         behind = behind.view(len(cameras), height, width, 3).permute(0, 3, 1, 2)
         image, opacity, depth, normal = seen.split([3, 1, 1, 3], 1)
+        counted = blend_backend(cov.device, self.backend) != 'gsplat'
         return RenderOutput(image + (1 - opacity)*behind, opacity, depth, normal, splat_center=torch.stack(centers),
-                            splat_extent=torch.stack(extents), splat_count=count)
+                            splat_extent=torch.stack(extents), splat_count=count if counted else None)

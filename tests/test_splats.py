@@ -19,7 +19,16 @@ from dreamfusion_nb.estimate import expected_cost
 from dreamfusion_nb.result import Result
 from dreamfusion_nb.splat_files import read_splats, write_splats
 from dreamfusion_nb.splat_renderer import SplatRenderer, Splats, density_numba, density_torch, relocate
-from dreamfusion_nb.splats import blend, blend_torch, covariance, front_to_back, project
+from dreamfusion_nb.splats import (
+    blend,
+    blend_gsplat,
+    blend_tiles,
+    blend_torch,
+    covariance,
+    front_to_back,
+    gsplat_trouble,
+    project,
+)
 
 SMALL = {k: v for k, v in CHEAP.items() if not k.startswith(('nerf.', 'renderer.'))}
 SMALL |= {'splats.count': 60, 'update_extra_interval': 2, 'iters': 12}
@@ -55,6 +64,52 @@ def test_the_compiled_blend_is_the_definition(seed):
 def test_gradients_are_those_of_finite_differences(seed):
     parts = [value.requires_grad_() for value in scene(4, seed)]
     assert torch.autograd.gradcheck(lambda *v: seen(orbit(7)[seed], blend, *v, height=9, width=11), parts)
+
+
+@pytest.mark.parametrize('size', [(20, 28), (33, 70)])
+def test_tiles_are_the_definition(size):
+    camera = sample_cameras(1, radius_range=(2., 4.), fovy_range=(15, 60), generator=gen(3))
+    parts = [value.requires_grad_() for value in scene(70, 3)]
+    counts = torch.zeros(3, *size, dtype=torch.int32)
+    hows = [lambda *given, how=how, count=count: how(*given, count)
+            for how, count in zip((blend_tiles, blend_torch, blend), counts)]
+    tiles, wanted, _ = (seen(camera, how, *parts, height=size[0], width=size[1]) for how in hows)
+    assert torch.allclose(tiles, wanted, atol=1e-12) and torch.equal(counts[0], counts[1]) and counts[0].max() > 2
+    assert torch.equal(counts[1], counts[2])
+    pull = torch.randn(tiles.shape, generator=gen(4), dtype=torch.float64)
+    for ours, theirs in zip(*(torch.autograd.grad((picture*pull).sum(), parts) for picture in (tiles, wanted))):
+        assert torch.allclose(ours, theirs, atol=1e-9)
+
+
+needs_gsplat = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
+
+
+@needs_gsplat
+def test_gsplat_is_nearly_the_definition():
+    "Its footprint is another; pictures differ by hundredths, gradients point the same way"
+    pytest.importorskip('gsplat')
+    assert gsplat_trouble(torch.device('cuda')) == ('', True)
+    parts = [value.float().cuda().requires_grad_() for value in scene(200)]
+    pictures = [seen(orbit(1, device='cuda'), how, *parts, height=96, width=96) for how in (blend_gsplat, blend_torch)]
+    assert (pictures[0] - pictures[1]).abs().mean() < .02
+    for ours, theirs in zip(*(torch.autograd.grad(picture.square().sum(), parts) for picture in pictures)):
+        assert F.cosine_similarity(ours.flatten(), theirs.flatten(), 0) > .95
+
+
+@needs_gsplat
+def test_a_gpu_draws_what_a_processor_draws():
+    here, there = (SplatRenderer(Splats(300, generator=gen()), StaticBackground((1., 1., 1.)), backend=backend)
+                   for backend in ('auto', 'torch'))
+    wanted, drawn = here(orbit(1), 40, 40), there.cuda()(orbit(1, device='cuda'), 40, 40)
+    assert torch.allclose(wanted.image, drawn.image.cpu(), atol=1e-4)
+
+
+def test_a_run_in_plain_torch(model):
+    "The same as compiled, but for rounding"
+    runs = [Trainer(config(iters=3, **{'splats.backend': name}), model) for name in ('auto', 'torch')]
+    for trainer in runs: trainer.fit()
+    assert torch.allclose(runs[0].field.mean, runs[1].field.mean, atol=1e-3)
+    assert runs[0].history[0]['opacity'] == pytest.approx(runs[1].history[0]['opacity'], abs=1e-5)
 
 
 def test_extreme_splats():
@@ -358,6 +413,7 @@ def test_what_is_refused(model, result, tmp_path):
     assert 'no levels' in says(lambda: config(**{'nerf.encoder_max_level': .5}))
     assert 'splats.max_count must be at least splats.count, 60' in says(lambda: config(**{'splats.max_count': 59}))
     assert 'nearest right value: remove' in says(lambda: config(**{'splats.when_dead': 'remov'}))
+    assert 'it needs a CUDA device' in says(lambda: Trainer(config(**{'splats.backend': 'gsplat'}), model).step())
     assert 'cannot follow a list' in says(lambda: Trainer(config(**GROWS), model, optimizer=torch.optim.Adafactor))
     nerf = Trainer(load_config('toybox', dict(prompt='a hamburger') | CHEAP), model)
     assert 'is a NeRF' in says(lambda: Result(nerf.config, nerf.renderer).export(tmp_path/'x.ply', splats=True))
