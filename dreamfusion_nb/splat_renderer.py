@@ -145,7 +145,7 @@ def put_rows(tensor: torch.Tensor,    # a parameter or a buffer
     tensor.data = value.new_empty(0, dtype=torch.float16)
     tensor.data, tensor.grad = value, None
 
-
+# %% ../nbs/08b_splat_renderer.ipynb #8b00003e
 class SplatRows(nn.Module):
     "What a list of splats is as a list: rows that can be taken, added and counted"
     mean: nn.Parameter                 # centres [S, 3]
