@@ -105,5 +105,6 @@ class Renderer(nn.Module):
               ) -> torch.Tensor | None:
         """Called before every training step. Does nothing here.
 
-        Where it removes or adds rows of the field's parameters, it returns the old row of each, -1 for a new one"""
+        A renderer whose `update` moves parameters says so with `changes_parameters = True`. Where it removes or adds
+        rows of the field's parameters, it returns the old row of each, -1 for a new one"""
         return None

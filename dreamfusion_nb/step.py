@@ -271,7 +271,8 @@ class Stepper:
         limit_levels(self.renderer, self.config, self.step_count)
         if not hasattr(self.renderer, 'update'): return
         rows = self.renderer.update(self.step_count, self.generator)
-        if torch.is_tensor(rows): follow_rows(self.optimizer, self.field.parameters(), rows)
+        if rows is not None and getattr(self.renderer, 'changes_parameters', False):
+            follow_rows(self.optimizer, self.field.parameters(), rows)
 
     def set_learning_rate(self) -> float:
         "Give the optimiser the learning rate of this step, and return it. An optimiser of one's own keeps its own"
