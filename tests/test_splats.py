@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import trimesh
 from conftest import CHEAP, MESH, assert_same_with_a_break
 
-from dreamfusion_nb import ConfigError, Trainer, load, load_config, train
+from dreamfusion_nb import ConfigError, Trainer, load, load_config, splats, train
 from dreamfusion_nb.background import StaticBackground
 from dreamfusion_nb.cameras import orbit, sample_cameras
 from dreamfusion_nb.config import mesh_preset
@@ -102,6 +102,21 @@ def test_a_gpu_draws_what_a_processor_draws():
                    for backend in ('auto', 'torch'))
     wanted, drawn = here(orbit(1), 40, 40), there.cuda()(orbit(1, device='cuda'), 40, 40)
     assert torch.allclose(wanted.image, drawn.image.cpu(), atol=1e-4)
+
+
+def test_gsplat_that_breaks_in_mid_run_is_said_once(monkeypatch):
+    "Out of memory, say: plain torch draws the picture, unless gsplat was asked for by name"
+    def breaks(*given): raise torch.OutOfMemoryError('no room\nat all')
+    monkeypatch.setattr(splats, 'blend_backend', lambda device, backend: 'gsplat')
+    monkeypatch.setattr(splats, 'blend_gsplat', breaks)
+    parts = scene(9)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        drawn = [seen(orbit(1), blend, *parts) for _ in range(2)]
+    assert [str(w.message).count('plain torch takes its place: OutOfMemoryError: no room at all') for w in said] == [1]
+    assert all(torch.allclose(picture, seen(orbit(1), blend_torch, *parts), atol=1e-12) for picture in drawn)
+    with pytest.raises(torch.OutOfMemoryError):
+        seen(orbit(1), lambda *given: blend(*given, backend='gsplat'), *parts)
 
 
 def test_a_run_in_plain_torch(model):
