@@ -23,7 +23,7 @@ from .dmtet import MeshRenderer
 from .driver import jpeg_bytes
 from .panels import (ClickableImage, Dashboard, buttons, caption, check_whole, follow_box, guarded,
     montage, slider, source_of, tile, wrapping)
-from .plots import GRID, TRANSPARENT, Plot
+from .plots import GRID, LINE_STYLES, TRANSPARENT, Plot
 from .raymarch import depth_map, normal_map
 from .result import RESULT_BACKGROUND, Result, evaluating
 from .show import to_pil
@@ -105,11 +105,12 @@ def splat_plot() -> Plot:
     figure = make_subplots(1, 3, subplot_titles=['opacities', 'sizes', 'front to back at the mark'],
                            column_widths=[.8, .8, 1.2], horizontal_spacing=.07)
     for column, name in enumerate(('opacities', 'sizes', 'share of the pixel'), 1):
-        figure.add_bar(name=name, x=[], y=[], row=1, col=column, marker=dict(line=dict(width=0)))
+        look = dict(line=dict(width=0), color=LINE_STYLES[0].light)
+        figure.add_bar(name=name, x=[], y=[], row=1, col=column, marker=look)
     figure.add_scatter(name='light left', x=[], y=[], mode='lines', line=dict(width=1.5, color='#7f7f7f'), row=1, col=3)
     figure.update_xaxes(gridcolor=GRID, zeroline=False, title=dict(standoff=2, font_size=11))
     figure.update_yaxes(gridcolor=GRID, zeroline=False, nticks=5)
-    for column, text in enumerate(('opacity', 'size, 10^', 'splat'), 1):
+    for column, text in enumerate(('opacity', 'logarithm of the scale, base 10', 'splat'), 1):
         figure.update_xaxes(title_text=text, col=column)
     figure.update_yaxes(range=[0, 1], col=3)
     figure.update_annotations(font_size=12)
@@ -153,10 +154,10 @@ def splat_controls() -> dict[str, Any]:
     "Where the camera stands, and how splats are drawn."
     kind = widgets.Dropdown(options=['ellipses', 'points'], description='drawn as',
         layout=widgets.Layout(width='160px'), style=dict(description_width='58px'))
-    found = dict(azimuth=slider('azimuth', -180, 180, 5, 200, 54, readout_format='.0f'),
-                 elevation=slider('elevation', -80, 80, 5, 200, 58, readout_format='.0f'), kind=kind,
-                 factor=slider('size', .1, 3, .1, 170, 30, readout_format='.1f'),
-                 least=slider('opacity from', 0, 1, .05, 200, 78, readout_format='.2f'))
+    found = dict(azimuth=slider('azimuth', -180, 180, 5, 240, 54, readout_format='.0f'),
+                 elevation=slider('elevation', -80, 80, 5, 240, 58, readout_format='.0f'), kind=kind,
+                 factor=slider('size', .1, 3, .1, 200, 30, readout_format='.1f'),
+                 least=slider('opacity from', 0, 1, .05, 250, 78, readout_format='.2f'))
     found['elevation'].value, found['factor'].value = 15., 1.
     return found
 
