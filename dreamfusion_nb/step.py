@@ -202,7 +202,7 @@ def recorded(config: Config, parts: OwnParts) -> Config:
     named = isinstance(parts.guidance, LatentDiffusion) and not config.parts.guidance
     return record_parts(config, replace(parts, guidance=None) if named else parts)
 
-
+# %% ../nbs/17b_step.ipynb #643de943
 def follow_rows(optimizer: torch.optim.Optimizer,
                 parameters: Iterable[torch.nn.Parameter],  # of a list whose members have changed
                 rows: torch.Tensor                         # the old row of each member; -1: it is new
@@ -217,6 +217,13 @@ def follow_rows(optimizer: torch.optim.Optimizer,
             optimizer.state[p][name] = moved
 
 
+def update_renderer(trainer: Any) -> None:
+    "Let the renderer do what no gradient does, and the optimiser follow"
+    rows = trainer.renderer.update(trainer.step_count, trainer.generator)
+    if rows is not None and getattr(trainer.renderer, 'changes_parameters', False):
+        follow_rows(trainer.optimizer, trainer.field.parameters(), rows)
+
+# %% ../nbs/17b_step.ipynb #643de945
 def undo_update(trainer: Any) -> Callable[[], None]:
     "Return what takes back all that `update` may change in this step: buffers, and parameters where it moves them"
     changes = getattr(type(trainer.renderer), 'update', Renderer.update) is not Renderer.update
@@ -269,10 +276,7 @@ class Stepper:
         "At every `update_extra_interval`-th step: the finest level of the hash grid, then the occupancy grid"
         if self.step_count != self.last_extra: return
         limit_levels(self.renderer, self.config, self.step_count)
-        if not hasattr(self.renderer, 'update'): return
-        rows = self.renderer.update(self.step_count, self.generator)
-        if rows is not None and getattr(self.renderer, 'changes_parameters', False):
-            follow_rows(self.optimizer, self.field.parameters(), rows)
+        if hasattr(self.renderer, 'update'): update_renderer(self)
 
     def set_learning_rate(self) -> float:
         "Give the optimiser the learning rate of this step, and return it. An optimiser of one's own keeps its own"
