@@ -23,6 +23,7 @@ from .dmtet import MeshRenderer
 from .errors import ConfigError, notice
 from .export import expanded, write_whole
 from .parts import make_optimizer
+from .splat_renderer import Splats
 
 # %% ../nbs/17_checkpoints.ipynb #0ede76a8
 VIDEO_KINDS = ('rgb', 'depth', 'normal')    # in the order of `Result.maps`
@@ -288,7 +289,10 @@ def warm_start(renderer: torch.nn.Module, path: str | Path) -> list[str]:
 
     Raises `ConfigError`"""
     _, found = find_result(path)
-    held, own = read_checkpoint(found[-1])[0]['model'], renderer.state_dict()
+    held, field = read_checkpoint(found[-1])[0]['model'], getattr(renderer, 'field', None)
+    if isinstance(field, Splats) and held.get('field.mean', torch.zeros(0)).ndim == 2:
+        field.make_room(len(held['field.mean']))    # as many as there are
+    own = renderer.state_dict()
     wrong = state_dict_mismatch(own, held)
     taken = [name for name in own if name not in wrong]
     try: check_finite({name: held[name] for name in taken})
@@ -306,7 +310,7 @@ def warm_start(renderer: torch.nn.Module, path: str | Path) -> list[str]:
     # between a NeRF and a mesh, the grid of the one and the shape of the other are expected to be missing
     expected = isinstance(renderer, MeshRenderer)
     odd = [f'{n} ({why})' for n, why in sorted(wrong.items()) if not (expected and (n.startswith('grid.')
-        or n in MESH_STATE))]
+        or n in MESH_STATE)) and not n.startswith('field.pull_')]    # a count that begins again does no harm
     if odd: notice(f'resume_from_checkpoint: {len(taken)} tensors taken from {found[-1]}, not taken: {", ".join(odd)}')
     return lines
 

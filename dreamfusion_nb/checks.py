@@ -20,6 +20,14 @@ def check_parts(config: Any) -> None:
             raise ConfigError(f'{name}.desired_resolution must be at least {name}.base_resolution, '
                               f'{grid.base_resolution}, '
                               f'not {grid.desired_resolution}')
+    if config.renderer.name == 'splats':
+        s = config.splats
+        if nerf.encoder_max_level is not None:
+            raise ConfigError('nerf.encoder_max_level must be null for renderer.name splats: a list of splats has no '
+                              'hash grid, and so no levels')
+        if s.max_count is not None and s.max_count < s.count:
+            raise ConfigError(f'splats.max_count must be at least splats.count, {s.count}, not {s.max_count}; '
+                              'null adds none')
     if nerf.encoder_max_level is not None and nerf.encoder_type != 'hashgrid':
         raise ConfigError(f'nerf.encoder_max_level must be null for nerf.encoder_type {nerf.encoder_type}, '
                           'which has no levels to leave out')

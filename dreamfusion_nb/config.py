@@ -99,7 +99,8 @@ class Config(_Root):
     mesh_fname: str | None = not_compared(text(None, empty=False))  # null: model.glb in the result folder
     mesh_resolution: int = not_compared(number(128, 8, 1024))
     # where the defaults came from
-    preset: str = choice('toybox', 'toybox', 'quality', 'splats', 'toybox-dmtet', 'dreamfusion', 'dreamfusion-dmtet')
+    preset: str = choice('toybox', 'toybox', 'quality', 'splats', 'toybox-dmtet', 'dreamgaussian', 'dreamfusion',
+        'dreamfusion-dmtet')
     nerf: Nerf = group(Nerf)
     background: Background = group(Background)
     material: Material = group(Material)
@@ -243,7 +244,7 @@ def _assign(config: Any, key: str, value: Any) -> None:
     setattr(attrgetter('.'.join(path))(config) if path else config, last, value)
 
 # %% ../nbs/14b_config.ipynb #ff5d86ad
-def preset(name: str    # 'toybox', 'quality', 'splats', 'toybox-dmtet', 'dreamfusion' or 'dreamfusion-dmtet'
+def preset(name: str    # 'toybox', 'quality', 'splats', 'toybox-dmtet', 'dreamgaussian', 'dreamfusion', …
           ) -> Config:
     "A configuration by name. Raises `ConfigError` for an unknown one"
     if not isinstance(name, str) or name not in PRESETS:

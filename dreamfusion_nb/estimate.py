@@ -28,7 +28,7 @@ def expected_cost(config: Any,  # `Config`
                   device: Any   # on which it is to run
                  ) -> str:      # a line; '' where nothing is known
     "What is known of the time of a run before its first step"
-    large = config.preset.startswith('dreamfusion')
+    large = config.preset.startswith('dream')
     if not large or str(device).startswith('cuda'): return ''
     return (f'preset {config.preset} is sized for a GPU: its {config.iters:,} steps take hours on a processor '
             '(an estimate follows after a few steps); preset toybox takes minutes')

@@ -30,6 +30,7 @@ from .panels import (ClickableImage, Dashboard, buttons, caption, check_whole, f
 from .plots import GRID, TRANSPARENT, Plot
 from .raymarch import composite
 from .result import RESULT_BACKGROUND, Result, evaluating
+from .splat_renderer import Splats
 from .trainer import Trainer
 
 # %% ../nbs/20d_field_dashboard.ipynb #8e57b9c0
@@ -168,6 +169,8 @@ def check_field(what: Trainer | Result) -> nn.Module:
     if isinstance(what.renderer, MeshRenderer):
         raise ConfigError('FieldDashboard: a mesh stage has a surface instead of a density; MeshDashboard shows it')
     field: Any = getattr(what.renderer, 'field', None)
+    if isinstance(field, Splats):
+        raise ConfigError('FieldDashboard: a list of splats has no hash grid and no occupancy; SplatDashboard shows it')
     if not hasattr(field, 'density'):
         kind = type(what.renderer).__name__
         raise ConfigError(f'FieldDashboard: {kind} has no field with density(x), so there is nothing to look into')
@@ -179,7 +182,7 @@ class FieldDashboard(Dashboard):
 
     `FieldDashboard(trainer or result)`; a trainer's run is followed. A click on the picture chooses the ray.
     A field without a hash grid has no levels to switch, and a renderer without an occupancy grid shows none.
-    Raises `ConfigError` for a mesh stage, whose shape is no field."""
+    Raises `ConfigError` for a mesh stage, whose shape is no field, and for splats."""
     def __init__(self,
                  what: Trainer | Result,  # the object: of a run, or finished
                  *,

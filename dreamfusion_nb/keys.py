@@ -147,12 +147,20 @@ class Renderer(Group):
 @dataclass(repr=False)
 class SplatList(Group):
     "The list that renderer.name=splats draws"
-    count: int = number(3000, 1, 1000000)       # splats; their number stays
+    count: int = number(3000, 1, 1000000)       # splats at the start; their number stays unless a key below changes it
     start_radius: float = number(.4, .01, 16)   # of the ball that they fill at first
     start_opacity: float = number(.1, .01, .99) # of each at first
     sh_degree: int = number(0, 0, 3)            # degrees of colour that depends on the view; 0: none does
     relocate_ratio: float = number(.8, 0, 1)    # up to this part of the run, dead splats move to live ones ...
     dead_below: float = number(.005, 0, .5)     # ... and dead is what is less opaque than this
+    when_dead: str = choice('move', 'move', 'remove')  # or they are taken out of the list
+    # the list grows to this, where centres are pulled hardest; null: none is added
+    max_count: int | None = number(None, 1, 1000000)
+    grow_share: float = number(.1, 1e-6, 1)     # growing: the part of the list that an update adds
+    split_above: float = number(.05, 0, 16)     # growing: a splat whose scale is larger is split, a smaller one doubled
+    # which way a splat faces: along its shortest axis, or down the density's gradient
+    normals_from: str = choice('axis', 'axis', 'density')
+    backend: str = choice('auto', 'auto', 'torch', 'gsplat')  # blend; auto: compiled, on a GPU gsplat if it works
 
 # %% ../nbs/14ac_keys.ipynb #dcc7e571
 @dataclass(repr=False)

@@ -26,6 +26,7 @@ from .errors import ConfigError
 from .parts import make_renderer
 from .pipelines import LatentDiffusion
 from .raymarch import Renderer, RenderOutput
+from .splat_renderer import SplatRenderer
 from .values import value_at
 
 # %% ../nbs/15b_own_parts.ipynb #ec072206
@@ -350,11 +351,16 @@ def rehearse(parts: OwnParts, guidance: Any, renderer: nn.Module, device: torch.
             raise ConfigError(f'losses: {name!r} is not finite ({loss.item()}) on a first picture; {PAGE}')
     if parts.optimizer is None: return
     optimizer = own_optimizer(parts.optimizer, [p for p in trial.parameters() if p.requires_grad])
+    growing = isinstance(trial, SplatRenderer) and trial.number_changes
     with _blame('optimizer', parts.optimizer, 'in its first step'):
         (out.image.mean() + sum(losses.values())).backward()
         optimizer.step()
-    for state in optimizer.state_dict()['state'].values():
+    for p, state in optimizer.state.items():
         for name, value in state.items():
+            if growing and torch.is_tensor(value) and value.ndim and value.shape != p.shape:
+                raise ConfigError(f'optimizer: {short_name(parts.optimizer)} keeps {name} {list(value.shape)} of '
+                    f'numbers {list(p.shape)}, and cannot follow a list of splats whose number changes: leave out '
+                    'splats.max_count and splats.when_dead')
             if not (torch.is_tensor(value) or value is None or isinstance(value, (bool, int, float, str))):
                 raise ConfigError(f'optimizer: {short_name(parts.optimizer)} keeps {name}, a {type(value).__name__}, '
                     'which a checkpoint cannot hold')

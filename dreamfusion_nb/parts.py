@@ -102,9 +102,10 @@ def splat_options(config: Config, generator: torch.Generator | None) -> dict[str
 
 def splat_renderer(config: Config, field: Any, background: nn.Module, material: Material | None) -> SplatRenderer:
     "Return the renderer of a list of splats that the keys of `splats` describe"
-    until = round(config.splats.relocate_ratio*config.iters)
-    return SplatRenderer(field, background, material=material, relocate_until=until,
-        dead_below=config.splats.dead_below)
+    s = config.splats
+    return SplatRenderer(field, background, material=material, relocate_until=round(s.relocate_ratio*config.iters),
+        dead_below=s.dead_below, when_dead=s.when_dead, max_count=s.max_count, grow_share=s.grow_share,
+        split_above=s.split_above, normals_from=s.normals_from, backend=s.backend)
 
 # %% ../nbs/15_parts.ipynb #80ef2ce7
 def adam(optim: Any, groups: list[dict], options: dict) -> torch.optim.Optimizer:

@@ -110,6 +110,27 @@ OPTIONS: dict[str, dict[str, dict]] = {    # group: {option: values}
                                      phi_range=[-180, 180], fovy_range=[10, 30]),
                           val=_around | dict(size=5, val_check_interval=100), test=_around | dict(size=100))}}
 
+# %% ../nbs/14_presets.ipynb #43abfe56
+_dreamgaussian = """
+defaults: [guidance: sd_huggingface, loss: dreamfusion, optim: adam]
+iters: 500
+guidance_scale: 100
+albedo_iter_ratio: 1
+textureless_ratio: 0
+update_extra_interval: 50
+nerf: {bound: 1}
+renderer: {name: splats}
+splats: {count: 5000, start_radius: .5, when_dead: remove, dead_below: .01, relocate_ratio: 1, max_count: 20000,
+    grow_share: .15, split_above: .005}
+background: {color: [1, 1, 1], random_ratio: .5}
+guidance: {t_range: [.98, .98], t_range_end: [.02, .02]}
+optim: {betas: null, eps: 1.0e-15, weight_decay: 0}
+loss: {lambda_entropy: 0, lambda_orientation: 0}
+data: {train: {width: 512, height: 512, start_size: 128, radius_range: [2.5, 2.5], theta_range: [60, 120],
+    fovy_range: [49.1, 49.1]}, val: {default_radius: 2.5, default_fovy: 49.1}, test: {default_radius: 2.5,
+    default_fovy: 49.1}}
+"""
+
 # %% ../nbs/14_presets.ipynb #43abfe55
 _page = """
 guidance_scale: 100
@@ -128,7 +149,7 @@ data: {val: {width: 512, height: 512}, test: {size: 60, width: 384, height: 384}
 iters: 500
 update_extra_interval: 50
 renderer: {name: splats}
-""", 'dreamfusion': """
+""", 'dreamgaussian': _dreamgaussian, 'dreamfusion': """
 defaults: [nerf: torchngp, background: static, material: basic_shading, renderer: torchngp_raymarching,
     guidance: sd_huggingface, optim: adan, loss: dreamfusion, data: data]
 iters: 10000

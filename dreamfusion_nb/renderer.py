@@ -36,6 +36,9 @@ class RenderOutput:
     normals: torch.Tensor | None = None      # unit normal at the sample [M,3]; None if no normals were needed
     vertices: torch.Tensor | None = None     # of the surface, if it is one [V,3]
     faces: torch.Tensor | None = None        # its triangles [F,3]
+    splat_center: torch.Tensor | None = None # column and row of each splat's centre, pixels, with gradient [B,S,2]
+    splat_extent: torch.Tensor | None = None # half width and height of its footprint, pixels; 0 out of sight [B,S,2]
+    splat_count: torch.Tensor | None = None  # splats that add to each pixel [B,1,H,W]; not by gsplat
 
 # %% ../nbs/05a_renderer.ipynb #034a27d3
 def view_lights(cameras: Cameras,                       # B of them
@@ -99,5 +102,9 @@ class Renderer(nn.Module):
     def update(self,
                step: int,                                 # counted from 0
                generator: torch.Generator | None = None,  # of every draw
-              ) -> None:
-        "Called before every training step. Does nothing here"
+              ) -> torch.Tensor | None:
+        """Called before every training step. Does nothing here.
+
+        A renderer whose `update` moves parameters says so with `changes_parameters = True`. Where it removes or adds
+        rows of the field's parameters, it returns the old row of each, -1 for a new one"""
+        return None

@@ -7,6 +7,7 @@ __all__ = ['Splats', 'SplatRenderer']
 
 # %% ../nbs/08b_splat_renderer.ipynb #8b000002
 import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numba
@@ -17,9 +18,10 @@ from torch import nn
 
 from .cameras import Cameras, rays
 from .errors import ConfigError
+from .field import normal_from_gradient
 from .renderer import Renderer, RenderOutput, backdrop, view_lights
 from .shading import Material, shade
-from .splats import CUTOFF, blend, covariance, front_to_back, project, rotation_matrix
+from .splats import CUTOFF, blend, blend_backend, covariance, front_to_back, project, rotation_matrix
 
 # %% ../nbs/08b_splat_renderer.ipynb #8b000007
 def spherical_harmonics(directions: torch.Tensor,  # unit vectors [N, 3]
@@ -134,8 +136,59 @@ def density_of(splats: Any,               # `Splats`
     learns = torch.is_grad_enabled() and any(v.requires_grad for v in (x, *scene))
     return density_torch(x, *scene) if learns else density_numba(x, *scene, splats.covariance())
 
+# %% ../nbs/08b_splat_renderer.ipynb #8b00003c
+def put_rows(tensor: torch.Tensor,    # a parameter or a buffer
+             value: torch.Tensor      # what it becomes, perhaps with another number of rows
+            ) -> None:
+    "Give a tensor other rows; it stays the same object, without a gradient"
+    # autograd keeps the old size while the picture of an earlier step is held; another dtype makes it forget
+    tensor.data = value.new_empty(0, dtype=torch.float16)
+    tensor.data, tensor.grad = value, None
+
+# %% ../nbs/08b_splat_renderer.ipynb #8b00003e
+class SplatRows(nn.Module):
+    "What a list of splats is as a list: rows that can be taken, added and counted"
+    mean: nn.Parameter                 # centres [S, 3]
+    raw_opacity: nn.Parameter          # [S]
+    pull_sum: torch.Tensor | None      # lengths of the centres' gradients, added up, see `count_pull` [S]
+    pull_count: torch.Tensor | None    # in how many steps there was one [S]
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ('pull_sum', 'pull_count'): self.register_buffer(name, None)
+
+    def __len__(self) -> int: return len(self.mean)
+
+    def count_pull(self) -> None:
+        "Note from now on how hard each centre is pulled, for `grow`"
+        for name in ('pull_sum', 'pull_count'): self.register_buffer(name, torch.zeros_like(self.raw_opacity.detach()))
+
+    def note_pull(self) -> None:
+        "Called after each step: adds the lengths of the centres' gradients, if they are counted"
+        if self.pull_sum is None or self.pull_count is None or self.mean.grad is None: return
+        length = self.mean.grad.norm(dim=1)
+        self.pull_sum += length
+        self.pull_count += length > 0
+
+    def per_splat(self) -> list[torch.Tensor]:
+        "All that has a row for each splat: what is learned, and what is counted"
+        return [*self.parameters(), *self.buffers()]
+
+    def take(self, rows: torch.Tensor) -> None:    # numbers of splats [K]
+        "Become the list of these splats of the present one, in this order; the parameters stay the same objects"
+        for tensor in self.per_splat(): put_rows(tensor, tensor.detach()[rows])
+
+    def make_room(self, count: int) -> None:
+        "Become `count` splats, whose numbers are still to be filled in"
+        if count != len(self): self.take(torch.zeros(count, dtype=torch.long, device=self.mean.device))
+
+    def _load_from_state_dict(self, state: dict, prefix: str, *args: Any) -> None:
+        saved = state.get(f'{prefix}mean')    # a run whose number of splats has changed
+        if torch.is_tensor(saved) and saved.ndim == 2 and len(saved): self.make_room(len(saved))
+        super()._load_from_state_dict(state, prefix, *args)
+
 # %% ../nbs/08b_splat_renderer.ipynb #8b000014
-class Splats(nn.Module):
+class Splats(SplatRows):
     """S soft ellipsoids: where they are, how large, how turned, how opaque and of which colour.
 
     Raises `ConfigError` for numbers that make no list"""
@@ -165,8 +218,6 @@ class Splats(nn.Module):
         self.raw_color = nn.Parameter(.1*torch.randn(count, 3, generator=generator))
         self.harmonics = nn.Parameter(torch.zeros(count, (sh_degree + 1)**2 - 1, 3)) if sh_degree else None
         self.sh_degree, self.bound = sh_degree, bound
-
-    def __len__(self) -> int: return len(self.mean)
 
     @property
     def opacity(self) -> torch.Tensor:
@@ -211,34 +262,129 @@ class Splats(nn.Module):
         return self(x)[1]
 
 # %% ../nbs/08b_splat_renderer.ipynb #8b000018
+def dead_and_alive(splats: Splats,
+                   dead_below: float    # opacity of a dead splat
+                  ) -> tuple[torch.Tensor, torch.Tensor]:
+    "Numbers of the dead splats and of the others. Raises `ConfigError` if all are dead"
+    dead = splats.opacity.detach() < dead_below
+    if dead.all():
+        raise ConfigError('splats: all of them have become transparent, so there is nothing left to learn; begin again '
+                          'with a higher guidance_scale, or with less loss.lambda_opacity')
+    return dead.nonzero()[:, 0], (~dead).nonzero()[:, 0]
+
+
 @torch.no_grad()
 def relocate(splats: Splats,
              dead_below: float,                        # opacity of a dead splat
              generator: torch.Generator | None = None  # chooses where they go
-            ) -> int:                                  # how many were moved
+            ) -> torch.Tensor:                         # numbers of those that were moved [K]
     "Move dead splats to live ones, and share the opacity there. Raises `ConfigError` if all are dead"
     opacity = splats.opacity
-    dead, alive = ((opacity < dead_below) == which for which in (True, False))
-    dead, alive = dead.nonzero()[:, 0], alive.nonzero()[:, 0]
-    if not len(alive):
-        raise ConfigError('splats: all of them have become transparent, so there is nothing left to learn; begin again '
-                          'with a higher guidance_scale, or with less loss.lambda_opacity')
-    if not len(dead): return 0
+    dead, alive = dead_and_alive(splats, dead_below)
+    if not len(dead): return dead
     chosen = torch.multinomial(opacity[alive].cpu(), len(dead), replacement=True, generator=generator)
     target = alive[chosen.to(alive.device)]
     together = torch.bincount(target, minlength=len(opacity)) + 1
     shared = 1 - (1 - opacity).pow(1/together)
     splats.raw_opacity[alive] = torch.logit(shared[alive], eps=1e-4)
     for parameter in splats.parameters(): parameter[dead] = parameter[target]
-    return len(dead)
+    return dead
+
+# %% ../nbs/08b_splat_renderer.ipynb #8b000031
+SPLIT = 1.6    # a large splat's two halves are smaller by this (Kerbl et al. 2023)
+
+
+@torch.no_grad()
+def grow(splats: Splats,
+         pull: torch.Tensor,                       # on the centre of each, mean length of its gradient [S]
+         most: int,                                # how many may be added
+         split_above: float,                       # scale of a splat that is split instead of doubled
+         generator: torch.Generator | None = None  # of the places of the halves
+        ) -> int:                                  # how many were added; they stand at the end of the list
+    "Make two of each of the splats that are pulled hardest, and share its opacity"
+    count, order = len(splats), pull.argsort(descending=True, stable=True)[:most]
+    chosen = order[pull[order] > 0]
+    shared = 1 - (1 - splats.opacity[chosen]).sqrt()
+    splats.take(torch.cat([torch.arange(count, device=chosen.device), chosen]))
+    added = torch.arange(count, len(splats), device=chosen.device)
+    for half in (chosen, added):
+        splats.raw_opacity[half] = torch.logit(shared, eps=1e-4)
+        large = half[splats.scale[half].amax(1) > split_above]
+        way = torch.randn(len(large), 3, 1, generator=generator).to(shared)
+        axes = rotation_matrix(splats.quaternion[large])*splats.scale[large][:, None]
+        splats.mean[large] += (axes@way)[..., 0]
+        splats.log_scale[large] -= math.log(SPLIT)
+    return len(added)
+
+# %% ../nbs/08b_splat_renderer.ipynb #8b000035
+SMALLEST = 1e-12    # scale of a splat, below which its density is no number
+
+
+@torch.no_grad()
+def check_splats(splats: Splats) -> None:
+    "Raise `ConfigError` for numbers that are not finite and for splats without a size"
+    wrong = {f'have a {name} that is not finite': ~p.isfinite().view(len(p), -1).all(1)
+             for name, p in splats.named_parameters()}
+    wrong['have no size'] = splats.scale.amin(1) < SMALLEST
+    for what, rows in wrong.items():
+        if rows.any():
+            raise ConfigError(f'splats: {rows.sum().item()} of {len(splats)} {what}, the first is number '
+                              f'{rows.nonzero()[0].item()}; go on from the last checkpoint with a lower learning rate '
+                              '(optim.lr), or leave those out of a list of your own')
+
+# %% ../nbs/08b_splat_renderer.ipynb #8b00003d
+@dataclass
+class SplatChanges:
+    "What an update has done to a list"
+    moved: torch.Tensor      # numbers of splats that were dead and lie elsewhere now [K]
+    added: torch.Tensor      # numbers of those that are new [A]
+    removed: torch.Tensor    # where those were that are gone [R, 3]
+    rows: torch.Tensor       # the number that each splat had before; -1: it is new [S]
+    step: int = -1           # before which it was, counted from 0
+
+
+def look_after(splats: Splats,
+               when_dead: str,                # 'move' or 'remove'
+               dead_below: float,             # opacity of a dead splat
+               most: int | None,              # how many there may be; None: none is added
+               share: float,                  # of the list, that is added at a time
+               split_above: float,            # scale, see `grow`
+               generator: torch.Generator | None
+              ) -> SplatChanges:
+    "Move or remove dead splats, and add some"
+    none = torch.zeros(0, dtype=torch.long, device=splats.mean.device)
+    moved, removed, rows = none, splats.mean.detach()[:0], torch.arange(len(splats), device=none.device)
+    if when_dead == 'move': moved = relocate(splats, dead_below, generator)
+    else:
+        dead, rows = dead_and_alive(splats, dead_below)
+        removed = splats.mean.detach()[dead]
+        if len(dead): splats.take(rows)
+    before = len(splats)
+    if most is not None and most > before and splats.pull_sum is not None and splats.pull_count is not None:
+        pull = splats.pull_sum/splats.pull_count.clamp(min=1)
+        grow(splats, pull, min(most - before, math.ceil(share*before)), split_above, generator)
+        splats.pull_sum.zero_()
+        splats.pull_count.zero_()
+    added = torch.arange(before, len(splats), device=none.device)
+    return SplatChanges(moved, added, removed, torch.cat([rows, torch.full_like(added, -1)]))
+
+# %% ../nbs/08b_splat_renderer.ipynb #8b000038
+@torch.no_grad()
+def density_normal(splats: Splats) -> torch.Tensor:    # unit vectors out of the object; zero where it is flat [S, 3]
+    "Normals of splats, against the gradient of the density at their centres"
+    step = 3*splats.scale.mean(1, keepdim=True)*torch.eye(3, device=splats.mean.device)[:, None]
+    near = splats.mean + torch.cat([step, -step])    # [6, S, 3]
+    density = splats.density(near.flatten(0, 1)).view(6, -1)
+    return normal_from_gradient(density[:3] - density[3:])
 
 # %% ../nbs/08b_splat_renderer.ipynb #8b00001c
 def carried_by(splats: Splats,
-               camera: Cameras,           # one
-               shading: str,              # a mode of `shade`
-               light: torch.Tensor,       # unit direction to the light [3]
-               ambient: torch.Tensor,     # share of light from everywhere [1]
-               material: Material | None  # gloss for 'phong'
+               camera: Cameras,            # one
+               shading: str,               # a mode of `shade`
+               light: torch.Tensor,        # unit direction to the light [3]
+               ambient: torch.Tensor,      # share of light from everywhere [1]
+               material: Material | None,  # gloss for 'phong'
+               outward: torch.Tensor | None = None  # normals [S, 3]; None or zero: the shortest axis, towards the eye
               ) -> torch.Tensor:          # colour, 1, distance from the eye, normal [S, 8]
     "What each splat carries into the picture of one camera"
     offset = splats.mean - camera.position[0]
@@ -246,6 +392,7 @@ def carried_by(splats: Splats,
     direction = offset/distance
     axis = splats.shortest_axis()
     normal = torch.where((axis*direction).sum(-1, keepdim=True) > 0, -axis, axis)
+    if outward is not None: normal = torch.where(outward.any(-1, keepdim=True), outward, normal)
     gloss: dict[str, Any] = {}
     if shading == 'phong' and material is not None:
         gloss = dict(view=-direction, specular=material.specular, shininess=material.shininess)
@@ -254,7 +401,9 @@ def carried_by(splats: Splats,
 
 # %% ../nbs/08b_splat_renderer.ipynb #8b00001d
 class SplatRenderer(Renderer):
-    "Pictures of a list of splats, which is its `field`. `material` is the gloss of shading 'phong'"
+    """Pictures of a list of splats, which is its `field`. `material` is the gloss of shading 'phong'.
+
+    Raises `ConfigError` for a field that is no list, and in `update` for one that is spoilt or all dead"""
     changes_parameters = True    # `update` moves splats, which a step that fails must take back
 
     def __init__(self,
@@ -262,19 +411,42 @@ class SplatRenderer(Renderer):
                  background: Any,                  # see `backdrop`
                  *,
                  material: Material | None = None,
-                 relocate_until: int = 400,        # the step at which no more dead splats are moved
-                 dead_below: float = .005          # opacity of a dead splat
+                 relocate_until: int = 400,        # the step from which the list stays as it is
+                 dead_below: float = .005,         # opacity of a dead splat ...
+                 when_dead: str = 'move',          # ... which goes to a live one, or 'remove'
+                 max_count: int | None = None,     # how many splats there may be; None: none is added
+                 grow_share: float = .1,           # of the list, that an update adds
+                 split_above: float = .05,         # scale of a splat that is split when it becomes two
+                 normals_from: str = 'axis',       # the shortest, or 'density': its gradient
+                 backend: str = 'auto'             # of the blend, see `blend`
                 ):
         super().__init__()
         if not isinstance(field, Splats):
             raise ConfigError(f'renderer.name splats draws a list of Splats, not {type(field).__name__}; leave out '
                               'field=, or set renderer.name torchngp_raymarching')
         self.field, self.background, self.material = field, background, material
-        self.relocate_until, self.dead_below = relocate_until, dead_below
+        self.relocate_until, self.normals_from, self.backend = relocate_until, normals_from, backend
+        self.care = when_dead, dead_below, max_count, grow_share, split_above    # as `look_after` takes them
+        self.changes: SplatChanges | None = None    # of the last update
+        self.number_changes = max_count is not None or when_dead == 'remove'
+        check_splats(field)
+        if max_count is not None and field.pull_sum is None: field.count_pull()
 
-    def update(self, step: int, generator: torch.Generator | None = None) -> None:
-        "Called before some training steps, counted from 0: moves dead splats"
-        if 0 < step < self.relocate_until: relocate(self.field, self.dead_below, generator)
+    def update(self, step: int, generator: torch.Generator | None = None) -> torch.Tensor | None:
+        """Called before some training steps, counted from 0: checks the list, moves or removes dead splats, adds some.
+
+        Returns the old number of each splat (-1: it is new) where their number has changed"""
+        check_splats(self.field)
+        self.changes = None
+        if not 0 < step < self.relocate_until: return None
+        before = len(self.field)
+        self.changes = replace(look_after(self.field, *self.care, generator), step=step)
+        same = len(self.field) == before and not len(self.changes.added)
+        return None if same else self.changes.rows
+
+    def learned(self) -> None:
+        "Called after each training step, while there are gradients"
+        self.field.note_pull()
 
     def forward(self, cameras: Cameras, height: int, width: int, *, shading: str = 'albedo',
                 light: torch.Tensor | None = None, ambient: float | torch.Tensor = 1., perturb: bool = False,
@@ -283,14 +455,21 @@ class SplatRenderer(Renderer):
         "Pictures of the splats, as of `Renderer.forward`; there are no samples to `perturb`, and always normals"
         splats, cov = self.field, self.field.covariance()
         lights, ambients = view_lights(cameras, light, ambient)
-        maps = []
+        outward = density_normal(splats) if self.normals_from == 'density' else None
+        maps, centers, extents = [], [], []
+        count = torch.zeros(len(cameras), 1, height, width, dtype=torch.int32, device=cov.device)
         for i in range(len(cameras)):
             prints = project(splats.mean, cov, cameras[i], height, width)
-            carried = carried_by(splats, cameras[i], shading, lights[i], ambients[i], self.material)
-            maps.append(blend(prints, splats.opacity, carried, front_to_back(prints, height, width), height, width))
+            carried = carried_by(splats, cameras[i], shading, lights[i], ambients[i], self.material, outward)
+            order = front_to_back(prints, height, width)
+            maps.append(blend(prints, splats.opacity, carried, order, height, width, count[i, 0], self.backend))
+            centers.append(prints.center)
+            extents.append(torch.zeros_like(prints.extent).index_copy(0, order, prints.extent[order]))
         seen = torch.stack(maps).permute(0, 3, 1, 2)
         _, directions = rays(cameras, height, width)
         behind = backdrop(self.background if background is None else background, directions, len(cameras), generator)
         behind = behind.view(len(cameras), height, width, 3).permute(0, 3, 1, 2)
         image, opacity, depth, normal = seen.split([3, 1, 1, 3], 1)
-        return RenderOutput(image + (1 - opacity)*behind, opacity, depth, normal)
+        counted = blend_backend(cov.device, self.backend) != 'gsplat'
+        return RenderOutput(image + (1 - opacity)*behind, opacity, depth, normal, splat_center=torch.stack(centers),
+                            splat_extent=torch.stack(extents), splat_count=count if counted else None)

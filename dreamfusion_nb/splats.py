@@ -6,15 +6,19 @@
 __all__ = ['project', 'blend']
 
 # %% ../nbs/08a_splats.ipynb #8a000002
+import functools
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numba
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .cameras import Cameras
+from .errors import ConfigError, notice
 
 # %% ../nbs/08a_splats.ipynb #8a000005
 def rotation_matrix(quaternion: torch.Tensor  # (w, x, y, z), of any length but 0 [N, 4]
@@ -73,6 +77,7 @@ def project(mean: torch.Tensor,        # centres in the world [N, 3]
 
 # %% ../nbs/08a_splats.ipynb #8a000014
 LARGEST_ALPHA = .99    # of one splat: what lies behind it is never quite out of reach (Kerbl et al. 2023, appendix)
+DARK = 1e-5            # what gets less light than this counts as covered; Kerbl et al. stop at 1e-4
 
 
 def blend_torch(prints: Footprints,
@@ -80,10 +85,12 @@ def blend_torch(prints: Footprints,
                 feature: torch.Tensor,   # what each splat carries: colour, one, distance, ... [N, C]
                 order: torch.Tensor,     # numbers of the splats to draw, front to back [M]
                 height: int,             # of the picture, pixels
-                width: int
+                width: int,
+                count: torch.Tensor | None = None    # gets the number of splats at each pixel [height, width]
                ) -> torch.Tensor:        # sums of weight*feature [height, width, C]
     "Blend splats front to back: the definition, in memory N*height*width."
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij')
+    edges = (torch.arange(n, device=feature.device) for n in (height, width))
+    rows, columns = torch.meshgrid(*edges, indexing='ij')
     middles = torch.stack([columns, rows], -1).view(-1, 1, 2).to(feature) + .5
     dx, dy = (middles - prints.center[order]).unbind(-1)
     a, b, c = prints.conic[order].unbind(-1)
@@ -91,7 +98,8 @@ def blend_torch(prints: Footprints,
     edge = math.exp(-CUTOFF)
     alpha = (opacity[order]*((-q).exp() - edge).clamp(min=0)/(1 - edge)).clamp(max=LARGEST_ALPHA)
     left = torch.cat([torch.ones_like(alpha[:, :1]), (1 - alpha).cumprod(1)[:, :-1]], 1)
-    return ((left*alpha)@feature[order]).view(height, width, -1)
+    if count is not None: count.copy_(((q < CUTOFF) & (left >= DARK)).sum(1).view(height, width))
+    return (torch.where(left < DARK, 0., left*alpha)@feature[order]).view(height, width, -1)
 
 # %% ../nbs/08a_splats.ipynb #8a000016
 @torch.no_grad()
@@ -112,12 +120,9 @@ def _box(center: float, extent: float, size: int) -> tuple[int, int]:
     return max(0, int(math.ceil(center - extent - .5))), min(size - 1, int(math.floor(center + extent - .5)))
 
 
-DARK = 1e-5    # pixels that get less light than this count as covered; Kerbl et al. stop at 1e-4
-
-
 @numba.njit(nogil=True, cache=True)
-def _blend_forward(center, conic, extent, opacity, feature, order, edge, picture, left) -> None:
-    "Add the splats in `order` to `picture` [H, W, C]; `left` [H, W] is the light that is left."
+def _blend_forward(center, conic, extent, opacity, feature, order, edge, picture, left, count) -> None:
+    "Add the splats in `order` to `picture` [H, W, C] and to `count` [H, W]; `left` [H, W] is the light that is left."
     height, width, channels = picture.shape
     for i in order:
         x0, x1 = _box(center[i, 0], extent[i, 0], width)
@@ -135,6 +140,7 @@ def _blend_forward(center, conic, extent, opacity, feature, order, edge, picture
                 weight = light*alpha
                 for k in range(channels): picture[y, x, k] += weight*feature[i, k]
                 left[y, x] = light*(1 - alpha)
+                count[y, x] += 1
 
 # %% ../nbs/08a_splats.ipynb #8a00001c
 @numba.njit(nogil=True, cache=True)
@@ -185,11 +191,12 @@ def _arrays(*tensors: torch.Tensor) -> list[np.ndarray]:
 class _Blend(torch.autograd.Function):
     "The compiled blend with its gradients"
     @staticmethod
-    def forward(ctx, center, conic, extent, opacity, feature, order, height, width):
+    def forward(ctx, center, conic, extent, opacity, feature, order, height, width, count):
         picture = feature.new_zeros(height, width, feature.shape[1])
         left = feature.new_ones(height, width)
         given = _arrays(center, conic, extent, opacity, feature, order)
-        _blend_forward(*given, math.exp(-CUTOFF), *_arrays(picture, left))
+        if count is None: count = torch.zeros(height, width, dtype=torch.int32)
+        _blend_forward(*given, math.exp(-CUTOFF), *_arrays(picture, left), count.numpy())
         ctx.save_for_backward(center, conic, extent, opacity, feature, order, picture)
         return picture
 
@@ -201,7 +208,95 @@ class _Blend(torch.autograd.Function):
         grads = [torch.zeros_like(tensor) for tensor in (center, conic, opacity, feature)]
         _blend_backward(*_arrays(*given), math.exp(-CUTOFF), *_arrays(grad, behind, left, *grads))
         d_center, d_conic, d_opacity, d_feature = grads
-        return d_center, d_conic, None, d_opacity, d_feature, None, None, None
+        return d_center, d_conic, None, d_opacity, d_feature, None, None, None, None
+
+# %% ../nbs/08a_splats.ipynb #8a000041
+TILE = 32    # pixels of an edge
+
+
+def blend_tiles(prints: Footprints, opacity: torch.Tensor, feature: torch.Tensor, order: torch.Tensor, height: int,
+                width: int, count: torch.Tensor | None = None) -> torch.Tensor:
+    "The same as `blend_torch`, tile by tile, with what touches each"
+    def tile(y: int, x: int) -> torch.Tensor:
+        h, w = min(TILE, height - y), min(TILE, width - x)
+        here = replace(prints, center=prints.center - prints.center.new_tensor([x, y]))
+        size = here.center.new_tensor([w, h])
+        near = ((here.center + here.extent > 0) & (here.center - here.extent < size)).all(1)
+        counted = None if count is None else count[y:y + h, x:x + w]
+        def draw() -> torch.Tensor: return blend_torch(here, opacity, feature, order[near[order]], h, w, counted)
+        return checkpoint(draw, use_reentrant=False, preserve_rng_state=False)
+    rows = [torch.cat([tile(y, x) for x in range(0, width, TILE)], 1) for y in range(0, height, TILE)]
+    return torch.cat(rows)
+
+# %% ../nbs/08a_splats.ipynb #8a000043
+GSPLAT_TILE = 16      # pixels of an edge, as its kernels want it
+GSPLAT_REACH = 1.11   # its footprints end at sqrt(2*log(255)) = 3.33 standard deviations, ours at 3
+
+
+def blend_gsplat(prints: Footprints, opacity: torch.Tensor, feature: torch.Tensor, order: torch.Tensor, height: int,
+                 width: int) -> torch.Tensor:
+    "The blend by gsplat's CUDA kernels (version 1.5), with gradients"
+    from gsplat import isect_offset_encode, isect_tiles, rasterize_to_pixels
+    center, conic, depth, extent = (v[order][None] for v in vars(prints).values())
+    across, down = math.ceil(width/GSPLAT_TILE), math.ceil(height/GSPLAT_TILE)
+    radii = (GSPLAT_REACH*extent).ceil().int()
+    _, keys, splats = isect_tiles(center.detach(), radii, depth.detach(), GSPLAT_TILE, across, down)
+    starts = isect_offset_encode(keys, 1, across, down)
+    return rasterize_to_pixels(center, conic, feature[order][None], opacity[order][None], width, height, GSPLAT_TILE,
+                               starts, splats)[0][0]
+
+
+def blend_differs(how: Callable[..., torch.Tensor],    # as `blend_torch`
+                  device: torch.device | str
+                 ) -> str:                             # '' if it does not
+    "How far a blend is from the definition with three splats, in a few words"
+    def draw(blend):
+        opacity = torch.tensor([.9, .5, .7], device=device, requires_grad=True)
+        picture = blend(prints, opacity, feature, torch.arange(3, device=device), 24, 40)
+        return picture.detach(), torch.autograd.grad((picture*pull).sum(), opacity)[0]
+    center = torch.tensor([[12., 10], [15, 12], [30, 20]], device=device)
+    conic = torch.tensor([[.05, .01, .1], [.1, -.02, .04], [.2, 0, .2]], device=device)
+    extent = (2*CUTOFF*conic[:, [2, 0]]/(conic[:, 0]*conic[:, 2] - conic[:, 1]**2)[:, None]).sqrt()
+    prints = Footprints(center, conic, torch.tensor([1., 2, 3], device=device), extent)
+    feature = torch.eye(3, device=device)
+    pull = torch.linspace(-1, 1, 24*40*3, device=device).view(24, 40, 3)
+    (picture, slope), (wanted, downhill) = draw(how), draw(blend_torch)
+    far, off = (picture - wanted).abs().max().item(), ((slope - downhill).norm()/downhill.norm()).item()
+    return '' if far < .03 and off < .1 else f'three splats differ by {far:.2g}, their gradient by {off:.0%}'
+
+# %% ../nbs/08a_splats.ipynb #8a000046
+def _said(error: Exception) -> str:
+    "An error in a line"
+    return ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+
+
+@functools.cache
+def gsplat_trouble(device: torch.device) -> tuple[str, bool]:
+    "(why gsplat cannot blend on a device, or ''; whether that is worth a warning)"
+    if device.type != 'cuda': return f'it needs a CUDA device, and this is {device.type}', False
+    try: import gsplat    # noqa: F401
+    except ImportError: return 'it is not installed (pip install gsplat)', False
+    try: return blend_differs(blend_gsplat, device), True
+    except Exception as error: return _said(error), True
+
+
+@functools.cache
+def _warn_of_gsplat(why: str) -> None: notice(f'splats: gsplat does not work here, plain torch takes its place: {why}')
+
+
+def blend_backend(device: torch.device, backend: str = 'auto') -> str:
+    """Which blend takes a picture on a device: 'numba', 'gsplat' or 'torch'.
+
+    'auto': compiled on a CPU; on a GPU gsplat if it works, or else plain torch. Raises `ConfigError`"""
+    if backend not in ('auto', 'torch', 'gsplat'):
+        raise ConfigError(f"splats.backend must be 'auto', 'torch' or 'gsplat', not {backend!r}")
+    if backend == 'torch': return 'torch'
+    if backend == 'auto' and device.type == 'cpu': return 'numba'
+    why, odd = gsplat_trouble(device)
+    if not why: return 'gsplat'
+    if backend == 'gsplat': raise ConfigError(f'splats.backend gsplat: {why}; auto takes what works')
+    if odd: _warn_of_gsplat(why)
+    return 'torch'
 
 # %% ../nbs/08a_splats.ipynb #8a00001e
 def blend(prints: Footprints,      # of N splats, from `project`
@@ -209,11 +304,22 @@ def blend(prints: Footprints,      # of N splats, from `project`
           feature: torch.Tensor,   # what each splat carries [N, C]
           order: torch.Tensor,     # numbers of the splats to draw, front to back [M]
           height: int,             # of the picture, pixels
-          width: int
+          width: int,
+          count: torch.Tensor | None = None,   # gets the number of splats at each pixel, int32 [height, width]
+          backend: str = 'auto'    # or 'torch', 'gsplat'; see `blend_backend`
          ) -> torch.Tensor:        # sums of weight*feature [height, width, C]
-    "Blend splats front to back, compiled on a CPU and in plain torch elsewhere. Raises `ValueError` for other shapes"
+    """Blend splats front to back, compiled on a CPU and by gsplat or in plain torch elsewhere.
+
+    gsplat counts nothing. Raises `ValueError` for other shapes, `ConfigError` for a backend that is not there"""
     if not len(prints.center) == len(opacity) == len(feature):
         raise ValueError(f'blend: {len(prints.center)} footprints need as many opacities and features, not '
                          f'{len(opacity)} and {len(feature)}')
-    if feature.device.type != 'cpu': return blend_torch(prints, opacity, feature, order, height, width)
-    return _Blend.apply(prints.center, prints.conic, prints.extent, opacity, feature, order, height, width)
+    how = blend_backend(feature.device, backend)
+    if how == 'numba':
+        return _Blend.apply(prints.center, prints.conic, prints.extent, opacity, feature, order, height, width, count)
+    if how == 'gsplat':
+        try: return blend_gsplat(prints, opacity, feature, order, height, width)
+        except RuntimeError as error:    # it has worked before: out of memory, say
+            if backend == 'gsplat': raise
+            _warn_of_gsplat(_said(error))
+    return blend_tiles(prints, opacity, feature, order, height, width, count)

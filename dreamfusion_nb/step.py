@@ -7,7 +7,7 @@ __all__ = ['StepRecord', 'Stepper']
 
 # %% ../nbs/17b_step.ipynb #d203b7e3
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from .raymarch import Renderer, RenderOutput
 from .schedules import (ShadingChoice, Steering, annealed_timestep, guidance_scale_at, limit_levels,
     progress_at, shading_schedule, size_at, t_range_at)
 from .shading import sample_light
+from .splat_renderer import put_rows
 from .threads import limit_for
 from .values import value_at
 
@@ -184,6 +185,7 @@ def take_step(trainer: Any) -> StepRecord:
     check_gradients(trainer, losses)
     if c.optim.max_grad_norm: torch.nn.utils.clip_grad_norm_(trainer.renderer.parameters(), c.optim.max_grad_norm)
     trainer.optimizer.step()
+    if hasattr(trainer.renderer, 'learned'): trainer.renderer.learned()
     values = {name: loss.item() for name, loss in losses.items()}
     record = StepRecord(trainer.step_count, cameras, look, light, out, opinion, values, lr)
     trainer.step_count += 1
@@ -200,14 +202,44 @@ def recorded(config: Config, parts: OwnParts) -> Config:
     named = isinstance(parts.guidance, LatentDiffusion) and not config.parts.guidance
     return record_parts(config, replace(parts, guidance=None) if named else parts)
 
+# %% ../nbs/17b_step.ipynb #643de943
+def follow_rows(optimizer: torch.optim.Optimizer,
+                parameters: Iterable[torch.nn.Parameter],  # of a list whose members have changed
+                rows: torch.Tensor                         # the old row of each member; -1: it is new
+               ) -> None:
+    "Let all that an optimiser knows of the rows of parameters move with them; of new ones it knows nothing"
+    new = (rows < 0).nonzero()[:, 0]
+    for p in parameters:
+        for name, value in optimizer.state.get(p, {}).items():
+            if not torch.is_tensor(value) or not value.ndim: continue    # a count of steps, say
+            moved = value[rows.clamp(min=0)]
+            moved[new] = 0
+            optimizer.state[p][name] = moved
 
-def changing_buffers(trainer: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    "Return (tensor, copy) of all that `update` may change in this step: buffers, and parameters where it moves them"
+
+def update_renderer(trainer: Any) -> None:
+    "Let the renderer do what no gradient does, and the optimiser follow"
+    rows = trainer.renderer.update(trainer.step_count, trainer.generator)
+    if rows is not None and getattr(trainer.renderer, 'changes_parameters', False):
+        follow_rows(trainer.optimizer, trainer.field.parameters(), rows)
+
+# %% ../nbs/17b_step.ipynb #643de945
+def undo_update(trainer: Any) -> Callable[[], None]:
+    "Return what takes back all that `update` may change in this step: buffers, and parameters where it moves them"
     changes = getattr(type(trainer.renderer), 'update', Renderer.update) is not Renderer.update
-    if not changes or trainer.step_count != trainer.last_extra: return []
-    held = [*trainer.renderer.buffers()]
-    if getattr(trainer.renderer, 'changes_parameters', False): held += [p.data for p in trainer.renderer.parameters()]
-    return [(tensor, tensor.clone()) for tensor in held]
+    if not changes or trainer.step_count != trainer.last_extra: return lambda: None
+    held, moments = [*trainer.renderer.buffers()], {}
+    if getattr(trainer.renderer, 'changes_parameters', False):
+        held += trainer.renderer.parameters()
+        moments = {p: dict(state) for p, state in trainer.optimizer.state.items()}
+    copies = [tensor.detach().clone() for tensor in held]
+
+    def undo() -> None:
+        for tensor, copy in zip(held, copies):
+            if tensor.shape == copy.shape: tensor.data.copy_(copy)
+            else: put_rows(tensor, copy)
+        trainer.optimizer.state.update(moments)
+    return undo
 
 # %% ../nbs/17b_step.ipynb #97516137
 class Stepper:
@@ -244,7 +276,7 @@ class Stepper:
         "At every `update_extra_interval`-th step: the finest level of the hash grid, then the occupancy grid"
         if self.step_count != self.last_extra: return
         limit_levels(self.renderer, self.config, self.step_count)
-        if hasattr(self.renderer, 'update'): self.renderer.update(self.step_count, self.generator)
+        if hasattr(self.renderer, 'update'): update_renderer(self)
 
     def set_learning_rate(self) -> float:
         "Give the optimiser the learning rate of this step, and return it. An optimiser of one's own keeps its own"
@@ -280,10 +312,10 @@ class Stepper:
 
     def step(self) -> StepRecord:
         "Take one step. If it raises, restore random state and occupancy grid, so that it can be tried again"
-        drawn, buffers = self.generator.get_state(), changing_buffers(self)
+        drawn, undo = self.generator.get_state(), undo_update(self)
         try:
             with self.limit_threads(): return take_step(self)
         except BaseException:
             self.generator.set_state(drawn)
-            for buffer, held in buffers: buffer.copy_(held)
+            undo()
             raise

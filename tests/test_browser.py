@@ -20,7 +20,9 @@ BOOKS = dict(
     compare=f"from dreamfusion_nb.dashboard import CompareDashboard\nCompareDashboard(['a mug', 'a duck'], iters=50, "
             f"every=2, **{{{FAST}}})",
     field=f"from dreamfusion_nb.dashboard import FieldDashboard, StepDashboard\nsteps = StepDashboard('a hamburger', "
-          f"iters=100, **{{{FAST}}})\nsteps.driver.step()\nFieldDashboard(steps.trainer)")
+          f"iters=100, **{{{FAST}}})\nsteps.driver.step()\nFieldDashboard(steps.trainer)",
+    splats="from dreamfusion_nb import Trainer, load_config\nfrom dreamfusion_nb.dashboard import SplatDashboard\n"
+           "SplatDashboard(Trainer(load_config('splats', {'prompt': 'a hamburger', 'splats.count': 300})))")
 
 
 @pytest.fixture(scope='module')
@@ -245,6 +247,25 @@ def test_field_dashboard_in_jupyterlab(page):
     for level in range(1, 8): page.locator('.dfnb-dashboard button', has_text=re.compile(f'^{level}$')).first.click()
     page.locator('.dfnb-caption', has_text=re.compile(r'levels 0$')).first.wait_for(timeout=pages.PATIENCE)
     wait_until(page, lambda: picture(page) != shown)
+
+
+@pytest.mark.parametrize('page', ['splats'], indirect=True)
+def test_splat_dashboard_in_jupyterlab(page):
+    "A step is other pictures, a click another pixel, and nothing is cut"
+    button(page, 'Step').click()
+    page.locator('.dfnb-caption', has_text='300 splats').first.wait_for(timeout=pages.PATIENCE)
+    bars, shown = page.locator('.dfnb-splat-dashboard .x3y3 .point'), [picture(page, i) for i in range(5)]
+    wait_until(page, lambda: bars.count() > 0)
+    button(page, 'Step').click()
+    wait_until(page, lambda: all(picture(page, i) != shown[i] for i in (0, 4)))
+    box = page.locator('.dfnb-splat-dashboard img').first.bounding_box()
+    page.mouse.click(box['x'] + 3, box['y'] + 3)    # a corner, which nobody paints
+    wait_until(page, lambda: bars.count() == 0)
+    drawn = picture(page, 4)
+    page.locator('.widget-dropdown:has-text("drawn as") select').first.select_option('points')
+    wait_until(page, lambda: picture(page, 4) != drawn)
+    board = page.locator('.dfnb-splat-dashboard').first
+    wait_until(page, lambda: board.evaluate('e => e.scrollWidth <= e.clientWidth + 1'))
 
 
 def places(page):

@@ -548,4 +548,5 @@ def test_stretched_pictures_are_not_made(tree):
 def test_names():
     assert resolve('model.data.test_dataset.size') == 'data.test.size'
     assert resolve('n_levels') == 'nerf.n_levels'    # not the background's, which lies deeper
-    assert set(PRESETS) == {'toybox', 'quality', 'splats', 'toybox-dmtet', 'dreamfusion', 'dreamfusion-dmtet'}
+    assert set(PRESETS) == {'toybox', 'quality', 'splats', 'toybox-dmtet', 'dreamgaussian', 'dreamfusion',
+                            'dreamfusion-dmtet'}

@@ -1,9 +1,11 @@
 "Splats: the compiled loops against their definitions, runs from start to file, and what is refused"
+import gc
 import json
 import math
 import re
 import struct
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -12,15 +14,26 @@ import torch.nn.functional as F
 import trimesh
 from conftest import CHEAP, MESH, assert_same_with_a_break, toy_splats
 
-from dreamfusion_nb import ConfigError, Trainer, load, load_config, train
+from dreamfusion_nb import ConfigError, Trainer, load, load_config, splats, train
 from dreamfusion_nb.background import StaticBackground
 from dreamfusion_nb.cameras import orbit, sample_cameras
 from dreamfusion_nb.cli import main
-from dreamfusion_nb.dashboard import CompareDashboard, FieldDashboard, MeshDashboard, StepDashboard
+from dreamfusion_nb.config import mesh_preset
+from dreamfusion_nb.dashboard import CompareDashboard, FieldDashboard, MeshDashboard, SplatDashboard, StepDashboard
+from dreamfusion_nb.estimate import expected_cost
 from dreamfusion_nb.result import Result
 from dreamfusion_nb.splat_files import read_splats, write_splats
 from dreamfusion_nb.splat_renderer import SplatRenderer, Splats, density_numba, density_torch, relocate
-from dreamfusion_nb.splats import blend, blend_torch, covariance, front_to_back, project
+from dreamfusion_nb.splats import (
+    blend,
+    blend_gsplat,
+    blend_tiles,
+    blend_torch,
+    covariance,
+    front_to_back,
+    gsplat_trouble,
+    project,
+)
 from dreamfusion_nb.surfaces import pieces_of
 from dreamfusion_nb.viewer import Viewer
 
@@ -58,6 +71,67 @@ def test_the_compiled_blend_is_the_definition(seed):
 def test_gradients_are_those_of_finite_differences(seed):
     parts = [value.requires_grad_() for value in scene(4, seed)]
     assert torch.autograd.gradcheck(lambda *v: seen(orbit(7)[seed], blend, *v, height=9, width=11), parts)
+
+
+@pytest.mark.parametrize('size', [(20, 28), (33, 70)])
+def test_tiles_are_the_definition(size):
+    camera = sample_cameras(1, radius_range=(2., 4.), fovy_range=(15, 60), generator=gen(3))
+    parts = [value.requires_grad_() for value in scene(70, 3)]
+    counts = torch.zeros(3, *size, dtype=torch.int32)
+    hows = [lambda *given, how=how, count=count: how(*given, count)
+            for how, count in zip((blend_tiles, blend_torch, blend), counts)]
+    tiles, wanted, _ = (seen(camera, how, *parts, height=size[0], width=size[1]) for how in hows)
+    assert torch.allclose(tiles, wanted, atol=1e-12) and torch.equal(counts[0], counts[1]) and counts[0].max() > 2
+    assert torch.equal(counts[1], counts[2])
+    pull = torch.randn(tiles.shape, generator=gen(4), dtype=torch.float64)
+    for ours, theirs in zip(*(torch.autograd.grad((picture*pull).sum(), parts) for picture in (tiles, wanted))):
+        assert torch.allclose(ours, theirs, atol=1e-9)
+
+
+needs_gsplat = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
+
+
+@needs_gsplat
+def test_gsplat_is_nearly_the_definition():
+    "Its footprint is another; pictures differ by hundredths, gradients point the same way"
+    pytest.importorskip('gsplat')
+    assert gsplat_trouble(torch.device('cuda')) == ('', True)
+    parts = [value.float().cuda().requires_grad_() for value in scene(200)]
+    pictures = [seen(orbit(1, device='cuda'), how, *parts, height=96, width=96) for how in (blend_gsplat, blend_torch)]
+    assert (pictures[0] - pictures[1]).abs().mean() < .02
+    for ours, theirs in zip(*(torch.autograd.grad(picture.square().sum(), parts) for picture in pictures)):
+        assert F.cosine_similarity(ours.flatten(), theirs.flatten(), 0) > .95
+
+
+@needs_gsplat
+def test_a_gpu_draws_what_a_processor_draws():
+    here, there = (SplatRenderer(Splats(300, generator=gen()), StaticBackground((1., 1., 1.)), backend=backend)
+                   for backend in ('auto', 'torch'))
+    wanted, drawn = here(orbit(1), 40, 40), there.cuda()(orbit(1, device='cuda'), 40, 40)
+    assert torch.allclose(wanted.image, drawn.image.cpu(), atol=1e-4)
+
+
+def test_gsplat_that_breaks_in_mid_run_is_said_once(monkeypatch):
+    "Out of memory, say: plain torch draws the picture, unless gsplat was asked for by name"
+    def breaks(*given): raise torch.OutOfMemoryError('no room\nat all')
+    monkeypatch.setattr(splats, 'blend_backend', lambda device, backend: 'gsplat')
+    monkeypatch.setattr(splats, 'blend_gsplat', breaks)
+    parts = scene(9)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        drawn = [seen(orbit(1), blend, *parts) for _ in range(2)]
+    assert [str(w.message).count('plain torch takes its place: OutOfMemoryError: no room at all') for w in said] == [1]
+    assert all(torch.allclose(picture, seen(orbit(1), blend_torch, *parts), atol=1e-12) for picture in drawn)
+    with pytest.raises(torch.OutOfMemoryError):
+        seen(orbit(1), lambda *given: blend(*given, backend='gsplat'), *parts)
+
+
+def test_a_run_in_plain_torch(model):
+    "The same as compiled, but for rounding"
+    runs = [Trainer(config(iters=3, **{'splats.backend': name}), model) for name in ('auto', 'torch')]
+    for trainer in runs: trainer.fit()
+    assert torch.allclose(runs[0].field.mean, runs[1].field.mean, atol=1e-3)
+    assert runs[0].history[0]['opacity'] == pytest.approx(runs[1].history[0]['opacity'], abs=1e-5)
 
 
 def test_extreme_splats():
@@ -145,6 +219,120 @@ def test_a_step_that_fails_moves_no_splat(model, monkeypatch):
     assert all(torch.equal(value, before[name]) for name, value in trainer.renderer.state_dict().items())
 
 
+# a list whose number changes
+
+GROWS = {'splats.max_count': 75, 'splats.when_dead': 'remove', 'splats.split_above': .03}
+
+
+def kill(trainer, rows):
+    with torch.no_grad(): trainer.field.raw_opacity[rows] = -9.
+
+
+@pytest.mark.parametrize('options, optimizer', [
+    ({}, None), ({'splats.when_dead': 'move', 'data.train.batch_size': 2}, None),
+    ({'optim.name': 'adan', 'optim.betas': None, 'splats.sh_degree': 1}, None),
+    ({}, lambda parameters: torch.optim.SGD(parameters, 1e-3, momentum=.9))])
+def test_a_break_changes_nothing_while_the_number_changes(model, tmp_path, options, optimizer):
+    own = {} if optimizer is None else dict(optimizer=optimizer)
+    straight, broken = (Trainer(config(**GROWS | options), model, folder=tmp_path/name, **own)
+                        for name in ('straight', 'broken'))
+    for trainer in (straight, broken): kill(trainer, slice(7))
+    counts = []
+    straight.fit(callbacks=[lambda trainer, record: counts.append(len(trainer.field))])
+    assert counts[0] == 60 and counts[-1] == 75 and len(set(counts)) > 3
+    broken.fit(5)
+    broken.save()
+    mended = Trainer.resume(broken.folder, model, **own)
+    assert len(mended.field) == len(broken.field) != 60
+    mended.fit()
+    assert mended.history == straight.history
+    for name, value in straight.renderer.state_dict().items():
+        assert torch.equal(value, mended.renderer.state_dict()[name]), name
+    straight.save()
+    again = load(straight.folder, guidance=None)
+    assert len(again.field) == 75
+    assert again.render(size=12) == Result(straight.config, straight.renderer).render(size=12)
+
+
+def test_moments_follow_their_splats(model):
+    "A splat that stays learns on as it did; a new one begins without any"
+    trainer = Trainer(config(**GROWS), model)
+    trainer.fit(2)
+    kill(trainer, slice(7))
+    before = {p: trainer.optimizer.state[p]['exp_avg'].clone() for p in trainer.field.parameters()}
+    trainer.update_extra()
+    rows = trainer.renderer.changes.rows
+    assert rows[:53].tolist() == list(range(7, 60)) and (rows[53:] == -1).all()
+    assert len(rows) == len(trainer.field) == 59
+    for p, moments in before.items():
+        now = trainer.optimizer.state[p]['exp_avg']
+        assert torch.equal(now[:53], moments[7:]) and not now[53:].any() and now.shape == p.shape
+
+
+def test_a_step_that_fails_keeps_the_number(model, monkeypatch):
+    straight, broken = (Trainer(config(**GROWS), model) for _ in range(2))
+    for trainer in (straight, broken): kill(trainer, slice(7))
+    for trainer in (straight, broken): trainer.fit(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(broken, 'distill', lambda *args: 1/0)
+        with pytest.raises(ZeroDivisionError): broken.step()
+    assert len(broken.field) == 60
+    for trainer in (straight, broken): trainer.fit(4)
+    assert straight.history == broken.history and len(straight.field) == len(broken.field) > 60
+
+
+def test_a_new_run_begins_with_as_many_as_there_are(model, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        first = Trainer(config(**GROWS), model, folder=tmp_path/'first')
+        first.fit(6)
+        first.save()
+        more = {'resume_from_checkpoint': str(tmp_path/'first'), 'splats.max_count': 90}
+        second = Trainer(config(**GROWS | more), model)
+    assert len(second.field) == len(first.field) > 60 and torch.equal(second.field.mean, first.field.mean)
+    second.fit(3)
+    assert len(second.field) > len(first.field)
+
+
+def test_preset_dreamgaussian(pipeline, tmp_path):
+    "With a Stable Diffusion that knows nothing, from the sentence to the files, and as the mesh stage that follows"
+    small = {k: v for k, v in SMALL.items() if not k.startswith('update')} | {
+        'iters': 4, 'splats.count': 80, 'update_extra_interval': 2, 'data.train.start_size': 8}
+    result = train('a hamburger', preset='dreamgaussian', guidance=str(pipeline), out=tmp_path/'run', progress=False,
+                   **small)
+    kept = load_config(tmp_path/'run')
+    assert kept.preset == 'dreamgaussian' and len(result.field) == 80 + 12
+    assert [row['shading'] for row in result.history] == ['albedo']*4
+    assert [row['t'] for row in result.history] == [pytest.approx(t, abs=1) for t in (980, 740, 500, 260)]
+    assert mesh_preset(kept) == 'dreamfusion-dmtet'
+    assert 'sized for a GPU' in expected_cost(kept, 'cpu') and not expected_cost(kept, 'cuda')
+
+
+def test_what_a_picture_says_of_its_splats(model):
+    "Where each is, and how many touch a pixel; and a loss of one's own may use it"
+    def middle(out, field, generator): return out.splat_center.square().mean()
+    trainer = Trainer(config(), model, losses=dict(middle=middle))
+    out = trainer.step().render
+    assert out.splat_center.shape == out.splat_extent.shape == (1, 60, 2) and out.splat_count.shape == (1, 1, 24, 24)
+    assert [name for name, value in vars(out).items() if value is None] == ['weights', 't', 'dt', 'ray_index',
+        'positions', 'directions', 'density', 'normals', 'vertices', 'faces']
+    assert ((out.opacity > 0) == (out.splat_count > 0)).all() and 'middle' in trainer.history[0]
+    away = Splats(2, generator=gen())
+    with torch.no_grad(): away.mean[1] = torch.tensor([0., 0, 9.])    # behind the camera
+    out = SplatRenderer(away, StaticBackground((1., 1., 1.)))(orbit(1), 16, 16)
+    assert (out.splat_extent[0, 0] > 0).all() and not out.splat_extent[0, 1].any()
+
+
+def test_normals_of_the_density_are_drawn(model):
+    trainers = [Trainer(config(**{'splats.normals_from': name}), model) for name in ('axis', 'density')]
+    axis, density = (trainer.renderer(orbit(1), 24, 24, shading='normal') for trainer in trainers)
+    assert torch.equal(axis.opacity, density.opacity) and not torch.allclose(axis.normal, density.normal)
+    inside = density.opacity[0, 0] > .5
+    ball = density.normal[0, :, inside]
+    where = F.normalize(axis.splat_center[0].mean(0) - torch.nonzero(inside).flip(1) - .5, dim=-1)
+    assert (ball[:2]*torch.stack([-where[:, 0], where[:, 1]])).sum(0).mean() > .1    # they lean out of the ball
+
+
 def test_learning_rates_are_the_lists_own(model):
     trainer = Trainer(config(), model)
     scales = {id(p): group['lr_scale'] for group in trainer.optimizer.param_groups for p in group['params']}
@@ -157,7 +345,7 @@ def test_dashboards_and_the_mesh_stage(result, model, tmp_path):
     trainer = Trainer(config(), model)
     steps = StepDashboard(trainer)
     steps.driver.step()
-    looks = FieldDashboard(trainer), MeshDashboard(result, resolution=16)
+    looks = SplatDashboard(trainer), MeshDashboard(result, resolution=16)
     assert trainer.step_count == 1
     compared = CompareDashboard([trainer])
     assert compared.viewers[0].draws_splats and not compared.viewers[0].mesh_data
@@ -166,6 +354,45 @@ def test_dashboards_and_the_mesh_stage(result, model, tmp_path):
         warnings.simplefilter('error', UserWarning)
         fine = result.refine(guidance=model, progress=False, out=tmp_path/'fine', **MESH)
     assert fine.is_mesh and 'learned its colours' in (tmp_path/'fine'/'log.txt').read_text()
+
+
+def test_a_dashboard_that_looks_on_changes_nothing(model):
+    "While the list grows, and a hand is on every control; it follows what another dashboard does"
+    alone, watched = (Trainer(config(**GROWS), model) for _ in range(2))
+    board, steps = SplatDashboard(watched), StepDashboard(watched)
+    assert 'the list has not been changed' in board.figures.value
+    for n in range(6):
+        shown = board.pictures['splats'].value
+        (board.button if n % 2 else steps.button)['step'].click()
+        assert board.pictures['splats'].value != shown
+        board.controls['azimuth'].value += 20
+        board.controls['kind'].value, board.controls['factor'].value = 'points', 2.
+        board.controls['least'].value, board.picture.x = .05, .4
+        assert watched.renderer.training and not board.error.value
+    alone.fit(6)
+    assert alone.history == watched.history and len(alone.field) == len(watched.field) > 60
+    assert 'at step 5: 0 moved, ' in board.figures.value and f'{len(watched.field)} splats' in board.figures.value
+    watched.step = lambda: 1/0
+    board.button['step'].click()
+    assert 'ZeroDivisionError' in board.error.value
+    gone = weakref.ref(watched)
+    for each in (board, steps): each.close()
+    del watched, board, steps, each
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_dashboard_of_a_result(result):
+    board = SplatDashboard(result, size=64)
+    assert set(board.button) == {'refresh'} and board.still().width > 5*64
+    board.close()
+
+
+def test_dashboards_name_their_siblings(model, cloud, refined):
+    assert 'SplatDashboard shows it' in says(lambda: FieldDashboard(Trainer(config(), model)))
+    assert 'FieldDashboard shows it' in says(lambda: SplatDashboard(cloud))
+    assert 'MeshDashboard shows it' in says(lambda: SplatDashboard(refined))
+    assert 'size must be a whole number' in says(lambda: SplatDashboard(cloud, size=.5))
 
 
 @pytest.mark.parametrize('shading', ['albedo', 'textureless', 'lambertian', 'normal'])
@@ -242,8 +469,19 @@ def test_what_is_refused(model, result, tmp_path):
     assert 'splats.count' in says(lambda: config(**{'splats.count': 0}))
     assert 'splats.sh_degree' in says(lambda: config(**{'splats.sh_degree': 4}))
     trainer = Trainer(config(), model)
-    with torch.no_grad(): trainer.field.mean[0, 0] = math.nan
-    assert 'not finite' in says(trainer.step)
+    with torch.no_grad(): trainer.field.mean[3, 0] = math.nan
+    assert '1 of 60 have a mean that is not finite, the first is number 3; go on' in says(trainer.step)
+    with torch.no_grad(): (flat := Splats(20, generator=gen())).log_scale[:2] = -99.
+    assert '2 of 20 have no size' in says(lambda: SplatRenderer(flat, None))
+    trainer = Trainer(config(**GROWS), model)
+    trainer.fit(2)
+    kill(trainer, slice(None))
+    assert 'all of them have become transparent' in says(trainer.step) and len(trainer.field) == 60
+    assert 'no levels' in says(lambda: config(**{'nerf.encoder_max_level': .5}))
+    assert 'splats.max_count must be at least splats.count, 60' in says(lambda: config(**{'splats.max_count': 59}))
+    assert 'nearest right value: remove' in says(lambda: config(**{'splats.when_dead': 'remov'}))
+    assert 'it needs a CUDA device' in says(lambda: Trainer(config(**{'splats.backend': 'gsplat'}), model).step())
+    assert 'cannot follow a list' in says(lambda: Trainer(config(**GROWS), model, optimizer=torch.optim.Adafactor))
     nerf = Trainer(load_config('toybox', dict(prompt='a hamburger') | CHEAP), model)
     assert 'is a NeRF' in says(lambda: Result(nerf.config, nerf.renderer).export(tmp_path/'x.ply', splats=True))
     assert 'written as .ply, .glb, not' in says(lambda: result.export(tmp_path/'x.obj', splats=True))

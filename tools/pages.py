@@ -113,6 +113,10 @@ DASHBOARDS = dict(
            "viewer = Viewer(toybox.mesh('a purple owl', resolution=64), alt='a purple owl')\nviewer",
     step=FIRST_STEPS + 'dashboard',
     field=FIRST_STEPS + 'FieldDashboard(dashboard.trainer)',
+    splats="from dreamfusion_nb import Trainer, load_config\n"
+           "from dreamfusion_nb.dashboard import SplatDashboard\n"
+           "trainer = Trainer(load_config('splats', dict(prompt='a hamburger', iters=300)))\n"
+           "trainer.fit(60)\nSplatDashboard(trainer)",
     mesh=FIRST_STEPS + 'MeshDashboard(dashboard.trainer)',
     compare="from dreamfusion_nb.dashboard import CompareDashboard\n"
             "compare = CompareDashboard(['a red mug', 'a blue penguin', 'a hamburger'], iters=200)\n"
