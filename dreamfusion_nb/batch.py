@@ -154,8 +154,6 @@ KNOCK = 10.    # seconds
 
 def check_ray(address: str) -> None:
     "Raise `ConfigError` unless Ray is installed here and somebody answers at an address"
-    silent = (f'ray: no Ray answers at {address}; on the head of the cluster, ray status shows whether it runs, and '
-              'its port must be open from here')
     if not all(map(importlib.util.find_spec, ('ray', 'grpc'))):
         raise ConfigError("ray: it is not installed here; pip install 'dreamfusion_nb[ray]', here and on every machine "
                           "of the cluster")
@@ -165,6 +163,8 @@ def check_ray(address: str) -> None:
     if not match:
         raise ConfigError(f'ray: {where!r} is no address; there are auto (the cluster that this machine is part of), '
                           'its head:6379, and ray://head:10001 (from a machine that is no part of it)')
+    silent = (f'ray: no Ray answers at {where}; on the head of the cluster, ray status shows whether it runs, and '
+              'its port must be open from here')
     try: socket.create_connection((match[1].strip('[]'), int(match[2])), KNOCK).close()
     except (OSError, OverflowError): raise ConfigError(silent) from None
     import grpc
@@ -216,6 +216,12 @@ def _on_cluster(tasks: Mapping[str, Any], function: Callable, address: str, jobs
             if running: ray.wait(list(running), num_returns=len(running), timeout=PATIENCE)
 
 # %% ../nbs/19b_batch.ipynb #b47c0000
+def check_jobs(jobs: Any) -> None:
+    "Raise `ConfigError` unless so many tasks can be done at a time"
+    if jobs is not None and not is_whole(jobs, 1):
+        raise ConfigError(f'jobs (--jobs): a whole number, at least 1, not {jobs!r}')
+
+# %% ../nbs/19b_batch.ipynb #b47c0000
 def run_tasks(tasks: Mapping[str, Any],  # name -> argument
               function: Callable,        # of one argument; other processes import it by its name
               jobs: int | None = None,   # at a time; None: one, in this process, or all for which a cluster has room
@@ -227,8 +233,7 @@ def run_tasks(tasks: Mapping[str, Any],  # name -> argument
 
     A task that fails, or whose process dies, stops no other. Closing the iterator interrupts what is running. Raises
     `ConfigError` for bad input."""
-    if jobs is not None and not is_whole(jobs, 1):
-        raise ConfigError(f'jobs must be a whole number of at least 1 (--jobs: at least 1), not {jobs!r}')
+    check_jobs(jobs)
     if ray:
         check_ray(ray)
         return _on_cluster(tasks, function, ray, jobs, tries, gpus)
@@ -364,13 +369,14 @@ def remove_locks(folders: Iterable[Path]) -> None:
 
 def make_prompt(job: Job) -> dict[str, Any]:
     "Make one prompt of a batch, or what is missing of it. Returns the row of the table. Raises `ConfigError`"
-    from dreamfusion_nb.result import load
-    from dreamfusion_nb.run import train
     fresh = not job.folder.exists()
     with alone(job.folder, 'batch'), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter('ignore')
         warnings.filterwarnings('always', module='dreamfusion_nb')
-        began, made = time.monotonic(), is_made(job)
+        began = time.monotonic()
+        from dreamfusion_nb.result import load
+        from dreamfusion_nb.run import train
+        made = is_made(job)
         if not all(made):
             if made[0]: result = load(job.folder, job.device)
             else: result = train(job.config.prompt, config=job.config, out=job.folder, device=job.device,
@@ -506,7 +512,7 @@ def check_batch(prompts: Any, out: Any, config: Any, mesh: dict | None, jobs: An
     lines, start, where = read_prompts(prompts), load_config(config), Path(out).expanduser()
     if start.mode != 'fit': raise ConfigError(f'mode must be fit for a batch, which makes things, not {start.mode}')
     if mesh is not None: load_config(mesh_preset(start), mesh)    # a slip is found now, not after the NeRFs
-    if jobs is not None and not is_whole(jobs, 1): raise ConfigError(f'jobs (--jobs): at least 1, not {jobs!r}')
+    check_jobs(jobs)
     check_folder(where)
     settings = {key: value for key, value in start.flat().items() if key != 'prompt'}
     check_claim(where, settings, 'batch')

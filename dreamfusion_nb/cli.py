@@ -239,11 +239,11 @@ def _batch(argv: list[str]) -> int:
     args, unknown = parser.parse_known_intermixed_args(argv)
     _check_options(unknown, parser)
     config, later = _configure(args)
-    if args.jobs and not args.jobs.isdecimal(): raise ConfigError(f'--jobs: a whole number, not {args.jobs!r}')
     from dreamfusion_nb.batch import run_batch
     out = Path(args.out or Path('outputs')/Path(args.file).stem)
-    try: rows = run_batch(args.file, out, config, refine=later if args.refine else None,
-                          jobs=int(args.jobs) if args.jobs else None, ray=args.ray, device=args.device, say=_say)
+    jobs = int(args.jobs) if (args.jobs or '').isdecimal() else args.jobs
+    try: rows = run_batch(args.file, out, config, refine=later if args.refine else None, jobs=jobs, ray=args.ray,
+                          device=args.device, say=_say)
     except KeyboardInterrupt as stopped:
         _say(f'{stopped or "interrupted"}: {_again(["batch", *argv])}')
         return 130
@@ -278,7 +278,7 @@ def _do(argv: list[str], seen: dict) -> int | None:
 
 # %% ../nbs/23_cli.ipynb #581d7015
 def main(argv: list[str] | None = None  # words of the command line; None: those of this process
-        ) -> int:                       # exit code: 0 done, 1 a batch in part, 2 bad input, 130 interrupted (it goes on)
+        ) -> int:                       # exit code: 0 done, 1 a batch in part, 2 bad input, 130 interrupted
     "The `dreamfusion` command: prints the files that it wrote, or one line to the error stream that says what is wrong"
     argv = sys.argv[1:] if argv is None else list(argv)
     seen = dict(step=0)

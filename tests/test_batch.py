@@ -1,5 +1,6 @@
-"""Many prompts at once: bad input in one line, a killed worker, Ctrl-C, and a Ray cluster that loses a machine. Nothing is
-lost, and nothing is done twice: the folders say so"""
+"""Many prompts at once: bad input in one line, a killed worker, Ctrl-C, and a Ray cluster that loses a machine.
+
+Nothing is lost, and nothing is done twice: the folders say so."""
 import json
 import math
 import os
@@ -11,7 +12,6 @@ import sys
 import threading
 import time
 import warnings
-from pathlib import Path
 
 import psutil
 import pytest
@@ -21,7 +21,7 @@ from dreamfusion_nb import batch, cli
 from dreamfusion_nb.checkpoints import is_finished, list_checkpoints
 from dreamfusion_nb.config import ConfigError, load_config
 
-STEPS = 60    # enough to be met in the middle: a checkpoint every two steps takes longer than the steps
+STEPS = 24    # enough to be met in the middle: a checkpoint every two steps takes longer than the steps
 SMALL = CHEAP | {'iters': STEPS, 'checkpoint.every_n_train_steps': 2}
 PROMPTS = 'a duck\n\na red mug    # the one with the handle\na pangolin\n'
 LIMIT = 300    # seconds, for a state that comes in a few
@@ -66,7 +66,7 @@ def tiny(): return [f'{key}={value}' for key, value in SMALL.items()]
     ('alike.txt', 'lines 1 and 2 would both be made in the folder a-duck;'),
     ('meshes.txt --refine', 'lines 1 and 2 would both be made in the folder a-duck-refined;'),
     ('unknown.txt', "line 2: prompt 'a pangolin' names no toy"),
-    ('one.txt --jobs 0', '--jobs: at least 1'), ('one.txt --jobs two', "whole number, not 'two'"),
+    ('one.txt --jobs 0', '(--jobs): a whole number, at least 1'), ('one.txt --jobs two', "at least 1, not 'two'"),
     ('one.txt --job 2', 'did you mean'), ('one.txt itres=3', 'did you mean iters'),
     ('one.txt mode=test', 'mode must be fit'), ('one.txt refine.iters=3', 'needs --refine'),
     ('one.txt --refine refine.itres=3', 'did you mean'), ('one.txt --preset toybx', 'did you mean'),
@@ -74,7 +74,7 @@ def tiny(): return [f'{key}={value}' for key, value in SMALL.items()]
     ('one.txt --out other', 'other prompts or settings (seed is 7 there, 0 here)'),
     ('one.txt --out torn', 'batch.json is damaged'),
     ('one.txt --ray head', "'head' is no address"), ('one.txt --ray localhost:99999', 'no Ray answers at'),
-    ('one.txt --ray auto', 'no connection to auto'),
+    ('one.txt --ray auto', 'no Ray answers at 127.0.0.1:1'),
 ])
 def test_bad_input_is_one_line_and_leaves_nothing(words, complaint, tmp_path, monkeypatch, capsys):
     files = {'empty.txt': '# a comment\n\n', 'twice.txt': 'a duck\na mug\nA duck\n', 'alike.txt': 'a duck\na duck!\n',
@@ -88,13 +88,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(words, complaint, tmp_path, mo
     (tmp_path/'bytes.txt').write_bytes(b'\xff\xfe\xfa')
     before = sorted(tmp_path.rglob('*'))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv('RAY_ADDRESS', raising=False)
+    monkeypatch.setenv('RAY_ADDRESS', '127.0.0.1:1')    # for auto; nobody is there
     assert cli.main(['batch', *words.split()]) == 2
     said = capsys.readouterr().err
     assert complaint in said and said.count('\n') == 1, said
-    left = [path for path in sorted(tmp_path.rglob('*')) if path not in before]
-    # whether Ray itself is at home is known only when all else is ready
-    assert not left or 'auto' in words
+    assert sorted(tmp_path.rglob('*')) == before
 
 
 def test_an_address_where_something_else_listens(monkeypatch):
@@ -133,14 +131,10 @@ def test_a_killed_worker_and_an_interrupt_cost_nothing(tmp_path, monkeypatch, ca
     def alive(): return job.poll() is None
     folders = [tmp_path/'all'/name for name in ('a-duck', 'a-red-mug')]
     wait_for(lambda: all(map(in_the_middle, folders)), alive)
-    os.kill(job.pid, signal.SIGSTOP)    # so that the kill is in the middle, however fast the machine
-    workers = [child for child in psutil.Process(job.pid).children() if 'spawn_main' in ' '.join(child.cmdline())]
-    for worker in workers: worker.suspend()
-    middle = [folder for folder in folders if in_the_middle(folder)]
-    assert len(workers) == 2 and middle
-    for worker in workers: worker.kill()
-    os.kill(job.pid, signal.SIGCONT)
-    wait_for(lambda: all('resumed at step' in (folder/'log.txt').read_text() for folder in middle), alive)
+    worker, _ = (child for child in psutil.Process(job.pid).children() if 'spawn_main' in ' '.join(child.cmdline()))
+    worker.kill()
+    def resumed(folder): return 'resumed at step' in (folder/'log.txt').read_text()
+    wait_for(lambda: any(map(resumed, folders)), alive)
     # a second command in the same folder meanwhile
     monkeypatch.chdir(tmp_path)
     assert cli.main(['batch', *words]) == 2
@@ -151,10 +145,11 @@ def test_a_killed_worker_and_an_interrupt_cost_nothing(tmp_path, monkeypatch, ca
     assert 'dreamfusion batch set.txt --out all' in said
     # the same command goes on with what is left
     unfinished = [folder for folder in folders if not is_finished(folder)]
+    killed, = (folder for folder in folders if resumed(folder))
     stamps = {folder: (folder/'model.glb').stat().st_mtime_ns for folder in folders if folder not in unfinished}
     assert cli.main(['batch', *words]) == 1    # a prompt was refused
     capsys.readouterr()
-    for folder in folders: assert_whole(folder, (folder in middle) + (folder in unfinished))
+    for folder in folders: assert_whole(folder, (folder == killed) + (folder in unfinished))
     assert all((folder/'model.glb').stat().st_mtime_ns == stamp for folder, stamp in stamps.items())
     rows = json.loads((tmp_path/'all'/'rows.json').read_text())
     assert [row['state'] for row in rows.values()] == ['done', 'done', 'refused']
@@ -189,47 +184,54 @@ def cluster():
     os.environ['RAY_USAGE_STATS_ENABLED'] = '0'
     pytest.importorskip('ray', reason='needs Ray: pip install -e .[ray]')
     from ray.cluster_utils import Cluster
+    made, end = None, time.monotonic() + LIMIT
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        made = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1, include_dashboard=False))
-        made.second = made.add_node(num_cpus=1)
+        while made is None or len(made.list_all_nodes()) < 2:
+            if made: made.shutdown()
+            try:    # Ray gives its own processes half a minute, which a busy machine may need twice
+                made = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1, include_dashboard=False))
+                made.second = made.add_node(num_cpus=1)
+            except Exception as error:
+                if 'timed out during startup' not in str(error) or time.monotonic() > end: raise
     yield made
     made.shutdown()
 
 
 def test_a_machine_that_is_lost_loses_nothing(cluster, tmp_path):
     out, killed = tmp_path/'all', []
-    folders = [out/name for name in ('a-duck', 'a-red-mug', 'a-car')]
+    folders = [out/name for name in ('a-duck', 'a-red-mug')]
 
     def lose_a_machine():
-        wait_for(lambda: sum(map(in_the_middle, folders)) == 2)
+        wait_for(lambda: all(map(in_the_middle, folders)))
         cluster.remove_node(cluster.second, allow_graceful=False)
         killed.append(True)
     thread = threading.Thread(target=lose_a_machine)
     thread.start()
-    rows = batch.run_batch(['a duck', 'a red mug', 'a pangolin', 'a car'], out, load_config('toybox', SMALL),
+    rows = batch.run_batch(['a duck', 'a red mug', 'a pangolin'], out, load_config('toybox', SMALL),
                            ray=cluster.address, say=[].append)
     thread.join()
-    assert killed and [row['state'] for row in rows] == ['done', 'done', 'refused', 'done'], rows
+    assert killed and [row['state'] for row in rows] == ['done', 'done', 'refused'], rows
     stops = [(folder/'log.txt').read_text().count('resumed') for folder in folders]
     assert sum(stops) == 1
     for folder, n in zip(folders, stops): assert_whole(folder, n)
     # what is finished is not even given to the cluster
     stamps = [(folder/'model.glb').stat().st_mtime_ns for folder in folders]
-    again = batch.run_batch(['a duck', 'a red mug', 'a car'], out, load_config('toybox', SMALL), ray=cluster.address)
-    assert [row['state'] for row in again] == ['done']*3
+    again = batch.run_batch(['a duck', 'a red mug'], out, load_config('toybox', SMALL), ray=cluster.address)
+    assert [row['state'] for row in again] == ['done']*2
     assert stamps == [(folder/'model.glb').stat().st_mtime_ns for folder in folders]
 
 
 def test_tasks_on_a_cluster(cluster, tmp_path):
-    found = {done.name: done for done in batch.run_tasks({'two': 4, 'none': -1}, math.sqrt, ray=cluster.address)}
-    assert found['two'].value == 2 and 'math domain error' in str(found['none'].error)
-    died, = batch.run_tasks({'dies': 9}, os._exit, ray=cluster.address, tries=2)
-    assert 'died 2 times' in str(died.error)
-    # a machine that does not see the folder writes nothing
-    job = batch.Job(1, load_config('toybox', SMALL, {'prompt': 'a duck'}), Path(tmp_path)/'unseen'/'a-duck')
-    lost, = batch.run_tasks({'lost': job}, batch.make_prompt, ray=cluster.address)
-    assert isinstance(lost.error, ConfigError) and f'does not see {tmp_path}' in str(lost.error)
-    assert not job.folder.parent.exists()
-    with pytest.raises(ConfigError, match='no machine for a task that needs GPU 1'):
-        next(batch.run_tasks({'two': 4}, math.sqrt, ray=cluster.address, gpus=1))
+    with batch._connected(cluster.address):    # once for all, else each brings processes of its own
+        found = {done.name: done for done in batch.run_tasks({'two': 4, 'none': -1}, math.sqrt, ray=cluster.address)}
+        assert found['two'].value == 2 and 'math domain error' in str(found['none'].error)
+        died, = batch.run_tasks({'dies': 9}, os._exit, ray=cluster.address, tries=2)
+        assert 'died 2 times' in str(died.error)
+        # a machine that does not see the folder writes nothing
+        job = batch.Job(1, load_config('toybox', SMALL, {'prompt': 'a duck'}), tmp_path/'unseen'/'a-duck')
+        lost, = batch.run_tasks({'lost': job}, batch.make_prompt, ray=cluster.address)
+        assert isinstance(lost.error, ConfigError) and f'does not see {tmp_path}' in str(lost.error)
+        assert not job.folder.parent.exists()
+        with pytest.raises(ConfigError, match='no machine for a task that needs GPU 1'):
+            next(batch.run_tasks({'two': 4}, math.sqrt, ray=cluster.address, gpus=1))
