@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['run_tasks', 'run_batch']
 
-# %% ../nbs/19b_batch.ipynb #b47c0000
+# %% ../nbs/19b_batch.ipynb #97912845
 import importlib.util
 import json
 import logging
@@ -35,7 +35,7 @@ from tqdm import tqdm
 from .config import Config, load_config, mesh_preset
 from .errors import ConfigError, Interrupted, check_folder, is_whole, notice
 
-# %% ../nbs/19b_batch.ipynb #b47c0000
+# %% ../nbs/19b_batch.ipynb #eb35cfc9
 @dataclass(frozen=True)
 class Outcome:
     "What became of a task: its value, or the error that ended it"
@@ -56,7 +56,7 @@ def _outcome(name: str, answer: tuple[Any, str, bool]) -> Outcome:
     value, wrong, ours = answer
     return Outcome(name, value, (ConfigError if ours else RuntimeError)(wrong) if wrong else None)
 
-# %% ../nbs/19b_batch.ipynb #b47c0000
+# %% ../nbs/19b_batch.ipynb #50dc6491
 ONE_THREAD = dict.fromkeys(('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'NUMBA_NUM_THREADS'), '1')
 PATIENCE = 60.    # seconds: a run that is interrupted ends its step and saves it
 
@@ -104,7 +104,7 @@ class _Worker:
         self.pipe.close()
         with suppress(ProcessLookupError): os.kill(self.process.pid or 0, signal.SIGINT)
 
-# %% ../nbs/19b_batch.ipynb #b47c0000
+# %% ../nbs/19b_batch.ipynb #8e37cbe2
 def _here(tasks: Mapping[str, Any], function: Callable) -> Generator[Outcome, None, None]:
     for name, argument in tasks.items():
         try: done = Outcome(name, function(argument))
@@ -148,7 +148,7 @@ def _stop(workers: list[_Worker]) -> None:
     finally:
         for worker in workers: worker.process.kill()
 
-# %% ../nbs/19b_batch.ipynb #b47c0000
+# %% ../nbs/19b_batch.ipynb #f807d4b8
 KNOCK = 10.    # seconds
 
 
@@ -182,12 +182,13 @@ def _connected(address: str) -> Iterator[Any]:
     try:
         if ours: ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
     except Exception as error:
-        raise ConfigError(f'ray: no connection to {address}: {" ".join(str(error).split())[:200]}') from None
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConfigError(f'ray: no connection to {address}: {said[-1].strip()[:300]}') from None
     try: yield ray
     finally:
         if ours: ray.shutdown()
 
-# %% ../nbs/19b_batch.ipynb #b47c0000
+# %% ../nbs/19b_batch.ipynb #022486a3
 def _on_cluster(tasks: Mapping[str, Any], function: Callable, address: str, jobs: int | None, tries: int,
                 gpus: int) -> Generator[Outcome, None, None]:
     with _connected(address) as ray:
@@ -215,13 +216,13 @@ def _on_cluster(tasks: Mapping[str, Any], function: Callable, address: str, jobs
             for ref in running: ray.cancel(ref)    # as Ctrl-C
             if running: ray.wait(list(running), num_returns=len(running), timeout=PATIENCE)
 
-# %% ../nbs/19b_batch.ipynb #b47c0000
+# %% ../nbs/19b_batch.ipynb #0fb72f5a
 def check_jobs(jobs: Any) -> None:
     "Raise `ConfigError` unless so many tasks can be done at a time"
     if jobs is not None and not is_whole(jobs, 1):
         raise ConfigError(f'jobs (--jobs): a whole number, at least 1, not {jobs!r}')
 
-# %% ../nbs/19b_batch.ipynb #b47c0000
+# %% ../nbs/19b_batch.ipynb #aee19824
 def run_tasks(tasks: Mapping[str, Any],  # name -> argument
               function: Callable,        # of one argument; other processes import it by its name
               jobs: int | None = None,   # at a time; None: one, in this process, or all for which a cluster has room
@@ -239,7 +240,7 @@ def run_tasks(tasks: Mapping[str, Any],  # name -> argument
         return _on_cluster(tasks, function, ray, jobs, tries, gpus)
     return _here(tasks, function) if jobs in (None, 1) else _in_processes(tasks, function, jobs, tries)
 
-# %% ../nbs/19b_batch.ipynb #b47c0000
+# %% ../nbs/19b_batch.ipynb #38dbe919
 def read_prompts(prompts: str | Path | Iterable[str]) -> dict[int, str]:
     """Number of the line -> prompt, of a text file or of texts. Raises `ConfigError`.
 
@@ -275,7 +276,7 @@ def _refusal(config: Config, prompt: str) -> str:
     except ConfigError as error: return str(error)
     return ''
 
-# %% ../nbs/19b_batch.ipynb #b47c0000
+# %% ../nbs/19b_batch.ipynb #8cbca974
 def check_claim(out: Path, settings: dict, what: str) -> bool:
     """Return whether a folder holds this work already (True) or is free (False). Raises `ConfigError`.
 
@@ -308,7 +309,7 @@ def claimed(out: Path, settings: dict, what: str) -> Iterator[None]:
         raise ConfigError(f'out: a {what} is at work in {out}; wait for it, or choose another folder') from None
     with lock: yield
 
-# %% ../nbs/19b_batch.ipynb #b47c0000
+# %% ../nbs/19b_batch.ipynb #5e932762
 @dataclass(frozen=True)
 class Job:
     "One prompt: all that a process on another machine has to know"
@@ -345,7 +346,7 @@ def steps_done(folder: Path) -> int:
     found = list_checkpoints(folder)
     return int(found[-1].name[5:]) if found else 0
 
-# %% ../nbs/19b_batch.ipynb #b47c0000
+# %% ../nbs/19b_batch.ipynb #f611dc43
 @contextmanager
 def alone(folder: Path, what: str) -> Iterator[None]:
     """Within it no other process makes this result; one that does is waited for. Raises `ConfigError`.
@@ -402,7 +403,7 @@ def count_faces(path: Path) -> int:
     mesh: Any = trimesh.load(path, force='mesh')
     return len(mesh.faces)
 
-# %% ../nbs/19b_batch.ipynb #b47c0000
+# %% ../nbs/19b_batch.ipynb #0bc68f9b
 COLUMNS = dict(line='line', prompt='prompt', state='state', steps='steps', faces='faces', seconds='s', remark='remark')
 
 
@@ -447,7 +448,7 @@ def batch_sheet(tiles: Iterable[tuple[str, Path]],  # (text, preview), for each 
     for i, tile in enumerate(pictures): sheet.paste(tile, (i % cols*(width + 4), i//cols*high))
     return sheet
 
-# %% ../nbs/19b_batch.ipynb #b47c0000
+# %% ../nbs/19b_batch.ipynb #73d89f39
 class Progress:
     "A bar over the steps of all prompts, with the time left, while its block runs"
     def __init__(self, jobs: Iterable[Job], every: float = 2.):  # seconds between two looks into the folders
@@ -482,7 +483,7 @@ class Progress:
         self.look()
         self.bar.close()
 
-# %% ../nbs/19b_batch.ipynb #b47c0000
+# %% ../nbs/19b_batch.ipynb #a880f9ea
 def plan_batch(lines: Mapping[int, str], out: Path, config: Config, mesh: dict | None, device: str | None,
                say: Callable[[str], None]) -> tuple[list[Job], dict[str, dict]]:
     """Return (jobs, rows of the lines that the prior refuses).
@@ -519,7 +520,7 @@ def check_batch(prompts: Any, out: Any, config: Any, mesh: dict | None, jobs: An
     if ray: check_ray(ray)
     return lines, where, start, settings
 
-# %% ../nbs/19b_batch.ipynb #b47c0000
+# %% ../nbs/19b_batch.ipynb #40f0d95e
 def run_batch(prompts: str | Path | Iterable[str],  # a text file with a prompt on each line, or texts
               out: str | Path,                      # folder; a batch of the same configuration in it goes on
               config: Any = 'toybox',               # preset, file, folder of a result, mapping or `Config`
@@ -527,7 +528,7 @@ def run_batch(prompts: str | Path | Iterable[str],  # a text file with a prompt 
               refine: dict | None = None,           # keys of a mesh stage with which each goes on; None: no such stage
               jobs: int | None = None,              # prompts at a time, as of `run_tasks`
               ray: str | None = None,               # address of a Ray cluster; None: this machine
-              device: str | None = None,            # where to compute; None: a GPU if there is one
+              device: str | None = None,            # None: a GPU if there is one; on a cluster cuda takes one a prompt
               say: Callable[[str], None] = notice   # called with a line for each prompt that comes to nothing
              ) -> list[dict[str, Any]]:             # a row for each prompt, in the order of the lines
     """Make every prompt of a file, each in a folder of its own in `out`, with `table.md`, `rows.json` and `sheet.png`.
@@ -551,7 +552,7 @@ def run_batch(prompts: str | Path | Iterable[str],  # a text file with a prompt 
         save_picture(batch_sheet(tiles), place/'sheet.png')
     return list(rows.values())
 
-# %% ../nbs/19b_batch.ipynb #b47c0000
+# %% ../nbs/19b_batch.ipynb #375f8aa8
 def work_off(left: Mapping[str, Job], out: Path, rows: dict[str, dict], jobs: int | None, ray: str | None,
              say: Callable[[str], None]) -> None:
     "Run the jobs of a batch and keep its rows. Raises `Interrupted`"
