@@ -89,7 +89,7 @@ def _serve(pipe: connection.Connection) -> None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             pipe.send(answer)
 
-
+# %% ../nbs/19b_batch.ipynb #50dc6492
 class _Worker:
     "A process that does one task at a time"
     def __init__(self) -> None:
@@ -135,7 +135,7 @@ def _in_processes(tasks: Mapping[str, Any], function: Callable, jobs: int,
                 yield _outcome(name, answer)
     finally: _stop([*idle, *(worker for worker, _ in busy.values())])
 
-
+# %% ../nbs/19b_batch.ipynb #8e37cbe3
 def _died(turns: int, how: str) -> RuntimeError:
     return RuntimeError(f'its process died {turns} times ({how}); a machine that is out of memory kills the largest')
 
@@ -367,7 +367,7 @@ def remove_locks(folders: Iterable[Path]) -> None:
     "When all is done, nobody waits any more"
     for folder in folders: lock_of(folder).unlink(missing_ok=True)
 
-
+# %% ../nbs/19b_batch.ipynb #f611dc44
 def make_prompt(job: Job) -> dict[str, Any]:
     "Make one prompt of a batch, or what is missing of it. Returns the row of the table. Raises `ConfigError`"
     fresh = not job.folder.exists()
@@ -429,7 +429,7 @@ def read_seconds(out: Path) -> dict[str, float | None]:
     try: return {name: row['seconds'] for name, row in json.loads((out/'rows.json').read_text()).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError): return {}
 
-
+# %% ../nbs/19b_batch.ipynb #0bc68f9c
 def batch_sheet(tiles: Iterable[tuple[str, Path]],  # (text, preview), for each prompt; the preview need not exist
                 width: int = 240,                   # of a tile
                 cols: int = 4                       # tiles in a row
@@ -546,6 +546,7 @@ def run_batch(prompts: str | Path | Iterable[str],  # a text file with a prompt 
         write_rows(place, rows)
         left = {job.folder.name: job for job in todo if rows[job.folder.name]['state'] != 'done'}
         if left: work_off(left, place, rows, jobs, ray, say)
+        remove_locks(job.folder for job in todo)
         previews = {job.folder.name: job.folders()[-1]/'preview.png' for job in todo}
         tiles = [(row['prompt'] + f' ({row["state"]})'*(row['state'] != 'done'), previews.get(name, place/'none'))
                  for name, row in rows.items()]
@@ -571,4 +572,3 @@ def work_off(left: Mapping[str, Job], out: Path, rows: dict[str, dict], jobs: in
             done = sum(row['state'] == 'done' for row in rows.values())
             raise Interrupted(f'{done} of {len(rows)} prompts are finished, the others are saved in {out} as far as '
                               'they came; the same call again goes on') from None
-    remove_locks(job.folder for job in left.values())
