@@ -12,22 +12,21 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from PIL import Image
+from tqdm import tqdm
 
 import dreamfusion_nb
 from . import toybox
+from .batch import alone, check_ray, claimed, read_prompts, remove_locks, run_tasks
 from .config import load_config, pairs
 from .errors import ConfigError, did_you_mean
 from .judge import Judge, shipped_judge
@@ -64,14 +63,8 @@ def prompt_set(name: str | Path  # in `PROMPT_SETS`, or a text file with one pro
     if not path.is_file():
         raise ConfigError(f'prompts: no set or file {str(name)!r}; sets are '
                           f'{", ".join(PROMPT_SETS)}{did_you_mean(str(name), PROMPT_SETS)}')
-    try: lines = [line.split('#')[0].strip() for line in path.read_text(encoding='utf-8').splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f'prompts: {path} cannot be read as text: {error}') from None
-    prompts = [line for line in lines if line]
-    if not prompts: raise ConfigError(f'prompts: {path} is empty; it holds one prompt a line')
-    twice = next((p for i, p in enumerate(prompts) if p.lower() in (q.lower() for q in prompts[:i])), None)
-    if twice: raise ConfigError(f'prompts: {twice!r} occurs twice in {path}; R-Precision needs prompts that differ')
-    return prompts
+    return list(read_prompts(path).values())
+
 
 # %% ../nbs/21a_benchmark.ipynb #3fa3c46d
 @lru_cache(maxsize=2)
@@ -199,25 +192,6 @@ def origin() -> dict[str, str]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f'{os.cpu_count()} × {_cpu_name()}'
     return dict(commit=commit, device=device, torch=torch.__version__, date=time.strftime('%Y-%m-%d'))
 
-
-@contextmanager
-def _claimed(out: Path, settings: dict) -> Iterator[None]:
-    "Make the folder of a benchmark, or check that it is this one's, and keep others out of it. Raises `ConfigError`."
-    note = out/'benchmark.json'
-    if note.exists():
-        if json.loads(note.read_text()) != settings:
-            raise ConfigError(f'out: {out} holds a benchmark with other prompts or settings; choose another folder')
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f'out: {out} holds something that is no benchmark of ours; choose another folder')
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(note, settings)
-    # the system lets go of the lock when its process ends, however it ends
-    try: lock = FileLock(out/'.lock').acquire(blocking=False)
-    except Timeout:
-        raise ConfigError(f'out: a benchmark is at work in {out}; wait for it, or choose another folder') from None
-    with lock: yield
-
 # %% ../nbs/21a_benchmark.ipynb #b9e7b543
 def _settings(prompts, folders, preset, overrides, clip, nerfs) -> dict[str, Any]:
     "What makes a benchmark the same one when it is continued, after a check that it can be made. Raises `ConfigError`."
@@ -248,22 +222,25 @@ def contact_sheet(folders: Sequence[Path],  # of prompts
     return sheet
 
 # %% ../nbs/21a_benchmark.ipynb #aaade865
+def _run_task(task: tuple) -> dict[str, Any]:
+    "`run_prompt`, as a task for any process or machine"
+    with alone(Path(task[1]), 'benchmark'): return run_prompt(*task)
+
+
 def _run_all(tasks: list[tuple[str, Path]],  # (prompt, folder)
              how: tuple[str, Sequence[str], Any, Any],  # the other arguments of `run_prompt`
-             jobs: int                       # how many at a time
+             jobs: int,                      # how many at a time
+             ray: str | None                 # address of a Ray cluster
             ) -> list[dict]:                 # the scores, in order
-    from tqdm import tqdm
-    if jobs == 1: return [run_prompt(p, f, *how, progress=True) for p, f in tqdm(tasks, unit='prompt')]
-    # the libraries count their threads when they are imported, so the workers must inherit the number
-    for name in ('OMP_NUM_THREADS', 'NUMBA_NUM_THREADS'): os.environ[name] = '1'
-    with ProcessPoolExecutor(jobs, mp_context=get_context('spawn')) as pool:
-        waiting = {pool.submit(run_prompt, p, str(f), *how): i for i, (p, f) in enumerate(tasks)}
-        finished = tqdm(as_completed(waiting), total=len(tasks), unit='prompt')
-        try: done = {waiting[task]: task.result() for task in finished}
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return [done[i] for i in range(len(tasks))]
+    alone = jobs == 1 and not ray
+    named = {str(folder): (prompt, str(folder), *how, alone) for prompt, folder in tasks}
+    scores = {}
+    with closing(run_tasks(named, _run_task, None if jobs == 1 else jobs, ray)) as outcomes:
+        for done in tqdm(outcomes, total=len(named), unit='prompt'):
+            if done.error: raise done.error
+            scores[done.name] = done.value
+    remove_locks(folder for _, folder in tasks)
+    return [scores[name] for name in named]
 
 # %% ../nbs/21a_benchmark.ipynb #c2d3f7a9
 def benchmark(prompts: Iterable[str],           # texts that differ
@@ -273,16 +250,18 @@ def benchmark(prompts: Iterable[str],           # texts that differ
               clip: str | Path | None = None,   # folder of a CLIP that scores; None: the judge, which knows toys only
               # folder of a finished benchmark of the same prompts, whose results go on as meshes
               nerfs: str | Path | None = None,
-              jobs: int = 1  # prompts at a time, each in its own process with one thread when there are several
+              jobs: int = 1,  # prompts at a time, each in its own process with one thread when there are several
+              ray: str | None = None  # address of a Ray cluster; there `jobs` of 1 means all that it has room for
              ) -> dict[str, Any]:               # as `summarise`
     """Train and score every prompt; write table.md, scores.json and sheet.png into `out`.
 
     Raises `ConfigError` before anything is made."""
     out, prompts = Path(out), list(prompts)
     scorer = load_scorer(clip)
+    if ray: check_ray(ray)
     folders = [out/f'{i:02d}-{slug(p)}' for i, p in enumerate(prompts)]
-    with _claimed(out, _settings(prompts, folders, preset, overrides, clip, nerfs)):
-        rows = _run_all(list(zip(prompts, folders)), (preset, overrides, clip, nerfs), jobs)
+    with claimed(out, _settings(prompts, folders, preset, overrides, clip, nerfs), 'benchmark'):
+        rows = _run_all(list(zip(prompts, folders)), (preset, overrides, clip, nerfs), jobs, ray)
         views = [read_views(f) for f in folders]
         color, geometry = (r_precision([v[i] for v in views], prompts, scorer) for i in range(2))
         summary = summarise(rows, color, geometry)
@@ -308,12 +287,13 @@ def main(argv: list[str] | None = None  # words of the command line; None: `sys.
     parser.add_argument('--out', help='folder (default: outputs/benchmark-PROMPTS, with --refine FOLDER-refined)')
     parser.add_argument('--clip', metavar='FOLDER', help="any CLIP in transformers' format, for R-Precision")
     parser.add_argument('--jobs', type=int, default=1, metavar='N', help='prompts at a time')
+    parser.add_argument('--ray', metavar='ADDRESS', help='of a Ray cluster, whose machines do the work')
     o = parser.parse_intermixed_args(argv)
     try:
         if o.jobs < 1: raise ConfigError(f'--jobs: at least 1, not {o.jobs}')
         if o.refine: preset, out = o.preset or 'toybox-dmtet', Path(o.out or o.refine.rstrip('/') + '-refined')
         else: preset, out = o.preset or 'toybox', Path(o.out or f'outputs/benchmark-{slug(Path(o.prompts).stem)}')
-        summary = benchmark(prompt_set(o.prompts), out, preset, o.overrides, o.clip, o.refine, o.jobs)
+        summary = benchmark(prompt_set(o.prompts), out, preset, o.overrides, o.clip, o.refine, o.jobs, o.ray)
         print((out/'table.md').read_text() + f'\n{json.dumps(summary)}\n{out/"table.md"}, {out/"scores.json"}, '
               f'{out/"sheet.png"}')
     except ConfigError as error:

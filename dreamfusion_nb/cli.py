@@ -41,19 +41,25 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str): raise ConfigError(f'{message}; dreamfusion --help shows how it is used')
 
 
+def _add_start(parser: _Parser) -> None:
+    "The options that say what configuration a run begins with"
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument('--preset', default='toybox', metavar='P', help=f'{", ".join(PRESETS)} (default: toybox)')
+    start.add_argument('--config', metavar='FILE', help='YAML file, or the folder of an earlier run')
+
+
 def _parser() -> _Parser:
     "The words of the main command"
     parser = _Parser(prog='dreamfusion', usage='dreamfusion PROMPT [options] [key=value ...]', allow_abbrev=False,
                      description='Makes a 3D object from a sentence: a GLB, a video and a picture in one folder. '
-                                 'Also: dreamfusion toys, dreamfusion view FOLDER, dreamfusion export FOLDER [FILE].',
+                                 'Also: dreamfusion toys, dreamfusion view FOLDER, dreamfusion export FOLDER [FILE], '
+                                 'dreamfusion batch FILE.',
                      epilog='Exit codes: 0 done, 2 bad input, 130 interrupted (the same command goes on then).')
     parser.add_argument('prompt', metavar='PROMPT', nargs='?', help='what to make, such as "a hamburger"')
     parser.add_argument('overrides', metavar='key=value', nargs='*',
                         help='any key of the configuration, such as guidance_scale=30 or data.train.width=96; '
                              'with --refine, refine.key=value is one of the mesh stage, such as refine.iters=300')
-    start = parser.add_mutually_exclusive_group()
-    start.add_argument('--preset', default='toybox', metavar='P', help=f'{", ".join(PRESETS)} (default: toybox)')
-    start.add_argument('--config', metavar='FILE', help='YAML file, or the folder of an earlier run')
+    _add_start(parser)
     for option, metavar, meaning in _VALUES: parser.add_argument(option, metavar=metavar, help=meaning)
     for option, meaning in _SWITCHES: parser.add_argument(option, action='store_true', help=meaning)
     return parser
@@ -72,13 +78,8 @@ def _check_options(unknown: list[str], parser: _Parser) -> None:
     raise ConfigError(f'unknown option {unknown[0]}{meant}')
 
 
-def _read_arguments(argv: list[str]) -> tuple[argparse.Namespace, Config, dict[str, Any]]:
-    "The parsed words, the checked `Config` they ask for and the overrides of the mesh stage. Raises `ConfigError`"
-    parser = _parser()
-    args, unknown = parser.parse_known_intermixed_args(argv)
-    _check_options(unknown, parser)
-    if args.prompt is None: raise ConfigError('the prompt is missing: dreamfusion "a hamburger"')
-    if args.resume and args.overwrite: raise ConfigError('--resume and --overwrite contradict each other: choose one')
+def _configure(args: argparse.Namespace, *changes: dict) -> tuple[Config, dict[str, Any]]:
+    "The `Config` that options and words ask for, and the overrides of the mesh stage. Raises `ConfigError`"
     options = {'iters': args.iters, 'seed': args.seed, 'guidance.name': args.guidance}
     later = [word.removeprefix('refine.') for word in args.overrides if word.startswith('refine.')]
     if later and not args.refine: raise ConfigError(f'refine.{later[0]} is for the mesh stage: it needs --refine')
@@ -86,10 +87,21 @@ def _read_arguments(argv: list[str]) -> tuple[argparse.Namespace, Config, dict[s
     overrides += [word for word in args.overrides if not word.startswith('refine.')]
     # a word that is no preset is not read as YAML
     start = preset(args.preset) if args.config is None else Path(args.config)
-    config = load_config(start, dict(prompt=args.prompt), *overrides)
+    config = load_config(start, *changes, *overrides)
     load_config(mesh_preset(config), *later)    # a slip is found now, not after the NeRF
+    return config, dict(pair for word in later for pair in pairs(word))
+
+
+def _read_arguments(argv: list[str]) -> tuple[argparse.Namespace, Config, dict[str, Any]]:
+    "The parsed words, the checked `Config` they ask for and the overrides of the mesh stage. Raises `ConfigError`"
+    parser = _parser()
+    args, unknown = parser.parse_known_intermixed_args(argv)
+    _check_options(unknown, parser)
+    if args.prompt is None: raise ConfigError('the prompt is missing: dreamfusion "a hamburger"')
+    if args.resume and args.overwrite: raise ConfigError('--resume and --overwrite contradict each other: choose one')
+    config, later = _configure(args, dict(prompt=args.prompt))
     check_folder(Path(args.out).expanduser() if args.out else Path('outputs'))
-    return args, config, dict(pair for word in later for pair in pairs(word))
+    return args, config, later
 
 # %% ../nbs/23_cli.ipynb #0fb50968
 def _size(path: Path) -> str:
@@ -207,8 +219,43 @@ def _toys(argv: list[str]) -> None:
         print(textwrap.fill(f'{title}: {", ".join(words)}', 100, subsequent_indent='    '))
     print('as in: dreamfusion "a striped red mug"')
 
+# %% ../nbs/23_cli.ipynb #5db73fcd
+def _batch(argv: list[str]) -> int:
+    "`dreamfusion batch FILE`; returns the exit code"
+    parser = _Parser(prog='dreamfusion batch', usage='dreamfusion batch FILE [options] [key=value ...]',
+                     allow_abbrev=False,
+                     description='Makes every prompt of a file, each in a folder of its own, with a table and a sheet. '
+                                 'The same command again goes on where it stopped.',
+                     epilog='Exit codes: 0 all is made, 1 some prompts came to nothing (table.md says why), 2 bad '
+                            'input, 130 interrupted.')
+    parser.add_argument('file', metavar='FILE', help='a prompt on each line; # begins a comment')
+    parser.add_argument('overrides', metavar='key=value', nargs='*', help='as of dreamfusion PROMPT')
+    _add_start(parser)
+    for option, metavar, meaning in _VALUES:
+        if option not in ('--out', '--schedules'): parser.add_argument(option, metavar=metavar, help=meaning)
+    parser.add_argument('--out', metavar='FOLDER', help='for all of it (default: outputs/ and the name of the file)')
+    parser.add_argument('--refine', action='store_true', help='then go on as meshes, in folders of their own')
+    parser.add_argument('--jobs', metavar='N', help='prompts at a time, each in a process of one thread (default: 1)')
+    parser.add_argument('--ray', metavar='ADDRESS', help='of a Ray cluster, whose machines do the work: auto, '
+                        'head:6379 or ray://head:10001; all must see the folder')
+    args, unknown = parser.parse_known_intermixed_args(argv)
+    _check_options(unknown, parser)
+    config, later = _configure(args)
+    from dreamfusion_nb.batch import run_batch
+    out = Path(args.out or Path('outputs')/Path(args.file).stem)
+    jobs = int(args.jobs) if (args.jobs or '').isdecimal() else args.jobs
+    try: rows = run_batch(args.file, out, config, refine=later if args.refine else None, jobs=jobs, ray=args.ray,
+                          device=args.device, say=_say)
+    except KeyboardInterrupt as stopped:
+        _say(f'{stopped or "interrupted"}: {_again(["batch", *argv])}')
+        return 130
+    done = sum(row['state'] == 'done' for row in rows)
+    print(f'{done} of {len(rows)} prompts are made', *(_size(out/name) for name in ('table.md', 'sheet.png')), sep='\n')
+    return int(done < len(rows))
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {'export': _export, 'view': _view, 'toys': _toys}
+
+COMMANDS: dict[str, Callable[[list[str]], int | None]] = {'export': _export, 'view': _view, 'toys': _toys,
+                                                          'batch': _batch}
 
 # %% ../nbs/23_cli.ipynb #c24b27e9
 @contextmanager
@@ -221,24 +268,24 @@ def _plain_warnings() -> Iterator[None]:
         yield
 
 
-def _do(argv: list[str], seen: dict) -> None:
-    "What the words ask for. Raises `ConfigError`"
+def _do(argv: list[str], seen: dict) -> int | None:
+    "What the words ask for. Returns an exit code, if it is not 0. Raises `ConfigError`"
     if argv and argv[0] in COMMANDS: return COMMANDS[argv[0]](argv[1:])
     if '--version' in argv:
         from dreamfusion_nb import __version__
-        return print(f'dreamfusion_nb {__version__}')
-    if '--list' in argv: return _toys([])
-    args, config, later = _read_arguments(argv)
-    _run(args, config, later, seen)
+        print(f'dreamfusion_nb {__version__}')
+    elif '--list' in argv: _toys([])
+    else: _run(*_read_arguments(argv), seen)
+    return None
 
 # %% ../nbs/23_cli.ipynb #581d7015
 def main(argv: list[str] | None = None  # words of the command line; None: those of this process
-        ) -> int:                       # exit code: 0 done, 2 bad input, 130 interrupted (the same command goes on)
+        ) -> int:                       # exit code: 0 done, 1 a batch in part, 2 bad input, 130 interrupted
     "The `dreamfusion` command: prints the files that it wrote, or one line to the error stream that says what is wrong"
     argv = sys.argv[1:] if argv is None else list(argv)
     seen = dict(step=0)
     try:
-        with _plain_warnings(): _do(argv, seen)
+        with _plain_warnings(): return _do(argv, seen) or 0
     except ConfigError as error:
         _say(str(error))
         return 2
@@ -246,7 +293,6 @@ def main(argv: list[str] | None = None  # words of the command line; None: those
         print(file=sys.stderr)
         _say(f'interrupted after step {seen["step"]}; to go on: {_again(argv)}')
         return 130
-    return 0
 
 
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())  # run as a program, not as a page
