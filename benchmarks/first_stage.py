@@ -6,7 +6,7 @@
 Interrupted, the same command goes on; `--table` prints what is finished so far and makes nothing. A variant's time is
 its steps: a step of splats costs about half of one of the NeRF (`benchmarks/step.py`), so 1000 steps of splats take
 half the time of the NeRF's 1000 (with what is around the steps), and 2000 about as much. `splats` is the preset, 500
-steps."""
+steps; `splats-grow` begins with a third of the splats and adds where the pull is strong."""
 import argparse
 import json
 from pathlib import Path
@@ -16,8 +16,9 @@ import numpy as np
 from dreamfusion_nb.benchmark import benchmark, prompt_set
 from dreamfusion_nb.prior_training import write_json
 
+GROW = ('splats.count=1000', 'splats.max_count=3000', 'splats.grow_share=.3')
 VARIANTS = {'nerf': ('toybox', ()), 'splats': ('splats', ()), 'splats-half': ('splats', ('iters=1000',)),
-            'splats-equal': ('splats', ('iters=2000',))}
+            'splats-equal': ('splats', ('iters=2000',)), 'splats-grow': ('splats', GROW)}
 MEASURES = {'r_geometry': 'R geometry', 'r_color': 'R colour', 'f_score': 'F', 'iou': 'IoU', 'psnr': 'PSNR',
             'shape_psnr': 'PSNR shape', 'one_front': 'one front', 'agreement': 'views'}
 
