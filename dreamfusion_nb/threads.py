@@ -30,12 +30,17 @@ def _core_of(cpu: int) -> str:
     except OSError: return str(cpu)
 
 
+def physical_cores() -> int:
+    "How many cores this process may use; two logical processors of one core count once"
+    if not hasattr(os, 'sched_getaffinity'): return os.cpu_count() or 1    # not Linux: we cannot tell
+    return len({_core_of(cpu) for cpu in os.sched_getaffinity(0)})
+
+
 @cache
 def _default_counts() -> set[int]:
     "The numbers of threads that PyTorch may have chosen by itself on this machine"
-    if not hasattr(os, 'sched_getaffinity'): return {_AT_IMPORT}    # not Linux: we cannot tell
-    usable = os.sched_getaffinity(0)
-    return {os.cpu_count() or 1, len(usable), len({_core_of(cpu) for cpu in usable})}
+    if not hasattr(os, 'sched_getaffinity'): return {_AT_IMPORT}
+    return {os.cpu_count() or 1, len(os.sched_getaffinity(0)), physical_cores()}
 
 # %% ../nbs/15a_threads.ipynb #714cfd12
 def user_chose_threads() -> bool:
@@ -86,7 +91,8 @@ def picture_edges(config: Config) -> tuple[float, float]:
 
 def limit_for(config: Config,
               device: torch.device | str,
-              image_size: float = 0       # pixels an edge of what the diffusion model sees
+              image_size: float = 0,      # pixels an edge of what the diffusion model sees
+              decided: int | None = None  # a number that has been found already
              ) -> AbstractContextManager[None]:
     "A `limit_threads` block for the work that a `Config` describes"
-    return limit_threads(threads_for(device, *picture_edges(config), image_size))
+    return limit_threads(decided or threads_for(device, *picture_edges(config), image_size))
