@@ -8,12 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+import scale_parts
 import torch
 from conftest import CHEAP, snapshot
 
 import dreamfusion_nb
 from dreamfusion_nb import ConfigError, Trainer, cli, load_config, scale, train
-from dreamfusion_nb.background import StaticBackground
+from dreamfusion_nb.own_parts import OwnParts
 from dreamfusion_nb.step import Stepper
 
 ROOT = Path(dreamfusion_nb.__file__).parents[1]
@@ -21,13 +22,10 @@ FOUR = CHEAP | {'iters': 4, 'data.train.batch_size': 4, 'data.train.width': 16, 
                 'checkpoint.every_n_train_steps': 2, 'update_extra_interval': 2}
 
 
-def config(pipeline, **more):
-    return load_config('toybox', dict(prompt='a hamburger'), FOUR | {'guidance.name': str(pipeline)} | more)
+def config(**more): return load_config('toybox', dict(prompt='a hamburger'), FOUR | more)
 
 
-def own_sky(config, generator):
-    "A part of one's own that each worker makes for itself"
-    return StaticBackground((.2, .4, .6))
+OWN = dict(guidance=scale_parts.teacher, background=scale_parts.sky)
 
 
 def together(trainer):
@@ -53,57 +51,57 @@ def files(folder): return {name: content for name, content in snapshot(folder).i
 
 
 @pytest.fixture(scope='module')
-def alone(pipeline):
+def alone():
     "A run with one worker"
-    trainer = Trainer(config(pipeline), background=own_sky, workers=1)
+    trainer = Trainer(config(), **OWN, workers=1)
     trainer.fit()
     return trainer
 
 
 # The same bytes
 
-def test_any_number_of_workers_gives_the_same_bytes(pipeline, alone, tmp_path):
+def test_any_number_of_workers_gives_the_same_bytes(alone, tmp_path):
     """Four, then two, of which one dies, then one: as if there had been one all the time.
 
     The dead one stops the run with a line and a checkpoint"""
-    first = together(Trainer(config(pipeline), background=own_sky, folder=tmp_path, workers=4))
+    first = together(Trainer(config(), **OWN, folder=tmp_path, workers=4))
     first.fit(2)
     first.team.rest()
-    second = together(Trainer.resume(tmp_path, background=own_sky, workers=2))
+    second = together(Trainer.resume(tmp_path, **OWN, workers=2))
     def kill(trainer, record): os.kill(trainer.team.helpers[0].process.pid, signal.SIGKILL)
     with pytest.raises(scale.WorkerLost) as error: second.fit(callbacks=[kill])
     said = str(error.value)
     assert 'worker 2 of 2 has stopped: killed by signal 9' in said and 'step 3 is saved' in said and '\n' not in said
     assert second.checkpoint.exists() and second.step_count == 3
-    last = Trainer.resume(tmp_path, background=own_sky, workers=1)
+    last = Trainer.resume(tmp_path, **OWN, workers=1)
     last.fit()
     assert same(state(last), state(alone)) and last.history == alone.history
 
 
-def test_splats_too(pipeline):
+def test_splats_too():
     "Splats that `update` moves, a prompt that is steered, a record of all views; and the others end with their run"
     ends = []
     for workers in (1, 2):
-        settings = config(pipeline, **{'renderer.name': 'splats', 'splats.count': 50, 'splats.dead_below': .0999})
-        trainer = Trainer(settings, workers=workers)
+        settings = config(**{'renderer.name': 'splats', 'splats.count': 50})
+        trainer = Trainer(settings, workers=workers, **OWN)
+        with torch.no_grad(): trainer.field.raw_opacity[:9] = -9.    # dead
         trainer.fit(1)
         if workers > 1: together(trainer)
         trainer.steer(prompt='a duck', guidance_scale=3.)
         record = trainer.fit(2)
-        assert record.image.shape == (4, 3, 16, 16) and len(record.t) == 4
+        assert record.image.shape == (4, 3, 16, 16) and len(record.t) == 4 and (trainer.field.opacity > .001).all()
         ends.append([*state(trainer), record.image, record.noise_pred])
         assert len(trainer.team.helpers) == workers - 1
         trainer.reset()
-        assert same(state(trainer), state(Trainer(settings))) and trainer.team.here(trainer) == (workers > 1)
+        assert same(state(trainer), state(Trainer(settings, **OWN))) and trainer.team.here(trainer) == (workers > 1)
     assert same(*ends)
     trainer.team.group = trainer.team.carrier = None    # as if this process were gone
     trainer.team.helpers[0].process.wait(300)
 
 
-def test_other_views_than_the_first_count(pipeline, alone):
+def test_the_sum_is_that_of_all_views():
     "What two workers add up is the gradient of all four views"
-    config_ = config(pipeline)
-    stepper = Stepper(config_)
+    stepper = Stepper(config(), OwnParts(**OWN))
     stepper.team = scale.Team(1)
     cameras = stepper.cameras()
     look, light = scale.ShadingChoice('albedo', 1., False), cameras.position
@@ -128,15 +126,9 @@ def test_command_and_launcher_write_the_same_files(pipeline, tmp_path):
 
 # Workers that die
 
-def bad_sky(config, generator):
-    "A part that cannot be made in a worker"
-    if os.environ.get('HERE'): return StaticBackground((0, 0, 0))
-    raise RuntimeError('no sky in this process')
-
-
-def test_the_message_of_a_worker_arrives(pipeline, monkeypatch):
+def test_the_message_of_a_worker_arrives(monkeypatch):
     monkeypatch.setenv('HERE', '1')
-    trainer = Trainer(config(pipeline), background=bad_sky, workers=2)
+    trainer = Trainer(config(), guidance=scale_parts.teacher, background=scale_parts.bad_sky, workers=2)
     monkeypatch.delenv('HERE')
     with pytest.raises(ConfigError, match='worker 2 of 2 has stopped.*bad_sky.*no sky in this process'):
         together(trainer)
@@ -151,9 +143,9 @@ def test_the_message_of_a_worker_arrives(pipeline, monkeypatch):
     (dict(workers=5), 'workers: 5 are more than the views of a step: set data.train.batch_size to 5 or more'),
     (dict(workers=2, background=lambda config, generator: None), 'background: .*cannot be sent to a worker'),
     (dict(workers=2, losses=dict(mine=lambda out, field, generator: 0)), 'losses: .*cannot be sent to a worker')])
-def test_bad_input(more, said, pipeline, tmp_path):
+def test_bad_input(more, said, tmp_path):
     with pytest.raises(ConfigError, match=said) as error:
-        train('a hamburger', out=tmp_path/'out', guidance=str(pipeline), progress=False, **FOUR, **more)
+        train('a hamburger', out=tmp_path/'out', progress=False, **FOUR, **more)
     assert '\n' not in str(error.value) and not (tmp_path/'out').exists()
 
 
@@ -165,13 +157,13 @@ def test_the_command_says_it_too(capsys, tmp_path):
     assert "not 'two'" in capsys.readouterr().err and not (tmp_path/'out').exists()
 
 
-def test_where_no_process_can_be_started(pipeline, tmp_path, monkeypatch):
+def test_where_no_process_can_be_started(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'executable', str(tmp_path/'nothing'))
     scale.why_no_process.cache_clear()
     try:
-        settings = config(pipeline)
+        settings = config()
         with pytest.raises(ConfigError, match='no process can be started here .*leave out workers'):
-            Trainer(settings, workers=2)
+            Trainer(settings, **OWN, workers=2)
         assert scale.workers_for('auto', settings) == 1
     finally: scale.why_no_process.cache_clear()
 
