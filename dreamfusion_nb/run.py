@@ -428,6 +428,39 @@ def read_back(folder: Path, device: str | torch.device | None, parts: OwnParts) 
     print(line) if in_notebook() else notice(line)
     return result
 
+# %% ../nbs/19a_run.ipynb #7a31c0db
+def follow_run(team: Any, settings: Config, parts: OwnParts, device: torch.device) -> Result:
+    "Share in the run that the first process of a launcher makes, and read its result. Raises `ConfigError`"
+    stepper = Stepper(settings, parts, device)
+    stepper.team = team
+    told = team.follow(stepper)
+    if 'failed' in told: raise ConfigError(told['failed'])
+    return load(told['folder'], device, **parts.given())
+
+
+def make_result(settings: Config,
+                first: Path,                # this and the next two as of `find_or_start`
+                numbers: bool,
+                parts: OwnParts,
+                *,
+                workers: int | str | None,  # this and the rest as of `train`
+                device: str | torch.device | None,
+                callbacks: Callable | Sequence[Callable],
+                progress: bool,
+                **how: Any
+               ) -> Result:
+    "Make the result of a configuration, or read it back; with workers if there are any"
+    place = own_device(pick_device(device))
+    team = launched_team(workers, settings, place) or team_for(workers, settings, parts, place)
+    if team is not None and team.rank: return follow_run(team, settings, parts, place)
+    with at_work(team) as end, ExitStack() as hold, showing(progress) as display:
+        found = find_or_start(settings, first, numbers, parts, device=place, hold=hold, **how)
+        if isinstance(found, Trainer):
+            found.team = team
+            found = run_to_end(found, as_callbacks(callbacks), display)
+        end['folder'] = str(found.folder)
+        return found
+
 # %% ../nbs/19a_run.ipynb #7a31c0da
 def run_to_end(trainer: Trainer, callbacks: list[Callable], display: LiveCell | ProgressBar | None) -> Result:
     "Do all steps that are left, and write the result. Raises `Interrupted`"
@@ -443,15 +476,6 @@ def run_to_end(trainer: Trainer, callbacks: list[Callable], display: LiveCell | 
         raise Interrupted(how_to_go_on(trainer)) from None
     if display: display.tell('done')
     return result
-
-
-def follow_run(team: Any, settings: Config, parts: OwnParts, device: torch.device) -> Result:
-    "Share in the run that the first process of a launcher makes, and read its result. Raises `ConfigError`"
-    stepper = Stepper(settings, parts, device)
-    stepper.team = team
-    told = team.follow(stepper)
-    if 'failed' in told: raise ConfigError(told['failed'])
-    return load(told['folder'], device, **parts.given())
 
 
 def how_to_go_on(trainer: Trainer) -> str:
@@ -496,8 +520,7 @@ def train(prompt: str,               # what to make
           overwrite: bool = False,          # replace what is in the folder
           callbacks: Callable | Sequence[Callable] = (),  # called as callback(trainer, record) after each step
           threads: int | None = None,       # to compute on; None: one for small work, unless you have set a number
-          workers: int | str | None = None, # processes that share the views of a step, at most `data.train.batch_size`;
-                                            # 'auto': as many as pay; None: one, and the views are one batch
+          workers: int | str | None = None, # processes that share the views of a step, or 'auto'; None: one batch
           progress: bool = True,            # a live cell in notebooks, a progress bar elsewhere
           **overrides: Any                  # any key of the configuration, dotted, as **{'nerf.bound': 1}, or plain
          ) -> Result:
@@ -513,15 +536,6 @@ def train(prompt: str,               # what to make
     settings = load_config(preset if config is None else config, overrides, keys, named)
     first = result_folder(out, settings.prompt)
     if settings.mode != 'fit': return run_mode(settings, first, pick_device(device), overwrite, parts)
-    place = own_device(pick_device(device))
     with limit_threads(threads):
-        team = launched_team(workers, settings, place) or team_for(workers, settings, parts, place)
-        if team is not None and team.rank: return follow_run(team, settings, parts, place)
-        with at_work(team) as end, ExitStack() as hold, showing(progress) as display:
-            found = find_or_start(settings, first, may_be_numbered(out, overwrite), parts, device=place,
-                resume=resume, schedules=schedules, overwrite=overwrite, hold=hold)
-            if isinstance(found, Trainer):
-                found.team = team
-                found = run_to_end(found, as_callbacks(callbacks), display)
-            end['folder'] = str(found.folder)
-            return found
+        return make_result(settings, first, may_be_numbered(out, overwrite), parts, workers=workers, device=device,
+            callbacks=callbacks, progress=progress, resume=resume, schedules=schedules, overwrite=overwrite)

@@ -290,6 +290,16 @@ def look_after(team: Any, error: Exception | None = None) -> None:
     raise WorkerLost(f'workers: {what}') from None
 
 
+def connect(team: Any, store: Any, device: torch.device) -> None:
+    "Meet the other processes. Returns when all are here"
+    team.store = store    # kept, or it would close
+    with talking(team):
+        team.group = team.carrier = connection(store, team.rank, team.size, not team.launcher)
+        if device.type == 'cuda':
+            team.carrier = dist.ProcessGroupNCCL(dist.PrefixStore('nccl', store), team.rank, team.size,
+                dist.ProcessGroupNCCL.Options())
+
+# %% ../nbs/17c_scale.ipynb #5c00001b
 def send(team: Any, message: dict[str, Any], tensors: list[list[torch.Tensor]]) -> None:
     "Send a message and lists of tensors to all others"
     row = torch.frombuffer(bytearray(pickle.dumps(message)), dtype=torch.uint8)
@@ -307,7 +317,7 @@ def receive(team: Any) -> dict[str, Any]:
         team.group.broadcast(row, 0).wait()
     return pickle.loads(row.numpy().tobytes())
 
-# %% ../nbs/17c_scale.ipynb #5c00001c
+# %% ../nbs/17c_scale.ipynb #5c00001d
 def receive_tensors(team: Any, tensors: list[torch.Tensor]) -> None:
     "Give tensors what the first process sends"
     row = torch.empty_like(as_bytes(tensors))
@@ -330,7 +340,7 @@ def send_job(team: Any, trainer: Any, job: tuple) -> None:
     send(team, message, [params, buffers] if versions != before else [params])
     team.told = trainer.config, versions
 
-# %% ../nbs/17c_scale.ipynb #5c00001d
+# %% ../nbs/17c_scale.ipynb #5c00001e
 def take_job(team: Any, stepper: Stepper, message: dict[str, Any]) -> list[View]:
     "Compute this worker's views of a step that it was told"
     def prompt(): return stepper.steering.prompt or stepper.config.prompt
@@ -350,7 +360,7 @@ def take_job(team: Any, stepper: Stepper, message: dict[str, Any]) -> list[View]
     job = cameras.to(stepper.device), look, light.to(stepper.device), seeds
     with stepper.limit_threads(): return [view_of(stepper, i, *job) for i in team.views(len(seeds))]
 
-# %% ../nbs/17c_scale.ipynb #5c00001f
+# %% ../nbs/17c_scale.ipynb #5c000020
 def pass_on(team: Any, found: list[View]) -> None:
     "Send this worker's views towards the first process"
     behind = torch.empty_like(found[0].added) if team.rank < team.size - 1 else None
@@ -371,7 +381,7 @@ def collect(team: Any, found: list[View], n: int) -> tuple[torch.Tensor, list[to
             rows += list(seen)
     return add_up([view.added for view in found], behind), rows
 
-# %% ../nbs/17c_scale.ipynb #5c000020
+# %% ../nbs/17c_scale.ipynb #5c000021
 def start_helpers(team: Any, trainer: Any) -> None:
     "Start the other processes of a team. Raises `ConfigError`"
     if team.auto: team.size = workers_for('auto', trainer.config, trainer.device) or 1
@@ -387,7 +397,7 @@ def start_helpers(team: Any, trainer: Any) -> None:
         team.stop()
         raise ConfigError(f'workers: no process can be started here ({error}); leave out workers (--workers)') from None
 
-
+# %% ../nbs/17c_scale.ipynb #5c000022
 def work() -> None:
     "What a process does that we have started: its views of each step, until it is ended"
     rank, size, folder, name, config, parts = pickle.load(sys.stdin.buffer)
@@ -396,10 +406,10 @@ def work() -> None:
     team = stepper.team = Team(size, rank=rank)
     store = dist.FileStore(os.path.join(folder, 'meeting'), size)
     store.set(f'here {rank}', '1')
-    team.connect(store, device)
+    connect(team, store, device)
     team.follow(stepper)
 
-# %% ../nbs/17c_scale.ipynb #5c000022
+# %% ../nbs/17c_scale.ipynb #5c000024
 class Team:
     """The processes that share the views of each step; the first one is the run itself.
 
@@ -427,17 +437,6 @@ class Team:
         rank = self.rank if rank is None else rank
         return range(rank*n//self.size, (rank + 1)*n//self.size)
 
-    def connect(self, store: Any,          # in which all find each other
-                device: torch.device       # of the tensors that travel
-               ) -> None:
-        "Meet the others. Returns when all are here"
-        self.store = store    # kept, or it would close
-        with talking(self):
-            self.group = self.carrier = connection(store, self.rank, self.size, not self.launcher)
-            if device.type == 'cuda':
-                self.carrier = dist.ProcessGroupNCCL(dist.PrefixStore('nccl', store), self.rank, self.size,
-                    dist.ProcessGroupNCCL.Options())
-
     def here(self, trainer: Any  # whose steps they share
             ) -> bool:
         "Whether there are others, and all of them are here. The first call starts them"
@@ -445,7 +444,7 @@ class Team:
         if not self.helpers and self.size > 1: start_helpers(self, trainer)
         look_after(self)
         if self.size == 1 or not self.store.check([f'here {h.rank}' for h in self.helpers]): return False
-        self.connect(self.store, trainer.device)
+        connect(self, self.store, trainer.device)
         return True
 
     def distill_views(self, trainer: Any,     # whose step it is
@@ -485,7 +484,10 @@ class Team:
         for helper in self.helpers: helper.stop()
         self.helpers, self.group, self.carrier, self.told = [], None, None, ()
 
-# %% ../nbs/17c_scale.ipynb #5c000024
+# %% ../nbs/17c_scale.ipynb #5c000026
+_TEAMS = itertools.count()    # each team of a launcher has names of its own
+
+
 def team_for(asked: int | str | None, config: Config, parts: OwnParts, device: torch.device) -> Team | None:
     "The team of a run, or None: one process and the views of a step as one batch. Raises `ConfigError`"
     n = workers_for(asked, config, device)
@@ -503,17 +505,14 @@ def launched_team(asked: int | str | None, config: Config, device: torch.device)
         raise ConfigError(f'workers: the launcher has started {size} processes, more than the views of a step: set '
             f'data.train.batch_size to {size} or more')
     team = Team(size, rank=rank, launcher=True)
-    team.connect(dist.PrefixStore(f'team {next(_TEAMS)}', launcher_store()), device)
+    connect(team, dist.PrefixStore(f'team {next(_TEAMS)}', launcher_store()), device)
     return team
 
-
+# %% ../nbs/17c_scale.ipynb #5c000027
 def own_device(device: torch.device) -> torch.device:
     "The device of this process: under a launcher each has a GPU of its own"
     return torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0))) if launched()[1] > 1 and \
         device.type == 'cuda' else device
-
-
-_TEAMS = itertools.count()    # each team of a launcher has names of its own
 
 
 @contextmanager

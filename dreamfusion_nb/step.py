@@ -152,6 +152,19 @@ def regularise(trainer: Any, out: RenderOutput) -> dict[str, torch.Tensor]:
         found['opacity_loss' if name == 'opacity' else name] = weight*value    # `opacity` is a column of its own
     return found
 
+
+def distill_views(trainer: Any, cameras: Cameras, look: ShadingChoice, light: torch.Tensor, share: float = 1.
+                 ) -> tuple[RenderOutput, SDSOutput, dict[str, torch.Tensor]]:
+    "Return (rendering, opinion, losses); leaves the gradient of `share` of their sum in the parameters"
+    out = trainer.render(cameras, look, light)
+    opinion = trainer.distill(cameras, look, out)
+    losses = {'sds': value_at(trainer.config.loss.lambda_sds, trainer.step_count)*opinion.loss,
+        **trainer.regularise(out)}
+    trainer.renderer.zero_grad()
+    total = share*sum(losses.values())
+    if total.requires_grad: total.backward()    # a locked shape in white light has nothing to learn
+    return out, opinion, losses
+
 # %% ../nbs/17b_step.ipynb #f6d2539d
 def check_gradients(trainer: Any, losses: dict[str, torch.Tensor]) -> None:
     """Raise `ConfigError` unless losses and gradients are finite:
@@ -165,19 +178,6 @@ def check_gradients(trainer: Any, losses: dict[str, torch.Tensor]) -> None:
     what = next(name for name, ok in zip(numbers, fine) if not ok)
     raise ConfigError(f'step {trainer.step_count}: {what} is not finite; go on from the last checkpoint with a lower '
         'learning rate (optim.lr)')
-
-
-def distill_views(trainer: Any, cameras: Cameras, look: ShadingChoice, light: torch.Tensor, share: float = 1.
-                 ) -> tuple[RenderOutput, SDSOutput, dict[str, torch.Tensor]]:
-    "Return (rendering, opinion, losses); leaves the gradient of `share` of their sum in the parameters"
-    out = trainer.render(cameras, look, light)
-    opinion = trainer.distill(cameras, look, out)
-    losses = {'sds': value_at(trainer.config.loss.lambda_sds, trainer.step_count)*opinion.loss,
-        **trainer.regularise(out)}
-    trainer.renderer.zero_grad()
-    total = share*sum(losses.values())
-    if total.requires_grad: total.backward()    # a locked shape in white light has nothing to learn
-    return out, opinion, losses
 
 
 def take_step(trainer: Any) -> StepRecord:

@@ -232,9 +232,8 @@ class Trainer(Stepper):
         if not found: raise ConfigError(f'{folder} holds no checkpoint')
         config = load_config(Path(folder)/'config.yaml')
         check_same_parts(config, OwnParts(guidance, **parts), folder)
-        # the weights that it began with may be gone by now
-        trainer = cls(config.replace(dict(resume_from_checkpoint=None)), guidance, device, folder,
-            workers=workers, **parts)
+        began = config.replace(dict(resume_from_checkpoint=None))    # the weights that it began with may be gone by now
+        trainer = cls(began, guidance, device, folder, workers=workers, **parts)
         trainer.config, trainer.warm_start_report = config, []
         return _restore(trainer, found[-1])
 
