@@ -251,7 +251,10 @@ class Helper:
         self.stop = weakref.finalize(self, end_process, self.process, self.said)
 
     def _feed(self, job: bytes) -> None:
-        with suppress(OSError), self.process.stdin as pipe: pipe.write(job)    # type: ignore[union-attr]
+        with suppress(OSError, ValueError):
+            assert self.process.stdin is not None
+            self.process.stdin.write(job)    # and it stays open: when it closes, this process is gone
+            self.process.stdin.flush()
 
     def why_ended(self) -> str:
         "Why it has ended; '' if it has not"
@@ -268,6 +271,8 @@ def end_process(process: subprocess.Popen, said: Any) -> None:
     process.kill()
     process.wait()
     said.close()
+    with suppress(OSError):
+        if process.stdin is not None: process.stdin.close()
 
 # %% ../nbs/17c_scale.ipynb #5c00001a
 @contextmanager
@@ -401,6 +406,8 @@ def start_helpers(team: Any, trainer: Any) -> None:
 def work() -> None:
     "What a process does that we have started: its views of each step, until it is ended"
     rank, size, folder, name, config, parts = pickle.load(sys.stdin.buffer)
+    def leave(): os._exit(len(os.read(0, 1)))    # nothing more comes, until the first process is gone
+    threading.Thread(target=leave, daemon=True).start()
     device = torch.device('cuda', rank) if torch.device(name).type == 'cuda' else torch.device(name)
     stepper = Stepper(config, pickle.loads(parts), device)
     team = stepper.team = Team(size, rank=rank)
