@@ -190,3 +190,32 @@ def test_auto_takes_no_more_than_pay(monkeypatch):
         [2, 2, 4, 4, 1, 3, 1]
     assert [scale.Team(3, rank=r).views(4) for r in range(3)] == [range(0, 1), range(1, 2), range(2, 4)]
     assert scale.memory_for() >= 0
+
+
+# How threads wait
+
+def python(code, **env):
+    given = {name: value for name, value in os.environ.items() if name not in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')}
+    run = subprocess.run([sys.executable, '-c', code], text=True, capture_output=True, timeout=300,
+                         env=given | dict(PYTHONPATH=str(ROOT)) | env)
+    assert run.returncode == 0, run.stderr
+    return run.stdout + run.stderr
+
+
+def test_threads_sleep_while_they_wait():
+    code = 'import dreamfusion_nb, os; print(os.environ.get("OMP_WAIT_POLICY"))'
+    assert python(code) == 'PASSIVE\n'
+    assert python(code, OMP_WAIT_POLICY='active') == 'active\n' and python(code, GOMP_SPINCOUNT='100') == 'None\n'
+
+
+def test_a_late_import_says_so():
+    code = '''if True:
+        import torch
+        from dreamfusion_nb import load_config, threads
+        torch.set_num_threads(2)
+        config = load_config('dreamfusion', dict(prompt='a duck'))
+        for _ in range(2):
+            with threads.limit_for(config, 'cpu', 512): print(torch.get_num_threads(), threads.spins())'''
+    said = python(code, OMP_NUM_THREADS='2')
+    assert said.count('2 True') == 2 and said.count('2 threads spin while they wait') == 1
+    assert 'spin while' not in python(code.replace('import torch', 'import dreamfusion_nb, torch'))
