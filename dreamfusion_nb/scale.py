@@ -274,7 +274,7 @@ def end_process(process: subprocess.Popen, said: Any) -> None:
     with suppress(OSError):
         if process.stdin is not None: process.stdin.close()
 
-# %% ../nbs/17c_scale.ipynb #5c00001a
+# %% ../nbs/17c_scale.ipynb #5c00001c
 @contextmanager
 def talking(team: Any) -> Iterator[None]:
     "Turn a broken connection into a `WorkerLost` that says who has stopped, and why"
@@ -304,7 +304,7 @@ def connect(team: Any, store: Any, device: torch.device) -> None:
             team.carrier = dist.ProcessGroupNCCL(dist.PrefixStore('nccl', store), team.rank, team.size,
                 dist.ProcessGroupNCCL.Options())
 
-# %% ../nbs/17c_scale.ipynb #5c00001b
+# %% ../nbs/17c_scale.ipynb #5c00001d
 def send(team: Any, message: dict[str, Any], tensors: list[list[torch.Tensor]]) -> None:
     "Send a message and lists of tensors to all others"
     row = torch.frombuffer(bytearray(pickle.dumps(message)), dtype=torch.uint8)
@@ -322,7 +322,7 @@ def receive(team: Any) -> dict[str, Any]:
         team.group.broadcast(row, 0).wait()
     return pickle.loads(row.numpy().tobytes())
 
-# %% ../nbs/17c_scale.ipynb #5c00001d
+# %% ../nbs/17c_scale.ipynb #5c00001f
 def receive_tensors(team: Any, tensors: list[torch.Tensor]) -> None:
     "Give tensors what the first process sends"
     row = torch.empty_like(as_bytes(tensors))
@@ -345,7 +345,7 @@ def send_job(team: Any, trainer: Any, job: tuple) -> None:
     send(team, message, [params, buffers] if versions != before else [params])
     team.told = trainer.config, versions
 
-# %% ../nbs/17c_scale.ipynb #5c00001e
+# %% ../nbs/17c_scale.ipynb #5c000020
 def take_job(team: Any, stepper: Stepper, message: dict[str, Any]) -> list[View]:
     "Compute this worker's views of a step that it was told"
     def prompt(): return stepper.steering.prompt or stepper.config.prompt
@@ -365,7 +365,7 @@ def take_job(team: Any, stepper: Stepper, message: dict[str, Any]) -> list[View]
     job = cameras.to(stepper.device), look, light.to(stepper.device), seeds
     with stepper.limit_threads(): return [view_of(stepper, i, *job) for i in team.views(len(seeds))]
 
-# %% ../nbs/17c_scale.ipynb #5c000020
+# %% ../nbs/17c_scale.ipynb #5c000022
 def pass_on(team: Any, found: list[View]) -> None:
     "Send this worker's views towards the first process"
     behind = torch.empty_like(found[0].added) if team.rank < team.size - 1 else None
@@ -386,7 +386,7 @@ def collect(team: Any, found: list[View], n: int) -> tuple[torch.Tensor, list[to
             rows += list(seen)
     return add_up([view.added for view in found], behind), rows
 
-# %% ../nbs/17c_scale.ipynb #5c000021
+# %% ../nbs/17c_scale.ipynb #5c000023
 def start_helpers(team: Any, trainer: Any) -> None:
     "Start the other processes of a team. Raises `ConfigError`"
     if team.auto: team.size = workers_for('auto', trainer.config, trainer.device) or 1
@@ -402,7 +402,7 @@ def start_helpers(team: Any, trainer: Any) -> None:
         team.stop()
         raise ConfigError(f'workers: no process can be started here ({error}); leave out workers (--workers)') from None
 
-# %% ../nbs/17c_scale.ipynb #5c000022
+# %% ../nbs/17c_scale.ipynb #5c000024
 def work() -> None:
     "What a process does that we have started: its views of each step, until it is ended"
     rank, size, folder, name, config, parts = pickle.load(sys.stdin.buffer)
@@ -416,7 +416,7 @@ def work() -> None:
     connect(team, store, device)
     team.follow(stepper)
 
-# %% ../nbs/17c_scale.ipynb #5c000024
+# %% ../nbs/17c_scale.ipynb #5c000026
 class Team:
     """The processes that share the views of each step; the first one is the run itself.
 
@@ -491,7 +491,7 @@ class Team:
         for helper in self.helpers: helper.stop()
         self.helpers, self.group, self.carrier, self.told = [], None, None, ()
 
-# %% ../nbs/17c_scale.ipynb #5c000026
+# %% ../nbs/17c_scale.ipynb #5c000028
 _TEAMS = itertools.count()    # each team of a launcher has names of its own
 
 
@@ -515,7 +515,7 @@ def launched_team(asked: int | str | None, config: Config, device: torch.device)
     connect(team, dist.PrefixStore(f'team {next(_TEAMS)}', launcher_store()), device)
     return team
 
-# %% ../nbs/17c_scale.ipynb #5c000027
+# %% ../nbs/17c_scale.ipynb #5c000029
 def own_device(device: torch.device) -> torch.device:
     "The device of this process: under a launcher each has a GPU of its own"
     return torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0))) if launched()[1] > 1 and \
