@@ -1,6 +1,13 @@
 "Text to 3D by score distillation, one notebook at a time"
 __version__ = "0.1.0"
 
+import os
+import sys
+
+# OpenMP's threads sleep while they wait, instead of spinning; read when PyTorch is imported. See the page on threads
+if 'torch' not in sys.modules and not {'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT'} & set(os.environ):
+    os.environ['OMP_WAIT_POLICY'] = 'PASSIVE'
+
 _lazy = {'train': 'run', 'load': 'result', 'Trainer': 'trainer', 'Result': 'result', 'StepRecord': 'trainer',
          'Config': 'config', 'ConfigError': 'config', 'preset': 'config', 'load_config': 'config'}
 __all__ = list(_lazy)

@@ -7,6 +7,7 @@ __all__ = ['main']
 
 # %% ../nbs/23_cli.ipynb #52412ee8
 import argparse
+import os
 import shlex
 import sys
 import warnings
@@ -26,6 +27,7 @@ _VALUES = (    # option, name of its value, meaning
     ('--seed', 'N', 'of all random draws'),
     ('--device', 'D', 'cpu, cuda, cuda:1 (default: a GPU if there is one)'),
     ('--guidance', 'NAME', 'toybox, or a Stable Diffusion folder or hub name'),
+    ('--workers', 'N', 'processes that share the views of a step (data.train.batch_size), or auto: as many as pay'),
     ('--schedules', 'S',
      'of a run that is made longer: keep its schedules where they were, or rescale them to the new length'))
 _SWITCHES = (    # option, meaning
@@ -97,6 +99,7 @@ def _read_arguments(argv: list[str]) -> tuple[argparse.Namespace, Config, dict[s
     parser = _parser()
     args, unknown = parser.parse_known_intermixed_args(argv)
     _check_options(unknown, parser)
+    if args.workers and args.workers.isdigit(): args.workers = int(args.workers)
     if args.prompt is None: raise ConfigError('the prompt is missing: dreamfusion "a hamburger"')
     if args.resume and args.overwrite: raise ConfigError('--resume and --overwrite contradict each other: choose one')
     config, later = _configure(args, dict(prompt=args.prompt))
@@ -119,9 +122,20 @@ def _again(argv: list[str]) -> str:
     return shlex.join(['dreamfusion', *(word for word in argv if word != '--overwrite')])
 
 
+def _follows() -> bool:
+    "Whether a launcher such as torchrun has started this process to follow another one, which does the talking"
+    launched = all(os.environ.get(name) for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'))
+    return launched and os.environ['RANK'] != '0'
+
+
+def _list(folder: Path | None) -> None:
+    "What a run has written"
+    if not _follows(): print(*_written(folder), sep='\n')
+
+
 def _say(line: str) -> None:
     "One line to the error stream, at once"
-    print(f'dreamfusion: {line}', file=sys.stderr, flush=True)
+    if not _follows(): print(f'dreamfusion: {line}', file=sys.stderr, flush=True)
 
 
 def _loading(what: str) -> None:
@@ -139,12 +153,16 @@ def _run(args: argparse.Namespace, config: Config, later: dict, seen: dict) -> N
     from dreamfusion_nb.run import train
     def remember(trainer, record): seen.update(step=trainer.step_count)
     if known := expected_cost(config, pick_device(args.device)): _say(known)
-    common = dict(device=args.device, overwrite=args.overwrite)
+    common = dict(device=args.device, overwrite=args.overwrite, workers=args.workers)
     result = train(args.prompt, config=config, out=args.out, resume=args.resume or 'auto', schedules=args.schedules,
                    callbacks=[remember, Estimate(_say)], **common)
-    print(*_written(result.folder), sep='\n')
+    _list(result.folder)
     if not args.refine: return
-    print(*_written(result.refine(callbacks=[remember, Estimate(_say)], **common, **later).folder), sep='\n')
+    # a mesh stage may have fewer views a step
+    views = load_config(mesh_preset(config), later).data.train.batch_size
+    if isinstance(args.workers, int): common['workers'] = min(args.workers, views)
+    if views == 1: common['workers'] = None
+    _list(result.refine(callbacks=[remember, Estimate(_say)], **common, **later).folder)
 
 # %% ../nbs/23_cli.ipynb #a86e4a34
 _EXPORT_OPTIONS = ('resolution', 'threshold', 'faces', 'texture', 'normals', 'min_share', 'seconds', 'splats')

@@ -33,7 +33,9 @@ from .own_parts import OwnParts, check_same_parts, record_parts, split_parts
 from .parts import parse_prompt, pick_device
 from .progress import LiveCell, Pace, ProgressBar, in_notebook
 from .result import Result, SuggestedFolder, load, missing_surface, orbit_of, save_picture, sheet_of
+from .scale import at_work, check_workers, launched_team, own_device, team_for
 from .show import to_pil
+from .step import Stepper
 from .threads import check_threads, limit_threads
 from .trainer import Trainer, open_folder
 
@@ -47,7 +49,7 @@ def as_callbacks(callbacks: Any) -> list[Callable]:
 
 
 def check_call(prompt: Any, preset: Any, config: Any, resume: Any, overwrite: Any, callbacks: Any,
-               schedules: Any = None, threads: Any = None) -> None:
+               schedules: Any = None, threads: Any = None, workers: Any = None) -> None:
     "Raise `ConfigError` for arguments of `train` (`preset`, `resume`, `schedules`, …) that are wrong in themselves"
     if not isinstance(prompt, str): raise ConfigError(f'prompt must be a text that is not empty, not {prompt!r}')
     if config is not None and preset != 'toybox':
@@ -62,6 +64,7 @@ def check_call(prompt: Any, preset: Any, config: Any, resume: Any, overwrite: An
             'and more iters')
     as_callbacks(callbacks)
     check_threads(threads)
+    check_workers(workers)
 
 # %% ../nbs/19a_run.ipynb #2aae1c65
 def slug(prompt: str) -> str:
@@ -425,6 +428,39 @@ def read_back(folder: Path, device: str | torch.device | None, parts: OwnParts) 
     print(line) if in_notebook() else notice(line)
     return result
 
+# %% ../nbs/19a_run.ipynb #7a31c0db
+def follow_run(team: Any, settings: Config, parts: OwnParts, device: torch.device) -> Result:
+    "Share in the run that the first process of a launcher makes, and read its result. Raises `ConfigError`"
+    stepper = Stepper(settings, parts, device)
+    stepper.team = team
+    told = team.follow(stepper)
+    if 'failed' in told: raise ConfigError(told['failed'])
+    return load(told['folder'], device, **parts.given())
+
+
+def make_result(settings: Config,
+                first: Path,                # this and the next two as of `find_or_start`
+                numbers: bool,
+                parts: OwnParts,
+                *,
+                workers: int | str | None,  # this and the rest as of `train`
+                device: str | torch.device | None,
+                callbacks: Callable | Sequence[Callable],
+                progress: bool,
+                **how: Any
+               ) -> Result:
+    "Make the result of a configuration, or read it back; with workers if there are any"
+    place = own_device(pick_device(device))
+    team = launched_team(workers, settings, place) or team_for(workers, settings, parts, place)
+    if team is not None and team.rank: return follow_run(team, settings, parts, place)
+    with at_work(team) as end, ExitStack() as hold, showing(progress) as display:
+        found = find_or_start(settings, first, numbers, parts, device=place, hold=hold, **how)
+        if isinstance(found, Trainer):
+            found.team = team
+            found = run_to_end(found, as_callbacks(callbacks), display)
+        end['folder'] = str(found.folder)
+        return found
+
 # %% ../nbs/19a_run.ipynb #7a31c0da
 def run_to_end(trainer: Trainer, callbacks: list[Callable], display: LiveCell | ProgressBar | None) -> Result:
     "Do all steps that are left, and write the result. Raises `Interrupted`"
@@ -432,6 +468,7 @@ def run_to_end(trainer: Trainer, callbacks: list[Callable], display: LiveCell | 
     shown = [] if display is None else [display]
     try:
         trainer.fit(callbacks=[*callbacks, *shown])
+        if trainer.team is not None: trainer.team.rest()
         result = Result(trainer.config, trainer.renderer, trainer.folder, trainer.history, trainer.parts)
         write_outputs(result, display.tell if display else lambda text: None)
     except KeyboardInterrupt:
@@ -483,6 +520,7 @@ def train(prompt: str,               # what to make
           overwrite: bool = False,          # replace what is in the folder
           callbacks: Callable | Sequence[Callable] = (),  # called as callback(trainer, record) after each step
           threads: int | None = None,       # to compute on; None: one for small work, unless you have set a number
+          workers: int | str | None = None, # processes that share the views of a step, or 'auto'; None: one batch
           progress: bool = True,            # a live cell in notebooks, a progress bar elsewhere
           **overrides: Any                  # any key of the configuration, dotted, as **{'nerf.bound': 1}, or plain
          ) -> Result:
@@ -491,14 +529,13 @@ def train(prompt: str,               # what to make
     The same call again reads the finished result back. A run that was interrupted goes on. A call that was changed
     takes a numbered folder, `outputs/a-hamburger-2`, unless `out` or `overwrite` says where."""
     schedules = schedules or overrides.pop('phases', None)    # its earlier name
-    check_call(prompt, preset, config, resume, overwrite, callbacks, schedules, threads)
+    check_call(prompt, preset, config, resume, overwrite, callbacks, schedules, threads, workers)
     parts, keys = split_parts(dict(guidance=guidance, field=field, background=background, renderer=renderer,
         losses=losses, optimizer=optimizer))
     named = without_none(prompt=prompt, iters=iters, seed=seed)
     settings = load_config(preset if config is None else config, overrides, keys, named)
     first = result_folder(out, settings.prompt)
     if settings.mode != 'fit': return run_mode(settings, first, pick_device(device), overwrite, parts)
-    with ExitStack() as hold, limit_threads(threads), showing(progress) as display:
-        found = find_or_start(settings, first, may_be_numbered(out, overwrite), parts, device=device,
-            resume=resume, schedules=schedules, overwrite=overwrite, hold=hold)
-        return found if isinstance(found, Result) else run_to_end(found, as_callbacks(callbacks), display)
+    with limit_threads(threads):
+        return make_result(settings, first, may_be_numbered(out, overwrite), parts, workers=workers, device=device,
+            callbacks=callbacks, progress=progress, resume=resume, schedules=schedules, overwrite=overwrite)

@@ -153,6 +153,19 @@ def regularise(trainer: Any, out: RenderOutput) -> dict[str, torch.Tensor]:
         found['opacity_loss' if name == 'opacity' else name] = weight*value    # `opacity` is a column of its own
     return found
 
+
+def distill_views(trainer: Any, cameras: Cameras, look: ShadingChoice, light: torch.Tensor, share: float = 1.
+                 ) -> tuple[RenderOutput, SDSOutput, dict[str, torch.Tensor]]:
+    "Return (rendering, opinion, losses); leaves the gradient of `share` of their sum in the parameters"
+    out = trainer.render(cameras, look, light)
+    opinion = trainer.distill(cameras, look, out)
+    losses = {'sds': value_at(trainer.config.loss.lambda_sds, trainer.step_count)*opinion.loss,
+        **trainer.regularise(out)}
+    trainer.renderer.zero_grad()
+    total = share*sum(losses.values())
+    if total.requires_grad: total.backward()    # a locked shape in white light has nothing to learn
+    return out, opinion, losses
+
 # %% ../nbs/17b_step.ipynb #f6d2539d
 def check_gradients(trainer: Any, losses: dict[str, torch.Tensor]) -> None:
     """Raise `ConfigError` unless losses and gradients are finite:
@@ -175,13 +188,10 @@ def take_step(trainer: Any) -> StepRecord:
     cameras = trainer.cameras()
     look = trainer.steering.choose_shading(shading_schedule(trainer.step_count, c, trainer.generator))
     light = trainer.steering.lamp(sample_light(cameras.position, generator=trainer.generator))
-    out = trainer.render(cameras, look, light)
-    opinion = trainer.distill(cameras, look, out)
-    losses = {'sds': value_at(c.loss.lambda_sds, trainer.step_count)*opinion.loss, **trainer.regularise(out)}
+    # with workers each view is a job of its own: see the page on scale
+    distilled = distill_views if trainer.team is None else trainer.team.distill_views
+    out, opinion, losses = distilled(trainer, cameras, look, light)
     lr = trainer.set_learning_rate()
-    trainer.optimizer.zero_grad()
-    total = sum(losses.values())
-    if total.requires_grad: total.backward()    # a locked shape in white light has nothing to learn
     check_gradients(trainer, losses)
     if c.optim.max_grad_norm: torch.nn.utils.clip_grad_norm_(trainer.renderer.parameters(), c.optim.max_grad_norm)
     trainer.optimizer.step()
@@ -246,6 +256,7 @@ class Stepper:
     "The parts of `config`, and the steps that optimise them. `Trainer` adds what many steps need. Raises `ConfigError`"
     def __init__(self, config: Config, parts: OwnParts | None = None, device: str | torch.device | None = None):
         self.parts = parts or OwnParts()
+        self.team: Any = None    # workers, which a trainer may have
         self.initial_parts = self.parts.copies()    # before they learn, for a reset
         self.config, self.device = recorded(config, self.parts), pick_device(device)
         # drawn on the CPU, so that a run on another device sees the same cameras and noise
@@ -265,7 +276,8 @@ class Stepper:
 
     def limit_threads(self) -> Any:
         "A block within which small work on a CPU runs on one thread; the page on threads says why"
-        return limit_for(self.config, self.device, getattr(self.guidance, 'image_size', 0))
+        threads = None if self.team is None else self.team.threads    # the same number in every worker
+        return limit_for(self.config, self.device, getattr(self.guidance, 'image_size', 0), threads)
 
     @property
     def last_extra(self) -> int:

@@ -19,11 +19,12 @@ from typing import Any
 import torch
 
 from .config import Config
-from .errors import ConfigError, is_whole
+from .errors import ConfigError, is_whole, notice
 
 # %% ../nbs/15a_threads.ipynb #07442252
 _VARIABLES = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'NUMBA_NUM_THREADS')
 _AT_IMPORT = torch.get_num_threads()    # PyTorch's own choice, unless the user was quicker: see `_default_counts`
+_WAITING = 'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT'    # what decides how OpenMP's threads wait
 _blocks = threading.local()             # `.depth`: how many `limit_threads` blocks this Python thread is in
 
 
@@ -33,12 +34,17 @@ def _core_of(cpu: int) -> str:
     except OSError: return str(cpu)
 
 
+def physical_cores() -> int:
+    "How many cores this process may use; two logical processors of one core count once"
+    if not hasattr(os, 'sched_getaffinity'): return os.cpu_count() or 1    # not Linux: we cannot tell
+    return len({_core_of(cpu) for cpu in os.sched_getaffinity(0)})
+
+
 @cache
 def _default_counts() -> set[int]:
     "The numbers of threads that PyTorch may have chosen by itself on this machine"
-    if not hasattr(os, 'sched_getaffinity'): return {_AT_IMPORT}    # not Linux: we cannot tell
-    usable = os.sched_getaffinity(0)
-    return {os.cpu_count() or 1, len(usable), len({_core_of(cpu) for cpu in usable})}
+    if not hasattr(os, 'sched_getaffinity'): return {_AT_IMPORT}
+    return {os.cpu_count() or 1, len(os.sched_getaffinity(0)), physical_cores()}
 
 # %% ../nbs/15a_threads.ipynb #714cfd12
 def user_chose_threads() -> bool:
@@ -79,6 +85,19 @@ def limit_threads(n: int | None  # None: change nothing
         torch.set_num_threads(before)
         _blocks.depth -= 1
 
+# %% ../nbs/15a_threads.ipynb #15a00002
+def spins() -> bool:
+    "Whether OpenMP's threads spin, because nobody said how they should wait before PyTorch was imported"
+    return not any(os.environ.get(name) for name in _WAITING)
+
+
+@cache
+def tell_that_it_spins() -> None:
+    "Tell once that several threads will be slow beside other programs"
+    if not spins(): return
+    notice(f'{torch.get_num_threads()} threads spin while they wait, which is slow beside other programs, because '
+        'PyTorch was imported before dreamfusion_nb: import that first, or set OMP_WAIT_POLICY=passive (or threads=1)')
+
 # %% ../nbs/15a_threads.ipynb #f3872479
 def picture_edges(config: Config) -> tuple[float, float]:
     "The largest width and height, in pixels, of the pictures that a `Config` trains with"
@@ -89,10 +108,13 @@ def picture_edges(config: Config) -> tuple[float, float]:
 
 def limit_for(config: Config,
               device: torch.device | str,
-              image_size: float = 0       # pixels an edge of what the diffusion model sees
+              image_size: float = 0,      # pixels an edge of what the diffusion model sees
+              decided: int | None = None  # a number that has been found already
              ) -> AbstractContextManager[None]:
     "A `limit_threads` block for the work that a `Config` describes"
-    return limit_threads(threads_for(device, *picture_edges(config), image_size))
+    chosen = decided or threads_for(device, *picture_edges(config), image_size)
+    if chosen is None and torch.device(device).type == 'cpu' and torch.get_num_threads() > 1: tell_that_it_spins()
+    return limit_threads(chosen)
 
 # %% ../nbs/15a_threads.ipynb #15a00002
 def pictures_at_once(config: Config, device: torch.device | str) -> int:

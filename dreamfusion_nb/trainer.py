@@ -30,6 +30,7 @@ from .errors import ConfigError, Interrupted, did_you_mean
 from .own_parts import OwnParts, check_same_parts
 from .result import (RESULT_BACKGROUND, Result, evaluating, init_mesh, made_of_splats, orbit_of,
     save_picture, sheet_of)
+from .scale import WorkerLost, team_for
 from .schedules import check_steering
 from .show import to_pil
 from .step import Stepper, StepRecord, encode_prompts
@@ -67,6 +68,11 @@ def _fit(trainer, n, callbacks):
             except Exception as error:
                 # else a loop that goes on after errors could not be stopped
                 if interrupted: raise KeyboardInterrupt from error
+                # nothing is wrong with what was learnt before a worker died
+                if isinstance(error, WorkerLost) and trainer.folder and trainer.step_count:
+                    trainer.save()
+                    raise WorkerLost(f'{error}; step {trainer.step_count} is saved in {trainer.folder}, and the same '
+                        'call goes on') from None
                 raise
             step, folder = trainer.step_count, trainer.folder
             if folder and (step == c.iters or saves and step % saves == 0): trainer.save()
@@ -180,9 +186,11 @@ class Trainer(Stepper):
                  background: Any = None,                    # likewise
                  renderer: Any = None,                      # likewise
                  losses: Any = None,                        # likewise
-                 optimizer: Any = None                      # likewise
+                 optimizer: Any = None,                     # likewise
+                 workers: int | str | None = None           # processes that share the views of a step, see `train`
                 ):
         super().__init__(config, OwnParts(guidance, field, background, renderer, losses, optimizer), device)
+        self.team = team_for(workers, self.config, self.parts, self.device)
         self.folder = Path(folder) if folder else None
         self.warm_start_report = _begin(self, config.resume_from_checkpoint)    # what it began with, in lines
 
@@ -211,7 +219,7 @@ class Trainer(Stepper):
         given = dict(guidance=self.guidance) | self.initial_parts.given()
         fresh = Trainer(self.config, device=self.device, folder=self.folder, **given)
         if self.folder: open_folder(fresh, 'reset', True)
-        vars(self).update(vars(fresh))
+        vars(self).update(vars(fresh) | dict(team=self.team))
 
     def save(self) -> None:
         "Write a checkpoint and the history, and keep the newest `checkpoint.save_top_k`. Raises `ConfigError`"
@@ -219,14 +227,14 @@ class Trainer(Stepper):
 
     @classmethod
     def resume(cls, folder: str | Path, guidance: Any = None, device: str | torch.device | None = None,
-               **parts: Any) -> 'Trainer':
+               workers: int | str | None = None, **parts: Any) -> 'Trainer':
         "Return the trainer of a run, as it was at its newest checkpoint. `parts`: its own ones. Raises `ConfigError`"
         found = list_checkpoints(folder)
         if not found: raise ConfigError(f'{folder} holds no checkpoint')
         config = load_config(Path(folder)/'config.yaml')
         check_same_parts(config, OwnParts(guidance, **parts), folder)
-        # the weights that it began with may be gone by now
-        trainer = cls(config.replace(dict(resume_from_checkpoint=None)), guidance, device, folder, **parts)
+        began = config.replace(dict(resume_from_checkpoint=None))    # the weights that it began with may be gone by now
+        trainer = cls(began, guidance, device, folder, workers=workers, **parts)
         trainer.config, trainer.warm_start_report = config, []
         return _restore(trainer, found[-1])
 
