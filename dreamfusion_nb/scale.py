@@ -339,7 +339,7 @@ def send_job(team: Any, trainer: Any, job: tuple) -> None:
     config, before = team.told or (None, None)
     encoding = getattr(getattr(renderer, 'field', None), 'encoding', None)
     message = dict(job=(cameras.to('cpu'), look, light.cpu(), seeds),    # no other process has this one's GPU
-        step=trainer.step_count, steering=trainer.steering, shapes=[tuple(p.shape) for p in params],
+        step=trainer.step_count, steering=trainer.steering, shapes=[tuple(t.shape) for t in (*params, *buffers)],
         buffers=versions != before, config=None if config is trainer.config else trainer.config,
         level=getattr(encoding, 'max_level', None))
     send(team, message, [params, buffers] if versions != before else [params])
@@ -354,11 +354,11 @@ def take_job(team: Any, stepper: Stepper, message: dict[str, Any]) -> list[View]
     stepper.steering = message['steering']
     if prompt() != encoded:
         stepper.prompts = encode_prompts(stepper.config.replace(dict(prompt=prompt())), stepper.guidance)
-    params = list(renderer.parameters())
-    for p, shape in zip(params, message['shapes']):
-        if p.shape != shape: p.data = p.new_empty(shape)
+    params, buffers = list(renderer.parameters()), list(renderer.buffers())
+    for t, shape in zip([*params, *buffers], message['shapes']):
+        if t.shape != shape: t.data = t.new_empty(shape)    # a list of splats may grow
     receive_tensors(team, params)
-    if message['buffers']: receive_tensors(team, list(renderer.buffers()))
+    if message['buffers']: receive_tensors(team, buffers)
     encoding: Any = getattr(stepper.field, 'encoding', None)
     if hasattr(encoding, 'max_level'): encoding.max_level = message['level']
     cameras, look, light, seeds = message['job']

@@ -79,10 +79,10 @@ def test_any_number_of_workers_gives_the_same_bytes(alone, tmp_path):
 
 
 def test_splats_too():
-    "Splats that `update` moves, a prompt that is steered, a record of all views; and the others end with their run"
+    "Splats that `update` moves and adds, a steered prompt, a record of all views; and the others end with their run"
     ends = []
     for workers in (1, 2):
-        settings = config(**{'renderer.name': 'splats', 'splats.count': 50})
+        settings = config(**{'renderer.name': 'splats', 'splats.count': 50, 'splats.max_count': 60})
         trainer = Trainer(settings, workers=workers, **OWN)
         with torch.no_grad(): trainer.field.raw_opacity[:9] = -9.    # dead
         trainer.fit(1)
@@ -90,6 +90,7 @@ def test_splats_too():
         trainer.steer(prompt='a duck', guidance_scale=3.)
         record = trainer.fit(2)
         assert record.image.shape == (4, 3, 16, 16) and len(record.t) == 4 and (trainer.field.opacity > .001).all()
+        assert 50 < len(trainer.field) <= 60
         ends.append([*state(trainer), record.image, record.noise_pred])
         assert len(trainer.team.helpers) == workers - 1
         trainer.reset()
