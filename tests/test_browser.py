@@ -345,14 +345,11 @@ def test_nothing_moves(page):
     picture, plot = 0, 0
     for width in (1024, 1440, 1920):
         page.set_viewport_size(dict(width=width, height=1000))
-        def measured():
-            page.evaluate("window.dispatchEvent(new Event('resize'))")    # a window that is dragged sends many
-            return page.evaluate(sizes)
         def has_grown():
-            fits, wider, widest = measured()
+            fits, wider, widest = page.evaluate(sizes)
             return fits and widest > plot and (width == 1440 or wider > picture)
         if width > 1024: wait_until(page, has_grown)
-        else: wait_until(page, lambda: (found := measured())[0] and found[2] < 1000)
+        else: wait_until(page, lambda: page.evaluate(sizes)[0] and page.evaluate(sizes)[2] < 1000)
         _, picture, plot = page.evaluate(sizes)
     # on a dark page, curves and errors have colours of their own
     colors = """dark => { document.body.dataset.jpThemeLight = String(!dark)
