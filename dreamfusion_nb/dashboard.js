@@ -22,6 +22,14 @@ function giveNames(root, about) {
   }
 }
 
+// whether a plot is wider or narrower than its place
+function plotIsLoose(root) {
+  return [...root.querySelectorAll('.js-plotly-plot')].some(plot => {
+    const drawn = plot.querySelector('.main-svg')
+    return drawn && Math.abs(drawn.getBoundingClientRect().width - plot.clientWidth) > 1
+  })
+}
+
 // keys that mean something here must not reach the notebook
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || event.key === 'F11') return
@@ -76,11 +84,15 @@ function attach(model, root, line, spoken) {
     clearTimeout(speak)
     speak = setTimeout(() => { spoken.textContent = model.get('about') }, 1500)
   }
+  const fitPlots = (tries = 20) => {
+    window.dispatchEvent(new Event('resize'))    // plots listen to that, but not while they are being drawn
+    resize = setTimeout(() => { if (tries && plotIsLoose(root)) fitPlots(tries - 1) }, 300)
+  }
   const sizes = new ResizeObserver(() => {
     if (width === root.clientWidth) return
     width = root.clientWidth
     clearTimeout(resize)
-    resize = setTimeout(() => window.dispatchEvent(new Event('resize')), 100)    // plots listen to that
+    resize = setTimeout(fitPlots, 100)
   })
   const changes = new MutationObserver(names)
   sizes.observe(root)
@@ -94,7 +106,7 @@ function attach(model, root, line, spoken) {
   model.on('change:about', about)
   show(), about()
   return () => {
-    sizes.disconnect(), changes.disconnect(), stop(), until.abort()
+    sizes.disconnect(), changes.disconnect(), stop(), until.abort(), clearTimeout(resize)
     model.off('change:note', show), model.off('change:about', about)
   }
 }
