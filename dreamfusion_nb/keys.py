@@ -159,7 +159,7 @@ class SplatList(Group):
     grow_share: float = number(.1, 1e-6, 1)     # growing: the part of the list that an update adds
     split_above: float = number(.05, 0, 16)     # growing: a splat whose scale is larger is split, a smaller one doubled
     # which way a splat faces: along its shortest axis, or down the density's gradient
-    normals_from: str = choice('axis', 'axis', 'density')
+    normals_from: str = choice('axis', 'axis', 'density', 'depth')
     backend: str = choice('auto', 'auto', 'torch', 'gsplat')  # blend; auto: compiled, on a GPU gsplat if it works
 
 # %% ../nbs/14ac_keys.ipynb #dcc7e571
