@@ -158,8 +158,9 @@ class SplatList(Group):
     max_count: int | None = number(None, 1, 1000000)
     grow_share: float = number(.1, 1e-6, 1)     # growing: the part of the list that an update adds
     split_above: float = number(.05, 0, 16)     # growing: a splat whose scale is larger is split, a smaller one doubled
-    # which way a splat faces: along its shortest axis, or down the density's gradient
-    normals_from: str = choice('axis', 'axis', 'density')
+    # which way a splat faces: along its shortest axis (pictures of a result: as the depth says), down the density's
+    # gradient, or always as the depth of the picture says
+    normals_from: str = choice('axis', 'axis', 'density', 'depth')
     backend: str = choice('auto', 'auto', 'torch', 'gsplat')  # blend; auto: compiled, on a GPU gsplat if it works
 
 # %% ../nbs/14ac_keys.ipynb #dcc7e571

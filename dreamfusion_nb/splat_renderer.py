@@ -399,6 +399,56 @@ def carried_by(splats: Splats,
     color = shade(splats.color(direction), normal, light.expand_as(normal), ambient, shading, **gloss)
     return torch.cat([color, torch.ones_like(distance), distance, normal], 1)
 
+# %% ../nbs/08b_splat_renderer.ipynb #8b000040
+SEEN = .1    # opacity of a pixel, from which on its depth counts
+
+
+def depth_normal(depth: torch.Tensor,      # distance from the eye [H, W]
+                 opacity: torch.Tensor,    # [H, W]
+                 origins: torch.Tensor,    # of the pixels' rays [H*W, 3]
+                 directions: torch.Tensor  # unit vectors [H*W, 3]
+                ) -> torch.Tensor:         # unit normals towards the eye [H*W, 3]; against the ray where nothing is
+    "Normals of the surface that a picture's depth describes, from each pixel's neighbours that see anything"
+    height, width = depth.shape
+    points = (origins + directions*depth.reshape(-1, 1)).view(height, width, 3)
+    seen = (opacity.detach() > SEEN)[..., None]
+
+    def slope(axis: int) -> torch.Tensor:
+        "From the neighbour before to the one behind; a pixel takes the place of a neighbour that sees nothing"
+        n = points.shape[axis]
+        ahead, back = (torch.arange(n, device=depth.device).add(step).clamp(0, n - 1) for step in (1, -1))
+        ends = [torch.where(seen.index_select(axis, i), points.index_select(axis, i), points) for i in (ahead, back)]
+        return ends[0] - ends[1]
+    normal = torch.linalg.cross(slope(0), slope(1), dim=-1).view(-1, 3)
+    square = normal.square().sum(-1, keepdim=True)
+    known = (square > 1e-20) & seen.view(-1, 1)
+    return torch.where(known, normal*torch.where(known, square, 1.).rsqrt(), -directions)
+
+# %% ../nbs/08b_splat_renderer.ipynb #8b000041
+def draw_lit(splats: Splats,
+             draw: Any,                  # blends features of splats [S, C] to a picture [H, W, C]
+             camera: Cameras,            # one; this and the next four as of `carried_by`
+             shading: str,
+             light: torch.Tensor,
+             ambient: torch.Tensor,
+             material: Material | None,
+             height: int,                # of the picture, pixels
+             width: int
+            ) -> torch.Tensor:           # colour, opacity, distance, normal, times what is seen of it [H, W, 8]
+    "Blend paint and depth of splats, then let light fall on each pixel"
+    offset = splats.mean - camera.position[0]
+    distance = offset.norm(dim=-1, keepdim=True)
+    paint, opacity, depth = draw(torch.cat([splats.color(offset/distance), torch.ones_like(distance), distance],
+        1)).view(-1, 5).split([3, 1, 1], 1)
+    origins, directions = rays(camera, height, width)
+    share = opacity.clamp(min=1e-3)
+    normal = depth_normal((depth/share).view(height, width), opacity.view(height, width), origins, directions)
+    gloss: dict[str, Any] = {}
+    if shading == 'phong' and material is not None:
+        gloss = dict(view=-directions, specular=material.specular, shininess=material.shininess)
+    color = shade((paint/share).clamp(max=1), normal, light.expand_as(normal), ambient, shading, **gloss)
+    return torch.cat([opacity*color, opacity, depth, opacity*normal], 1).view(height, width, 8)
+
 # %% ../nbs/08b_splat_renderer.ipynb #8b00001d
 class SplatRenderer(Renderer):
     """Pictures of a list of splats, which is its `field`. `material` is the gloss of shading 'phong'.
@@ -417,7 +467,8 @@ class SplatRenderer(Renderer):
                  max_count: int | None = None,     # how many splats there may be; None: none is added
                  grow_share: float = .1,           # of the list, that an update adds
                  split_above: float = .05,         # scale of a splat that is split when it becomes two
-                 normals_from: str = 'axis',       # the shortest, or 'density': its gradient
+                 # the shortest, in training, and 'depth' in pictures of what is made; 'density': its gradient; 'depth'
+                 normals_from: str = 'axis',
                  backend: str = 'auto'             # of the blend, see `blend`
                 ):
         super().__init__()
@@ -456,13 +507,17 @@ class SplatRenderer(Renderer):
         splats, cov = self.field, self.field.covariance()
         lights, ambients = view_lights(cameras, light, ambient)
         outward = density_normal(splats) if self.normals_from == 'density' else None
+        on_depth = self.normals_from == 'depth' or self.normals_from == 'axis' and not self.training
         maps, centers, extents = [], [], []
         count = torch.zeros(len(cameras), 1, height, width, dtype=torch.int32, device=cov.device)
         for i in range(len(cameras)):
             prints = project(splats.mean, cov, cameras[i], height, width)
-            carried = carried_by(splats, cameras[i], shading, lights[i], ambients[i], self.material, outward)
             order = front_to_back(prints, height, width)
-            maps.append(blend(prints, splats.opacity, carried, order, height, width, count[i, 0], self.backend))
+            def draw(carried, prints=prints, order=order, seen=count[i, 0]):
+                return blend(prints, splats.opacity, carried, order, height, width, seen, self.backend)
+            look = cameras[i], shading, lights[i], ambients[i], self.material
+            maps.append(draw_lit(splats, draw, *look, height, width) if on_depth else
+                        draw(carried_by(splats, *look, outward)))
             centers.append(prints.center)
             extents.append(torch.zeros_like(prints.extent).index_copy(0, order, prints.extent[order]))
         seen = torch.stack(maps).permute(0, 3, 1, 2)

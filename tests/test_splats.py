@@ -16,14 +16,21 @@ from conftest import CHEAP, MESH, assert_same_with_a_break, toy_splats
 
 from dreamfusion_nb import ConfigError, Trainer, load, load_config, splats, train
 from dreamfusion_nb.background import StaticBackground
-from dreamfusion_nb.cameras import orbit, sample_cameras
+from dreamfusion_nb.cameras import orbit, rays, sample_cameras
 from dreamfusion_nb.cli import main
 from dreamfusion_nb.config import mesh_preset
 from dreamfusion_nb.dashboard import CompareDashboard, FieldDashboard, MeshDashboard, SplatDashboard, StepDashboard
 from dreamfusion_nb.estimate import expected_cost
 from dreamfusion_nb.result import Result
 from dreamfusion_nb.splat_files import read_splats, write_splats
-from dreamfusion_nb.splat_renderer import SplatRenderer, Splats, density_numba, density_torch, relocate
+from dreamfusion_nb.splat_renderer import (
+    SplatRenderer,
+    Splats,
+    density_numba,
+    density_torch,
+    depth_normal,
+    relocate,
+)
 from dreamfusion_nb.splats import (
     blend,
     blend_gsplat,
@@ -585,3 +592,34 @@ def test_a_list_that_cannot_be_drawn_is_not_written(tmp_path, ending):
         with torch.no_grad(): getattr(splats, name)[3] = value
         assert line in says(lambda: write_splats(splats, tmp_path/f'list.{ending}'))
     assert not list(tmp_path.iterdir())
+
+
+def test_normals_of_depth():
+    "A plane has one normal, whoever looks; the gradient is that of finite differences; where nothing is, none is told"
+    camera = orbit(1, elevation=20., azimuth_start=30.)
+    origins, directions = (v.double() for v in rays(camera, 6, 7))
+    for normal in torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)):
+        normal = F.normalize(normal, dim=0)
+        normal = normal*torch.sign(normal@origins[0])    # the side that the eye is on
+        if (directions@normal).abs().min() < .2: continue    # seen from its edge
+        depth = (-(origins@normal)/(directions@normal)).view(6, 7)
+        found = depth_normal(depth, torch.ones_like(depth), origins, directions)
+        assert torch.allclose(found, normal.expand_as(found), atol=1e-9)
+    opacity = torch.ones(6, 7, dtype=torch.float64)
+    opacity[:, 4:] = 0.    # behind the edge there is nothing
+    bumpy = (3 + .1*torch.rand(6, 7, dtype=torch.float64)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda d: depth_normal(d, opacity, origins, directions), bumpy)
+    found = depth_normal(bumpy, opacity, origins, directions).view(6, 7, 3)
+    assert torch.equal(found[:, 4:], -directions.view(6, 7, 3)[:, 4:]) and found.isfinite().all()
+
+
+def test_a_run_with_light_on_the_depth(model):
+    "All modes of light, with gradients to the centres"
+    trainer = Trainer(config(**{'splats.normals_from': 'depth', 'material.phong_ratio': .5}), model)
+    before = trainer.field.mean.detach().clone()
+    trainer.fit(6)
+    assert not torch.equal(before, trainer.field.mean) and len({row['shading'] for row in trainer.history}) > 1
+    with torch.no_grad():
+        for shading in ('albedo', 'textureless', 'lambertian', 'phong', 'normal'):
+            picture = trainer.renderer(orbit(1), 16, 16, shading=shading).image
+            assert picture.isfinite().all() and picture.min() >= 0 and picture.max() <= 1.001
