@@ -12,6 +12,16 @@ import pytest
 
 needs_browser = pytest.mark.skipif(bool(glb.missing_browser()), reason=f'needs {", ".join(glb.missing_browser())}')
 
+# The files that take longest, which .ci/run begins with, so that none of them is left over at the end
+LONG_FILES = ('test_train', 'test_browser', 'test_browser_viewer', 'test_mesh_stage', 'test_first_hour', 'test_batch',
+              'test_metrics', 'test_splats', 'test_browser_run', 'test_scale', 'test_docs', 'test_parts', 'test_cli')
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 # A run of seconds, with every part of the real one
 CHEAP = {'iters': 12, 'checkpoint.every_n_train_steps': 4, 'data.train.width': 24, 'data.train.height': 24,
          'data.val.width': 16, 'data.val.height': 16, 'data.test.width': 16,

@@ -70,11 +70,15 @@ def main(pipeline):
     import trimesh  # noqa: F401
     from safetensors.torch import save
 
-    from dreamfusion_nb import checkpoints, train
+    from dreamfusion_nb import Trainer, checkpoints, load_config, train
     from dreamfusion_nb.guidance import LatentDiffusion, fastest_dtype
     torch.set_num_threads(1)    # no thread of OpenMP before the fork: it would not survive it
     imageio_ffmpeg.get_ffmpeg_exe()
     model = LatentDiffusion.from_pretrained(pipeline, dtype=fastest_dtype())
+    # compiled code is loaded once for all children; autograd alone may not run before a fork
+    first = Trainer(load_config('toybox', dict(prompt='a mug', iters=1)), model)
+    first.renderer.update(0, first.generator)
+    first.glance()
     for line in sys.stdin:
         job = json.loads(line)
         read, write = os.pipe()

@@ -17,8 +17,27 @@ TINY = ['iters=6', 'data.train.width=24', 'data.train.height=24', 'data.val.widt
         'nerf.log2_hashmap_size=10', 'nerf.hidden_dims=8']
 
 
+ONE = dict(os.environ, OMP_NUM_THREADS='1', NUMBA_NUM_THREADS='1')    # a worker of two has one thread
+
+
 def run(*words, cwd):
-    return subprocess.run([*COMMAND, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=600)
+    return subprocess.run([*COMMAND, *map(str, words)], cwd=cwd, env=ONE, capture_output=True, text=True, timeout=600)
+
+
+def scores(folder):
+    "What a benchmark says of its prompts, without the seconds that it took"
+    return [{k: v for k, v in row.items() if k != 'seconds'}
+            for row in json.loads((folder/'scores.json').read_text())['rows']]
+
+
+@pytest.fixture(scope='module')
+def two_at_a_time(tmp_path_factory):
+    "The folder of a benchmark that nothing disturbed"
+    folder = tmp_path_factory.mktemp('two')
+    (folder/'set.txt').write_text('a duck\na red mug\n')
+    done = run('--prompts', 'set.txt', '--out', 'bench', '--jobs', '2', *TINY, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder/'bench'
 
 
 @pytest.mark.parametrize('words,complaint', [
@@ -63,10 +82,12 @@ def test_a_mesh_without_faces_is_named():
         with pytest.raises(ConfigError, match='not PointCloud'): measure(trimesh.PointCloud([[0, 0, 0]]), ball)
 
 
-def test_an_interrupted_benchmark_keeps_what_is_finished(tmp_path, monkeypatch, capsys):
+def test_an_interrupted_benchmark_keeps_what_is_finished(two_at_a_time, tmp_path, monkeypatch, capsys):
+    "One prompt at a time, and with a break between them, it says what two at a time say"
     (tmp_path/'set.txt').write_text('a duck\na red mug\n')
     words = ['--prompts', 'set.txt', '--out', 'bench', *TINY]
-    job = subprocess.Popen([*COMMAND, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    job = subprocess.Popen([*COMMAND, *words], cwd=tmp_path, env=ONE, stdout=subprocess.PIPE,
+                           stderr=subprocess.PIPE, text=True,
                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     first = tmp_path/'bench'/'00-a-duck'/'score.json'
     end = time.time() + 300
@@ -87,21 +108,10 @@ def test_an_interrupted_benchmark_keeps_what_is_finished(tmp_path, monkeypatch, 
     assert done.returncode == 0, done.stderr
     assert os.stat(first).st_mtime_ns == stamp
     out = tmp_path/'bench'
-    scores = json.loads((out/'scores.json').read_text())
-    assert [r['prompt'] for r in scores['rows']] == ['a duck', 'a red mug'] and scores['summary']['prompts'] == 2
+    said = json.loads((out/'scores.json').read_text())
+    assert [r['prompt'] for r in said['rows']] == ['a duck', 'a red mug'] and said['summary']['prompts'] == 2
+    assert scores(out) == scores(two_at_a_time)
     assert (out/'table.md').exists() and (out/'sheet.png').exists()
     assert not [p for p in out.rglob('*.tmp*')]
-    other = run('--prompts', 'set.txt', '--out', 'bench', *TINY, 'seed=7', cwd=tmp_path)
-    assert other.returncode == 2 and 'other prompts or settings' in other.stderr
-
-
-def test_several_at_a_time_give_the_same_scores(tmp_path):
-    (tmp_path/'set.txt').write_text('a duck\na red mug\n')
-    env_one = dict(os.environ, OMP_NUM_THREADS='1', NUMBA_NUM_THREADS='1')
-    for name, jobs in (('one', '1'), ('two', '2')):
-        done = subprocess.run([*COMMAND, '--prompts', 'set.txt', '--out', name, '--jobs', jobs, *TINY], cwd=tmp_path,
-                              env=env_one, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr
-    rows = [[{k: v for k, v in r.items() if k != 'seconds'}
-             for r in json.loads((tmp_path/n/'scores.json').read_text())['rows']] for n in ('one', 'two')]
-    assert rows[0] == rows[1]
+    assert main(['--prompts', 'set.txt', '--out', 'bench', *TINY, 'seed=7']) == 2
+    assert 'other prompts or settings' in capsys.readouterr().err

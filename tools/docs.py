@@ -13,6 +13,7 @@ import json
 import re
 import shutil
 import textwrap
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -20,7 +21,9 @@ import nbformat
 from fastcore.docments import docments
 from jinja2 import Template
 from latex2mathml.converter import convert
-from nbconvert import HTMLExporter
+from nbconvert import HTMLExporter, TemplateExporter
+from nbconvert.filters.highlight import Highlight2HTML
+from nbconvert.filters.widgetsdatatypefilter import WidgetsDataTypeFilter
 from nbdev.config import get_config
 
 ROOT = Path(__file__).parents[1]
@@ -126,6 +129,22 @@ def title_of(book):
 def anchor(text): return re.sub(r'\s', '-', re.sub(r'[^\w\s.-]', '', text.lower()))    # as Quarto names headings
 
 
+@lru_cache
+def exporter():
+    """nbconvert's, once for all pages, since it compiles its templates. It needn't parse and clean what each cell says,
+    because these notebooks are ours"""
+    made = HTMLExporter(template_name='basic', exclude_input_prompt=True, exclude_output_prompt=True)
+    made.register_filter('clean_html', lambda said: said.decode() if isinstance(said, bytes) else said)
+    made.register_filter('highlight_code', Highlight2HTML(pygments_lexer='ipython3'))
+    made.register_filter('filter_data_type', WidgetsDataTypeFilter(notebook_metadata={}))
+    return made
+
+
+def with_alt(body):
+    "Pictures that nobody described say so"
+    return re.sub(r'<img(?![^>]*\balt=)', '<img alt="No description has been provided for this image"', body)
+
+
 def notebook_page(path):
     "(title, HTML, search entries) of a notebook, without what is hidden in it"
     book = nbformat.read(path, as_version=4)
@@ -145,8 +164,7 @@ def notebook_page(path):
             else: text.append(line)
         cell.source = as_page(cell.source)
     entries.append((heading, text))
-    body, _ = HTMLExporter(template_name='basic', exclude_input_prompt=True,
-                           exclude_output_prompt=True).from_notebook_node(book)
+    body = with_alt(TemplateExporter.from_notebook_node(exporter(), book)[0])    # without HTMLExporter's second parsing
     body = re.sub(r'<a class="anchor-link".*?</a>', '', body, flags=re.S)    # to names that are not Quarto's
     body = re.sub(r'(<h[1-6][^>]*? id=")([^"]+)"', lambda m: f'{m[1]}{anchor(unquote(html.unescape(m[2])))}"', body)
     found = [dict(page=title, title=h, text=' '.join(' '.join(t).split())[:600], link=f'{link}#{anchor(h)}')
