@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .devices import send
 from .field import MLP
 from .hashgrid import FrequencyEncoding, HashGrid
 
@@ -48,8 +49,8 @@ def _sometimes_one_color(base: torch.Tensor, ratio: float, n_images: int,
                          generator: torch.Generator | None) -> torch.Tensor:
     "The colours `base` [N, 3] of equally large images; with probability `ratio`, an image gets one random colour"
     if len(base) % n_images: raise ValueError(f"n_images: {len(base)} rays are not {n_images} images of one size")
-    draws = torch.rand(n_images, 4, generator=generator, device=generator.device if generator else None).to(base)
-    draws = draws.repeat_interleave(len(base)//n_images, dim=0)
+    draws = torch.rand(n_images, 4, generator=generator, device=generator.device if generator else None)
+    draws = send(draws, base.device).to(base).repeat_interleave(len(base)//n_images, dim=0)
     return torch.where(draws[:, 3:] < ratio, draws[:, :3], base)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from .devices import send
 from .values import value_at
 
 # %% ../nbs/01_cameras.ipynb #7bf88fcf
@@ -65,6 +66,13 @@ class Cameras:
         "The same cameras on another device or in another dtype, as `torch.Tensor.to`"
         return self._map(lambda t: t.to(*args, **kwargs))
 
+    def send(self, device: torch.device | str | None) -> 'Cameras':
+        "The same cameras on a device (None: where they are), in one copy that is not waited for"
+        if device is None or torch.device(device) == self.c2w.device: return self
+        parts = [getattr(self, f.name) for f in fields(self)]
+        row = send(torch.cat([p.reshape(-1) for p in parts]), device)
+        return Cameras(*(r.view(p.shape) for r, p in zip(row.split([p.numel() for p in parts]), parts)))
+
     def __len__(self) -> int: return len(self.fovy)
 
     def __getitem__(self, i: int | slice | torch.Tensor) -> 'Cameras':
@@ -102,8 +110,10 @@ def sphere_cameras(azimuth: Numbers,                          # degrees, number 
     """Cameras on a sphere that look at its middle, from broadcastable angles.
 
     ValueError for a radius or an angle out of range."""
-    values = [torch.as_tensor(v, dtype=dtype, device=device).reshape(-1) for v in (azimuth, polar, radius, fovy)]
-    return _on_sphere(*(v.clone() for v in torch.broadcast_tensors(*values)), target=target)
+    # checked on the CPU, where a look costs nothing
+    values = [torch.as_tensor(v, dtype=dtype, device=device and 'cpu').reshape(-1)
+              for v in (azimuth, polar, radius, fovy)]
+    return _on_sphere(*(v.clone() for v in torch.broadcast_tensors(*values)), target=target).send(device)
 
 # %% ../nbs/01_cameras.ipynb #a1439330
 def _interval(name: str, value: Range, lowest: float, highest: float) -> Range:
@@ -142,7 +152,7 @@ def jitter_cameras(cameras: Cameras,                  # batch of B cameras on a 
     The poses stay rotations, and the angles are those of the new positions. ValueError for a negative number."""
     for name, value in (("center", center), ("target", target), ("up", up)):
         if not value >= 0: raise ValueError(f"jitter: {name} must not be negative, not {value}")
-    place = _uniform(len(cameras), 3, generator=generator).to(cameras.position)
+    place = send(_uniform(len(cameras), 3, generator=generator), cameras.position.device).to(cameras.position)
     noise = torch.randn(2, len(cameras), 3, generator=generator,
         device=generator.device if generator else None).to(place)
     eye = cameras.position + center*(place - .5)
@@ -180,7 +190,7 @@ def sample_cameras(n: int,                                    # how many
     cameras = sphere_cameras(*_sphere_numbers(draws, ranges, uniform_sphere_rate, generator), device=draws.device)
     if jitter_center or jitter_target or jitter_up:
         cameras = jitter_cameras(cameras, center=jitter_center, target=jitter_target, up=jitter_up, generator=generator)
-    return cameras.to(device)
+    return cameras.send(device)
 
 # %% ../nbs/01_cameras.ipynb #6b2892f8
 def progressive_ranges(step: int,                    # step of the run, counted from 0

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from .devices import send
 from .errors import ConfigError, did_you_mean
 
 # %% ../nbs/09_guidance.ipynb #63a600dd
@@ -53,7 +54,7 @@ def sample_timesteps(n: int,                          # how many
 # %% ../nbs/09_guidance.ipynb #1139dfd6
 def _randn(shape, generator: torch.Generator | None, device) -> torch.Tensor:
     source = generator.device if generator is not None else device
-    return torch.randn(shape, generator=generator, device=source).to(device)
+    return send(torch.randn(shape, generator=generator, device=source), device)
 
 
 def add_noise(latents: torch.Tensor,  # clean [B, ...]
@@ -214,8 +215,9 @@ def sds(guidance: Any,             # any object with the guidance protocol
     alphas = guidance.alphas_cumprod.to(latents.device)
     _check_options(len(latents), len(embeddings), kind, weighting, clamp_x0, negative_embeddings)
     with torch.no_grad():
-        if t is None: t = sample_timesteps(len(latents), len(alphas), t_range, generator, latents.device)
-        t = _check_timesteps(t, len(latents), len(alphas)).to(latents.device)
+        # looked at where it is drawn, then sent
+        if t is None: t = sample_timesteps(len(latents), len(alphas), t_range, generator)
+        t = send(_check_timesteps(t, len(latents), len(alphas)), latents.device)
         if noise is None: noise = _randn(latents.shape, generator, latents.device)
         alpha, low = (v.view(-1, *[1]*(latents.ndim - 1)) for v in (alphas[t], t < .2*len(alphas)))
         noisy = add_noise(latents, noise, alpha)
@@ -276,7 +278,8 @@ class ViewPrompts:
 
         For the front this is the back, and the reverse. For a side it is half front, half back.
         Overhead has weight 0."""
-        opposite = torch.tensor([[0., 0, 1, 0], [.5, 0, .5, 0], [1, 0, 0, 0], [.5, 0, .5, 0]]).to(weights)
+        opposite = torch.tensor([[0., 0, 1, 0], [.5, 0, .5, 0], [1, 0, 0, 0], [.5, 0, .5, 0]])
+        opposite = send(opposite, weights.device).to(weights)
         return torch.einsum('bv,vtw->btw', (weights @ opposite).to(self.cond), self.cond), 1 - weights[:, 3]
 
 # %% ../nbs/09_guidance.ipynb #2c274100

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from .devices import send
 from .field import normal_at
 from .rasterize import mesh_edges
 from .renderer import RenderOutput
@@ -68,7 +69,7 @@ def jitter_points(positions: torch.Tensor,            # points [M, 3]
     "Every point moved by a normal draw of its own (the other half of `normal_smooth_3d`)."
     shift = torch.randn(positions.shape, generator=generator,
         device=generator.device if generator else positions.device)
-    return positions + sigma*shift.to(positions)
+    return positions + sigma*send(shift, positions.device).to(positions)
 
 # %% ../nbs/12_losses.ipynb #e078a7ec
 def normal_smooth_3d(normals: torch.Tensor,  # unit normals at points [M, 3]

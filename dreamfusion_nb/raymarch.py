@@ -15,8 +15,10 @@ import torch
 import torch.nn.functional as F
 from numba import njit
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .cameras import Cameras, rays
+from .devices import points_at_once, send
 from .field import density_albedo_normal_at
 from .hashgrid import run_parallel
 from .renderer import Renderer, RenderOutput, backdrop, view_lights
@@ -28,7 +30,7 @@ Density = Callable[[torch.Tensor], torch.Tensor]   # points [N,3] -> densities [
 # %% ../nbs/06_raymarch.ipynb #b43d2650
 def _uniform(*shape: int, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
     "Uniform numbers in [0,1) drawn on the generator's own device, then moved"
-    return torch.rand(*shape, generator=generator, device=generator.device if generator else device).to(device)
+    return send(torch.rand(*shape, generator=generator, device=generator.device if generator else device), device)
 
 # %% ../nbs/06_raymarch.ipynb #bc761f20
 class OccupancyGrid(nn.Module):
@@ -73,34 +75,44 @@ class OccupancyGrid(nn.Module):
         shares = [occupied.float().mean().item() for _, _, occupied in self.cascades]
         return sum(shares)/len(shares)
 
-    @torch.no_grad()
-    def update(self, density: Density, generator: torch.Generator | None = None, chunk: int = 65536) -> None:
-        """Ask a density at a random point of every cell, `chunk` points at a time, and mark the cells anew.
+    def _within_cells(self, n: int, generator: torch.Generator | None) -> torch.Tensor:
+        "Where in its cell each of `n` points lies [n,3]. On a GPU the draws of a few serve all: the CPU draws them"
+        device = self.density.device
+        drawn = n if device.type == 'cpu' else min(n, 2**16)
+        few = _uniform(drawn, 3, generator=generator, device=device)
+        return few if drawn == n else few.repeat(-(-n//drawn), 1)[:n]
 
-        Müller et al. 2022, appendix E.2; there one cell in two is asked. `generator` draws the points"""
+    @torch.no_grad()
+    def update(self, density: Density, generator: torch.Generator | None = None, chunk: int | None = None) -> None:
+        """Ask a density at a random point of every cell, `chunk` points at a time (None: as many as suit the device).
+
+        Then mark the cells anew. Müller et al. 2022, appendix E.2; there one cell in two is asked.
+        `generator` draws the points"""
         r, device = self.resolution, self.density.device
+        chunk = chunk or points_at_once(device)
         for half, cells, _ in self.cascades:
             for number, old in zip(torch.arange(r**3, device=device).split(chunk), cells.view(-1).split(chunk)):
                 corner = torch.stack([number//r**2, number//r % r, number % r], -1)
-                x = (corner + _uniform(len(number), 3, generator=generator, device=device))*(2*half/r) - half
+                x = (corner + self._within_cells(len(number), generator))*(2*half/r) - half
                 # exp may overflow; one NaN must not poison the mean
                 new = density(x).float().nan_to_num(nan=0., posinf=1e10)
                 torch.maximum(old.mul_(self.decay), new, out=old)
         # summed in float64, so that the number of threads can't flip a cell
-        means = [cells.mean(dtype=torch.float64).item() for _, cells, _ in self.cascades]
-        limit = min(sum(means)/len(means), self.threshold)
+        means = [cells.mean(dtype=torch.float64) for _, cells, _ in self.cascades]
+        limit = (sum(means)/len(means)).clamp(max=self.threshold)
         for _, cells, occupied in self.cascades: occupied.copy_((cells >= limit) & (cells > 0))
 
     def contains(self, x: torch.Tensor) -> torch.Tensor:
         """Whether the cells of the points x [...,3] are occupied, bool [...], in the smallest box that holds the point.
 
         A point outside all boxes counts to the nearest cell"""
-        r, reach = self.resolution, x.abs().amax(-1)
-        found = torch.zeros_like(reach, dtype=torch.bool)
-        for n, (half, _, occupied) in enumerate(self.cascades):
-            i, j, k = (x*(r/(2*half)) + r/2).floor().long().clamp(0, r - 1).unbind(-1)
-            here = occupied[i, j, k]
-            found = torch.where(reach < half, here, found) if n else here
+        def here(half, occupied):
+            cell = (x*(r/(2*half))).add_(r/2).floor_().long().clamp_(0, r - 1)
+            return occupied[tuple(cell.unbind(-1))]
+        r, ((half, _, occupied), *inner) = self.resolution, self.cascades
+        found = here(half, occupied)
+        reach = x.abs().amax(-1) if inner else None
+        for half, _, occupied in inner: found = torch.where(reach < half, here(half, occupied), found)
         return found
 
     def mark_all(self) -> None:
@@ -151,6 +163,7 @@ class RaySegments:
     length: torch.Tensor  # of a piece, if they are equal [N]
     first: torch.Tensor   # number of the mark at or before `near`, int64 [N]
     marks: torch.Tensor   # distances from the eye, or empty: equal pieces
+    step: float           # longest piece, or the shortest of a ruler
 
 # %% ../nbs/06_raymarch.ipynb #0a6dd291
 def segment_rays(near: torch.Tensor, far: torch.Tensor,  # of each ray, float64 [N]
@@ -163,18 +176,22 @@ def segment_rays(near: torch.Tensor, far: torch.Tensor,  # of each ray, float64 
     way = (far - near).clamp_min(0)
     count = torch.ceil(way/step - 1e-6).long()   # rounding must not make n+1 pieces of n steps
     if dt_gamma == 0:
-        return RaySegments(near, far, count, way/count.clamp_min(1), torch.zeros_like(count), near.new_empty(0))
+        return RaySegments(near, far, count, way/count.clamp_min(1), torch.zeros_like(count), near.new_empty(0),
+            step)
     ruler, end = [begin], far.max().item() if len(far) else begin
     while ruler[-1] < end: ruler.append(ruler[-1] + max(min(ruler[-1]*dt_gamma, longest or math.inf), step))
     marks = torch.tensor(ruler, dtype=torch.float64, device=near.device)
     first = torch.searchsorted(marks, near, right=True) - 1
-    return RaySegments(near, far, torch.where(way > 0, torch.searchsorted(marks, far) - first, 0), way, first, marks)
+    return RaySegments(near, far, torch.where(way > 0, torch.searchsorted(marks, far) - first, 0), way, first, marks,
+        step)
 
 # %% ../nbs/06_raymarch.ipynb #eac98601
 def _march_torch(origins: torch.Tensor, directions: torch.Tensor, grid: OccupancyGrid, pieces: RaySegments,
                  offset: torch.Tensor) -> Samples:
     p = pieces
-    k = torch.arange(int(p.count.max()) if len(p.count) else 0, device=origins.device)
+    # the most pieces that any ray can have: how many there are here would have to be looked at
+    most = len(p.marks) or math.ceil(2*math.sqrt(3)*grid.bound/p.step)
+    k = torch.arange(most, device=origins.device)
     if len(p.marks):
         mark = (p.first[:, None] + k).clamp_max(len(p.marks) - 2)
         begin, end = torch.maximum(p.marks[mark], p.near[:, None]), torch.minimum(p.marks[mark + 1], p.far[:, None])
@@ -185,7 +202,8 @@ def _march_torch(origins: torch.Tensor, directions: torch.Tensor, grid: Occupanc
         dt = p.length[:, None].expand_as(t)
     x = origins.double()[:, None] + t[..., None]*directions.double()[:, None]
     live = (k < p.count[:, None]) & grid.contains(x)
-    return Samples(t[live].float(), dt[live].float(), live.nonzero()[:, 0], x[live].float())
+    kept = live.view(-1).nonzero()[:, 0]    # the one look: how many there are
+    return Samples(t.view(-1)[kept].float(), dt.reshape(-1)[kept].float(), kept//most, x.view(-1, 3)[kept].float())
 
 # %% ../nbs/06_raymarch.ipynb #67f88a77
 def _all_rays(kernel: Callable, n_rays: int, *arrays: Any) -> None:
@@ -318,14 +336,14 @@ class Composite:
     weights: torch.Tensor  # share of the pixel that each sample has [M]
 
 # %% ../nbs/06_raymarch.ipynb #de7d4b4c
-def _first(ray_index: torch.Tensor, n_rays: int) -> torch.Tensor:
-    "Where each ray's samples begin [n_rays+1]; ValueError if they are not sorted by ray"
-    if len(ray_index) and ((ray_index[1:] < ray_index[:-1]).any() or ray_index[0] < 0 or ray_index[-1] >= n_rays):
+def _first(ray_index: torch.Tensor, n_rays: int, check: bool = True) -> torch.Tensor:
+    "Where each ray's samples begin [n_rays+1]; ValueError if they are not sorted by ray, where that is checked"
+    if check and len(ray_index) and ((ray_index[1:] < ray_index[:-1]).any() or ray_index[0] < 0 or ray_index[-1] >= n_rays):
         raise ValueError(f'ray_index: must ascend within 0..{n_rays - 1}')
     return torch.searchsorted(ray_index, torch.arange(n_rays + 1, device=ray_index.device, dtype=ray_index.dtype))
 
-def _composite_torch(density, color, t, dt, ray_index, n_rays, stop=STOP):
-    first = _first(ray_index, n_rays)
+def _composite_torch(density, color, t, dt, ray_index, n_rays, stop=STOP, first=None):
+    if first is None: first = _first(ray_index, n_rays)
     tau = density.double()*dt.double()
     # e^-80 is nothing; an infinite density must not spoil the rays behind it
     before = F.pad(tau.clamp_max(80.).cumsum(0), (1, 0))
@@ -399,6 +417,7 @@ def composite(density: torch.Tensor,    # [M], not negative; float32 or float64
               n_rays: int,              # N
               backend: str = 'auto',    # 'torch', 'numba', or Numba on the CPU
               stop: float = STOP,       # where less light than this is left, samples get weight zero; 0: never
+              first: torch.Tensor | None = None,    # where each ray's samples begin [N+1]; None: it is looked for
              ) -> Composite:            # image [N,C], opacity [N], depth [N], weights [M]
     """What each ray sees. All four results have exact derivatives by density and color, not by t and dt.
 
@@ -406,25 +425,16 @@ def composite(density: torch.Tensor,    # [M], not negative; float32 or float64
     Raises ValueError for unsorted rays."""
     density = density if density.dtype == torch.float64 else density.float()
     color, t, dt = color.to(density.dtype), t.detach().to(density.dtype), dt.detach().to(density.dtype)
-    if not _compiled(density, backend): return _composite_torch(density, color, t, dt, ray_index, n_rays, stop)
-    inputs = density, color, t, dt, _first(ray_index, n_rays)
+    if not _compiled(density, backend): return _composite_torch(density, color, t, dt, ray_index, n_rays, stop, first)
+    inputs = density, color, t, dt, _first(ray_index, n_rays) if first is None else first
     return Composite(*_Composite.apply(*(v.contiguous() for v in inputs), float(stop)))
 
 # %% ../nbs/06_raymarch.ipynb #40478557
-@torch.no_grad()
-def visible(density: Density,  # function of points [N,3] -> densities [N]
-            samples: Samples,                                 # packed `Samples`
-            n_rays: int,                                      # N
-            min_weight: float,                                # samples up to it are dropped
-            wave: int = 16,                                   # samples of each ray asked at once
-            chunk: int = 65536,                               # points asked at once, for bounded memory
-            backend: str = 'auto',                            # of `composite`
-            stop: float = STOP,                               # of `composite`
-           ) -> torch.Tensor:                                 # indices of the samples that are kept, ascending
-    "The samples whose weight in the picture exceeds `min_weight`, found with as few questions to the field as possible"
-    ray, first = samples.ray_index, _first(samples.ray_index, n_rays)
-    count, turn = first.diff(), torch.arange(wave, device=ray.device)
-    sigma, tau = torch.zeros_like(samples.t), torch.zeros(n_rays, device=ray.device)
+def _ask_in_waves(density: Density, samples: Samples, first: torch.Tensor, wave: int, chunk: int,
+                  stop: float) -> torch.Tensor:
+    "Densities of the samples that light reaches, `wave` samples of each ray at a time; 0 of the others"
+    ray, count, turn = samples.ray_index, first.diff(), torch.arange(wave, device=first.device)
+    sigma, tau = torch.zeros_like(samples.t), torch.zeros(len(count), device=ray.device)
     dark = -math.log(stop) if stop else math.inf
     for begin in range(0, int(count.max()) if len(ray) else 0, wave):
         lit = ((count > begin) & (tau < dark)).nonzero()    # rays that go on and still have light [R,1]
@@ -432,7 +442,27 @@ def visible(density: Density,  # function of points [N,3] -> densities [N]
         for i in asked[asked < first[lit + 1]].split(chunk):
             sigma[i] = density(samples.positions[i]).float()
             tau.index_add_(0, ray[i], sigma[i]*samples.dt[i])
-    weights = composite(sigma, samples.positions[:, :0], samples.t, samples.dt, ray, n_rays, backend, stop).weights
+    return sigma
+
+
+@torch.no_grad()
+def visible(density: Density,  # function of points [N,3] -> densities [N]
+            samples: Samples,                                 # packed `Samples`
+            n_rays: int,                                      # N
+            min_weight: float,                                # samples up to it are dropped
+            wave: int = 16,                                   # samples of each ray asked at once; on a GPU all
+            chunk: int | None = None,                         # points asked at once; None: as many as suit the device
+            backend: str = 'auto',                            # of `composite`
+            stop: float = STOP,                               # of `composite`
+           ) -> torch.Tensor:                                 # indices of the samples that are kept, ascending
+    "The samples whose weight in the picture exceeds `min_weight`, found with as few questions to the field as possible"
+    ray, on_gpu = samples.ray_index, samples.ray_index.device.type != 'cpu'
+    first, chunk = _first(ray, n_rays, check=not on_gpu), chunk or points_at_once(ray.device)
+    # waves save questions, and each must be waited for: a GPU has answered all of them sooner
+    if on_gpu: sigma = torch.cat([density(x).float() for x in samples.positions.split(chunk)])
+    else: sigma = _ask_in_waves(density, samples, first, wave, chunk, stop)
+    weights = composite(sigma, samples.positions[:, :0], samples.t, samples.dt, ray, n_rays, backend, stop,
+        first).weights
     return (weights > min_weight).nonzero()[:, 0]
 
 # %% ../nbs/06_raymarch.ipynb #aa808293
@@ -454,15 +484,27 @@ def samples_to_ask(renderer: 'VolumeRenderer',
     return Samples(nothing, nothing, nothing.long(), origins.new_zeros(1, 3))
 
 
+def chunk_for(device: torch.device, with_normal: bool) -> int:
+    "How many samples a field is asked about at once, in full; a CPU keeps all of them where they learn"
+    learns = torch.is_grad_enabled()
+    if device.type == 'cpu': return 2**62 if learns else points_at_once(device)
+    return points_at_once(device, learns)//(7 if with_normal else 1)    # a normal asks six points more
+
+
 def ask_in_chunks(field: nn.Module,  # any field: see `density_albedo_normal_at`
                   x: torch.Tensor,   # points [N,3]
                   with_normal: bool,
                   chunk: int,        # points asked at once
                  ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    "What a field says about points: density [N], albedo [N,3], and normal [N,3] if asked for, else None"
+    """What a field says about points: density [N], albedo [N,3], and normal [N,3] if asked for, else None.
+
+    Where several chunks learn, each is computed anew in the backward pass: only one is held at a time"""
     def ask(points): return density_albedo_normal_at(field, points) if with_normal else (*field(points), None)
-    answers = [ask(points) for points in x.split(chunk)]
-    if len(answers) == 1: return answers[0]
+    chunks = x.split(chunk)
+    if len(chunks) == 1: return ask(x)
+    again = torch.is_grad_enabled()
+    answers = [checkpoint(ask, points, use_reentrant=False, preserve_rng_state=False) if again else ask(points)
+               for points in chunks]
     density, albedo, normal = zip(*answers)
     return torch.cat(density), torch.cat(albedo), torch.cat(normal) if with_normal else None
 
@@ -482,13 +524,13 @@ def trace(renderer: 'VolumeRenderer',
     Returns what rays see, with normals as channels 3, 4, 5; and the samples, as arguments of `RenderOutput`"""
     r = renderer
     s = samples_to_ask(r, origins, directions, perturb, generator)
-    chunk = len(s) if torch.is_grad_enabled() else 65536
-    density, albedo, normal = ask_in_chunks(r.field, s.positions, with_normal, chunk)
+    density, albedo, normal = ask_in_chunks(r.field, s.positions, with_normal, chunk_for(origins.device, with_normal))
     along = directions[s.ray_index]
     gloss = r.material.gloss(-along) if shading == 'phong' and r.material is not None else {}
     color = shade(albedo, normal, light[s.ray_index], ambient[s.ray_index], shading, **gloss)
     if normal is not None: color = torch.cat([color, normal], -1)
-    seen = composite(density, color, s.t, s.dt, s.ray_index, len(origins), r.backend, r.stop)
+    first = _first(s.ray_index, len(origins), check=False)    # they come from `march`
+    seen = composite(density, color, s.t, s.dt, s.ray_index, len(origins), r.backend, r.stop, first)
     return seen, dict(weights=seen.weights, **vars(s), directions=along, density=density, normals=normal)
 
 

@@ -48,6 +48,8 @@ def view_lights(cameras: Cameras,                       # B of them
     "The light of each view"
     position, n = cameras.position, len(cameras)
     direction = F.normalize(position, dim=-1) if light is None else torch.as_tensor(light).to(position).expand(n, 3)
+    # a number is written by the GPU itself; a copy would be waited for
+    if isinstance(ambient, (int, float)): return direction, position.new_full((n, 1), ambient)
     return direction, torch.as_tensor(ambient).to(position).reshape(-1, 1).expand(n, 1)
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .devices import send
 from .errors import did_you_mean
 
 # %% ../nbs/05_shading.ipynb #1689ed9f
@@ -107,4 +108,4 @@ def sample_light(position: torch.Tensor,                    # camera positions [
                 ) -> torch.Tensor:                          # unit directions towards the light [B, 3]
     "A random light near each camera (DreamFusion, section 3.2; NeMo draws one offset for a whole batch)"
     offset = torch.randn(position.shape, generator=generator, device=generator.device if generator else None)
-    return F.normalize(position + spread*offset.to(position), dim=-1)
+    return F.normalize(position + spread*send(offset, position.device).to(position), dim=-1)
