@@ -31,12 +31,12 @@ def send(values: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     return values.pin_memory().to(device, non_blocking=True)
 
 # %% ../nbs/00d_devices.ipynb #de000000
-def read(tensors: Mapping[str, torch.Tensor]   # of any shapes and types, on one device
+def read(tensors: Mapping[str, torch.Tensor]   # small ones of any shapes and types
         ) -> dict[str, list[float]]:
-    "The numbers of many small tensors, by name. A GPU is waited for once"
-    row = torch.cat([tensor.detach().reshape(-1) for tensor in tensors.values()]).tolist()
-    ends = iter(row)
-    return {name: [next(ends) for _ in range(tensor.numel())] for name, tensor in tensors.items()}
+    "The numbers of many tensors, by name. A GPU is waited for once, if all of them are there"
+    where = next(iter(tensors.values())).device
+    numbers = iter(torch.cat([tensor.detach().reshape(-1).to(where) for tensor in tensors.values()]).tolist())
+    return {name: [next(numbers) for _ in range(tensor.numel())] for name, tensor in tensors.items()}
 
 # %% ../nbs/00d_devices.ipynb #de000000
 def is_full(error: BaseException) -> bool:

@@ -116,7 +116,8 @@ def cut_edges(inside: torch.Tensor,  # which vertices are inside [V]
     ends = tets[:, torch.tensor(EDGES, device=tets.device)]                            # [T, 6, 2]
     crossed = inside[ends].sum(-1) == 1
     ends = torch.where(inside[ends[..., :1]], ends, ends.flip(-1))
-    key, number = (ends[crossed]@torch.tensor([len(inside), 1], device=tets.device)).unique(return_inverse=True)
+    inner, outer = ends.unbind(-1)    # no product of matrices: CUDA has none of whole numbers
+    key, number = (inner*len(inside) + outer)[crossed].unique(return_inverse=True)
     of_edge = torch.full(crossed.shape, -1, device=tets.device)
     of_edge[crossed] = number
     chosen = TRIANGLES.to(tets.device)[case]                                           # [T, 2, 3]

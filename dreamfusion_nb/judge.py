@@ -50,7 +50,8 @@ class Judge(nn.Module):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         "What all answers are read from [B, 192], of pictures [B, 3, 64, 64] in [0, 1]."
-        return self.body(images.contiguous(memory_format=torch.channels_last)*2 - 1)
+        here = images.to(self.log_scale.device)    # a result on a GPU, a judge on the CPU
+        return self.body(here.contiguous(memory_format=torch.channels_last)*2 - 1)
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         "Logits of each head, by its name: [B, number of its answers]."

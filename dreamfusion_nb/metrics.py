@@ -357,7 +357,8 @@ def against_truth(result: Any,            # `Result`
     mesh, truth = result.mesh(), toybox.mesh(caption)
     place = align(mesh, truth)
     def likeness(views, shading):
-        return psnr(views, true_views(caption, around(), views.shape[-1], *place, shading=shading)).mean().item()
+        truth = true_views(caption, around(), views.shape[-1], *place, shading=shading)    # made on the CPU
+        return psnr(views, truth.to(views.device)).mean().item()
     return dict(f_score=f_score(mesh, truth), chamfer=chamfer(mesh, truth), iou=volume_iou(mesh, truth),
                 psnr=likeness(color, 'albedo'), shape_psnr=likeness(geometry, 'textureless'))
 

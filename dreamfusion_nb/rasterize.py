@@ -6,6 +6,7 @@
 __all__ = ['rasterize', 'interpolate', 'antialias', 'texture']
 
 # %% ../nbs/07_rasterize.ipynb #13a83dd6
+import functools
 import math
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from numba import njit
 
-from .errors import did_you_mean
+from .errors import did_you_mean, notice
 from .hashgrid import run_parallel
 
 # %% ../nbs/07_rasterize.ipynb #7a01854f
@@ -146,25 +147,43 @@ def check_clip_mesh(pos: torch.Tensor, tri: torch.Tensor, size: tuple[int, int] 
 
 
 def pick_rasterizer(backend: str, device: torch.device) -> str:
-    """The name of the backend to use: nvdiffrast where it imports on CUDA, else 'numba'.
+    """The name of the backend to use: nvdiffrast where it works on CUDA, else 'numba'.
 
     'numba' finds what is visible on the CPU, whatever the device. Raises `ValueError`"""
     known = ('auto', 'nvdiffrast', *VISIBLE)
     if backend not in known:
         raise ValueError("rasterize: backend must be 'auto', 'torch', 'numba' or 'nvdiffrast', "
             f"not {backend!r}{did_you_mean(backend, known)}")
-    if backend == 'nvdiffrast' and (device.type != 'cuda' or not nvdiffrast()):
-        raise ValueError('rasterize: backend "nvdiffrast" needs tensors on CUDA and the package nvdiffrast; '
-            '"auto" does without')
-    if backend == 'auto': return 'nvdiffrast' if device.type == 'cuda' and nvdiffrast() else 'numba'
+    if backend not in ('auto', 'nvdiffrast'): return backend
+    why = 'no tensors' if device.type != 'cuda' else nvdiffrast_trouble(device)
+    if backend == 'auto': return 'numba' if why else 'nvdiffrast'
+    if why:
+        raise ValueError('rasterize: backend "nvdiffrast" needs tensors on CUDA and the package nvdiffrast, which '
+            f'must work; "auto" does without ({why})')
     return backend
 
 
 def nvdiffrast() -> Any:
-    "nvdiffrast.torch if it imports, else None"
-    try: import nvdiffrast.torch as dr
-    except ImportError: return None
+    "The module nvdiffrast.torch"
+    import nvdiffrast.torch as dr
     return dr
+
+
+@functools.cache
+def nvdiffrast_trouble(device: torch.device) -> str:
+    "Why nvdiffrast cannot be used on a device, or ''; a warning tells it, once, where the package is there"
+    try: nvdiffrast()
+    except ImportError: return 'it is not installed'
+    pos = torch.tensor([[[-1., -1, 0, 1], [1, -1, 0, 1], [0, 1, 0, 1]]], device=device, requires_grad=True)
+    tri = torch.tensor([[0, 1, 2]], device=device, dtype=torch.int32)
+    try:    # it compiles itself at its first call, for which much must be right
+        dr = nvdiffrast()
+        seen = dr.rasterize(dr.RasterizeCudaContext(device), pos, tri, (8, 8))[0]
+        dr.antialias(dr.interpolate(pos[..., :1].contiguous(), seen, tri)[0], seen, pos, tri).sum().backward()
+        why = '' if seen[..., 3].any() else 'it does not see a triangle'
+    except Exception as error: why = ' '.join(f'{type(error).__name__}: {error}'.split())[:150]
+    if why: notice(f'rasterize: nvdiffrast does not work here, our own backend takes its place: {why}')
+    return why
 
 # %% ../nbs/07_rasterize.ipynb #c170260d
 def seen_at(rast: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

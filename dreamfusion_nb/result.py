@@ -21,6 +21,7 @@ from .cameras import Cameras, fit_radius, orbit
 from dreamfusion_nb.checkpoints import (VIDEO_KINDS, check_finite, check_state, find_result, one_line, read_checkpoint,
     read_history)
 from .config import Config, Preview, Video, load_config, mesh_preset
+from .devices import enough_memory
 from .dmtet import MeshRenderer
 from .docstrings import with_parameters
 from .errors import ConfigError, did_you_mean, is_whole, notice
@@ -150,7 +151,9 @@ def _six(result, height, width):
 @contextmanager
 def _drawing(result):
     "The renderer of a result, switched to evaluation, on one thread where the pictures are small"
-    with limit_for(result.config, result.device), evaluating(result.renderer) as renderer: yield renderer
+    less = 'fewer pixels (size, height, width), or a lower resolution of a mesh, need less'
+    with (limit_for(result.config, result.device), evaluating(result.renderer) as renderer,
+          enough_memory(f'a result on {result.device}', less)): yield renderer
 
 
 def _at_once(result):

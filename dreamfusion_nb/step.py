@@ -6,6 +6,7 @@
 __all__ = ['StepRecord', 'Stepper']
 
 # %% ../nbs/17b_step.ipynb #d203b7e3
+import math
 import reprlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ import torch
 
 from .cameras import Cameras, progressive_ranges, sample_cameras, view_weights
 from .config import Config, check_latents
+from .devices import enough_memory, read
 from .errors import ConfigError
 from .guidance import SDSOutput, ViewPrompts, sds
 from .losses import LOSSES
@@ -42,6 +44,7 @@ class StepRecord:
     sds: SDSOutput
     losses: dict[str, float]   # name -> weighted value
     lr: float
+    numbers: dict[str, list[float]]    # of each view: 't', 'azimuth', 'polar', 'opacity', 'grad_norm'; see `look`
 
     # the parts that are looked at most
     image = property(lambda self: self.render.image)
@@ -54,15 +57,16 @@ class StepRecord:
     t = property(lambda self: self.sds.t)
 
     # of one view: so it says the same for one and for many
-    grad_norm = property(lambda self: sum(g.norm().item() for g in self.grad)/len(self.grad))
+    grad_norm = property(lambda self: sum(self.numbers['grad_norm'])/len(self.numbers['grad_norm']))
 
     def row(self) -> dict[str, Any]:
         "Return one plain line of history; of several views `t`, `azimuth` and `polar` are lists, other numbers means"
         def each(values): return values[0] if len(values) == 1 else values
-        def angles(values): return each([round(angle, 3) for angle in values.tolist()])
-        return dict(step=self.step, shading=self.look.shading, t=each(self.t.tolist()),
-            azimuth=angles(self.cameras.azimuth), polar=angles(self.cameras.polar), loss=sum(self.losses.values()),
-            **self.losses, opacity=self.opacity.mean().item(), grad_norm=self.grad_norm, lr=self.lr)
+        def angles(values): return each([round(angle, 3) for angle in values])
+        n = self.numbers
+        return dict(step=self.step, shading=self.look.shading, t=each([int(t) for t in n['t']]),
+            azimuth=angles(n['azimuth']), polar=angles(n['polar']), loss=sum(self.losses.values()),
+            **self.losses, opacity=n['opacity'][0], grad_norm=self.grad_norm, lr=self.lr)
 
 # %% ../nbs/17b_step.ipynb #a255743c
 def encode_prompts(config: Config, guidance: Any) -> ViewPrompts:
@@ -167,18 +171,26 @@ def distill_views(trainer: Any, cameras: Cameras, look: ShadingChoice, light: to
     return out, opinion, losses
 
 # %% ../nbs/17b_step.ipynb #f6d2539d
-def check_gradients(trainer: Any, losses: dict[str, torch.Tensor]) -> None:
+def look(cameras: Cameras, out: RenderOutput, opinion: SDSOutput, losses: dict[str, torch.Tensor],
+         gradients: dict[str, torch.Tensor]) -> dict[str, list[float]]:
+    """Return all numbers of a step that Python needs, by name: of the views, of losses, the largest of each gradient.
+
+    Together, because a GPU must be waited for"""
+    norms = torch.stack([g.norm() for g in opinion.grad])
+    of_views = dict(t=opinion.t, azimuth=cameras.azimuth, polar=cameras.polar, opacity=out.opacity.mean(),
+        grad_norm=norms)
+    most = {f'the gradient of {name}': torch.linalg.vector_norm(g, math.inf) for name, g in gradients.items()}
+    return read(of_views | {f'the loss {name}': loss for name, loss in losses.items()} | most)
+
+
+def check_numbers(step: int, numbers: dict[str, list[float]]) -> None:
     """Raise `ConfigError` unless losses and gradients are finite:
 
     then no step is taken, and the weights stay as they were"""
-    numbers = {f'the loss {name}': loss.detach() for name, loss in losses.items()}
-    named = trainer.renderer.named_parameters()
-    numbers |= {f'the gradient of {name}': p.grad for name, p in named if p.grad is not None}
-    fine = torch.stack([v.isfinite().all() for v in numbers.values()]).tolist()    # one wait for a GPU
-    if all(fine): return
-    what = next(name for name, ok in zip(numbers, fine) if not ok)
-    raise ConfigError(f'step {trainer.step_count}: {what} is not finite; go on from the last checkpoint with a lower '
-        'learning rate (optim.lr)')
+    for what, values in numbers.items():
+        if what.startswith('the ') and not all(map(math.isfinite, values)):
+            raise ConfigError(f'step {step}: {what} is not finite; go on from the last checkpoint with a lower '
+                'learning rate (optim.lr)')
 
 
 def take_step(trainer: Any) -> StepRecord:
@@ -186,18 +198,22 @@ def take_step(trainer: Any) -> StepRecord:
     c = trainer.config
     trainer.update_extra()
     cameras = trainer.cameras()
-    look = trainer.steering.choose_shading(shading_schedule(trainer.step_count, c, trainer.generator))
+    shading = trainer.steering.choose_shading(shading_schedule(trainer.step_count, c, trainer.generator))
     light = trainer.steering.lamp(sample_light(cameras.position, generator=trainer.generator))
     # with workers each view is a job of its own: see the page on scale
     distilled = distill_views if trainer.team is None else trainer.team.distill_views
-    out, opinion, losses = distilled(trainer, cameras, look, light)
+    out, opinion, losses = distilled(trainer, cameras, shading, light)
     lr = trainer.set_learning_rate()
-    check_gradients(trainer, losses)
+    gradients = {name: p.grad for name, p in trainer.renderer.named_parameters()
+                 if p.grad is not None and p.grad.numel()}
+    # where a GPU is waited for, once
+    numbers = look(cameras, out, opinion, losses, gradients)
+    check_numbers(trainer.step_count, numbers)
     if c.optim.max_grad_norm: torch.nn.utils.clip_grad_norm_(trainer.renderer.parameters(), c.optim.max_grad_norm)
     trainer.optimizer.step()
     if hasattr(trainer.renderer, 'learned'): trainer.renderer.learned()
-    values = {name: loss.item() for name, loss in losses.items()}
-    record = StepRecord(trainer.step_count, cameras, look, light, out, opinion, values, lr)
+    values = {name: numbers[f'the loss {name}'][0] for name in losses}
+    record = StepRecord(trainer.step_count, cameras, shading, light, out, opinion, values, lr, numbers)
     trainer.step_count += 1
     steered = trainer.steering.active()
     trainer.history.append(record.row() | (dict(steered=steered) if steered else {}))
@@ -262,9 +278,11 @@ class Stepper:
         # drawn on the CPU, so that a run on another device sees the same cameras and noise
         self.generator = torch.Generator().manual_seed(config.seed)
         own = make_part('guidance', self.parts.guidance, config, self.generator)
-        self.guidance = make_guidance(config, self.device) if own is None else own
-        check_latents(config, getattr(self.guidance, 'latent_shape', (3,))[0])
-        self.renderer: Any = assemble(config, self.parts, self.generator).to(self.device).train()
+        with enough_memory(f'the parts of a run on {self.device}', 'a smaller diffusion model (guidance.name), one in '
+                           'half precision (guidance.precision) or fewer rows (nerf.log2_hashmap_size) need less'):
+            self.guidance = make_guidance(config, self.device) if own is None else own
+            check_latents(config, getattr(self.guidance, 'latent_shape', (3,))[0])
+            self.renderer: Any = assemble(config, self.parts, self.generator).to(self.device).train()
         self.optimizer = optimizer_of(config.optim, self.renderer, self.parts.optimizer)
         with self.limit_threads():
             rehearse(self.parts, self.guidance, self.renderer, self.device)
@@ -325,8 +343,11 @@ class Stepper:
     def step(self) -> StepRecord:
         "Take one step. If it raises, restore random state and occupancy grid, so that it can be tried again"
         drawn, undo = self.generator.get_state(), undo_update(self)
+        less = ('smaller pictures (data.train.width, data.train.height), fewer steps along a ray (renderer.max_steps) '
+            'or fewer views (data.train.batch_size) need less; what has been saved stays')
         try:
-            with self.limit_threads(): return take_step(self)
+            with self.limit_threads(), enough_memory(f'step {self.step_count} on {self.device}', less):
+                return take_step(self)
         except BaseException:
             self.generator.set_state(drawn)
             undo()
