@@ -19,6 +19,7 @@ from numba import njit
 from torch import nn
 
 from .cameras import Cameras, projection, rays
+from .devices import read, send
 from .errors import ConfigError, is_whole
 from .field import albedo_at
 from .rasterize import antialias, interpolate, rasterize, seen_at
@@ -112,15 +113,15 @@ def cut_edges(inside: torch.Tensor,  # which vertices are inside [V]
              ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     "The edges that the surface cuts, by inner end [N] and outer end [N]; and its triangles [F, 3], of such edges"
     tets = cut_tets(inside, tets)
-    case = (inside[tets]*torch.tensor([1, 2, 4, 8], device=tets.device)).sum(1)
-    ends = tets[:, torch.tensor(EDGES, device=tets.device)]                            # [T, 6, 2]
+    case = (inside[tets] << torch.arange(4, device=tets.device)).sum(1)
+    ends = tets[:, send(torch.tensor(EDGES), tets.device)]                             # [T, 6, 2]
     crossed = inside[ends].sum(-1) == 1
     ends = torch.where(inside[ends[..., :1]], ends, ends.flip(-1))
     inner, outer = ends.unbind(-1)    # no product of matrices: CUDA has none of whole numbers
-    key, number = (inner*len(inside) + outer)[crossed].unique(return_inverse=True)
-    of_edge = torch.full(crossed.shape, -1, device=tets.device)
-    of_edge[crossed] = number
-    chosen = TRIANGLES.to(tets.device)[case]                                           # [T, 2, 3]
+    # edges that are not cut share one last number: to leave them out, a GPU would have to be waited for
+    key, of_edge = torch.where(crossed, inner*len(inside) + outer, len(inside)**2).unique(return_inverse=True)
+    key = key[:-1]
+    chosen = send(TRIANGLES, tets.device)[case]                                        # [T, 2, 3]
     faces = of_edge[:, None].expand(-1, 2, -1).gather(2, chosen.clamp(min=0))[chosen[..., 0] >= 0]
     return key//max(len(inside), 1), key % max(len(inside), 1), faces
 
@@ -341,10 +342,7 @@ def check_shape(sdf: torch.Tensor,     # [V]
                 border: torch.Tensor,  # vertices on the border of the grid [V]
                 faces: torch.Tensor,   # of the surface [F, 3]
                ) -> None:
-    "Raise `ConfigError` where nothing is outside, `EmptyMeshError` where nothing is inside"
-    if (sdf > 0).all():    # init_* leave the border's negative
-        raise ConfigError(f'MeshRenderer: sdf is positive everywhere (lowest {sdf.min():.3g}), '
-            'so nothing is outside; it needs both signs')
+    "Raise `EmptyMeshError` where nothing is inside"
     if not len(faces):
         raise EmptyMeshError('the surface is gone: no signed distance inside the grid is positive '
             f'(highest {sdf[~border].max():.3g}); begin again with a lower learning rate')
@@ -371,14 +369,21 @@ def make_trimesh(vertices: torch.Tensor,  # [V, 3]
     return trimesh.Trimesh(vertices.cpu().numpy(), faces.cpu().numpy(), process=False, **options)
 
 
+_FINITE = ('sdf', 'deform', 'scale')
+
+
 def check_parameters(surface: 'TetSurface') -> None:
-    "Raise `EmptyMeshError` where there is no shape yet, `ConfigError` for values that are not finite"
-    if not surface.initialised:
+    "Raise `EmptyMeshError` where there is no shape yet, `ConfigError` for what can be none"
+    fine = read(dict(initialised=surface.initialised, positive=(surface.sdf > 0).all())
+                | {name: getattr(surface, name).isfinite().all() for name in _FINITE})
+    if not fine['initialised'][0]:
         raise EmptyMeshError('MeshRenderer: there is no shape yet; '
             'call init_from_sphere, init_from_mesh or init_from_density')
-    for name in ('sdf', 'deform', 'scale'):
-        if not getattr(surface, name).isfinite().all():
-            raise ConfigError(f'MeshRenderer: {name} holds values that are not finite')
+    for name in _FINITE:
+        if not fine[name][0]: raise ConfigError(f'MeshRenderer: {name} holds values that are not finite')
+    if fine['positive'][0]:    # init_* leave the border's negative
+        raise ConfigError(f'MeshRenderer: sdf is positive everywhere (lowest {surface.sdf.min():.3g}), '
+            'so nothing is outside; it needs both signs')
 
 # %% ../nbs/08_dmtet.ipynb #efd0552f
 class TetSurface(Renderer):

@@ -98,7 +98,8 @@ def mesh_normal(vertices: torch.Tensor,  # [V, 3]
     a, b, c = vertices[faces.long()].unbind(1)
     cross = torch.linalg.cross(b - a, c - a)
     pair, alike = _neighbours(faces, len(vertices))
-    solid = (cross.detach().norm(dim=-1) > 1e-12)[pair].all(1)   # what is shorter has no direction
+    # what is shorter has no direction
+    solid = (cross.detach().norm(dim=-1) > 1e-12)[pair].all(1).nonzero()[:, 0]
     pair, alike = pair[solid], alike[solid]
     cosine = F.normalize(cross, dim=-1)[pair].prod(1).sum(-1)
     return (1 - torch.where(alike, cosine, -cosine)).sum()/max(1, len(pair))

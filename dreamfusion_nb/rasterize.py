@@ -138,8 +138,9 @@ def check_clip_mesh(pos: torch.Tensor, tri: torch.Tensor, size: tuple[int, int] 
         raise ValueError(f'pos: must be floating point clip positions [B, V, 4], not {pos.dtype} {list(pos.shape)}')
     if tri.ndim != 2 or tri.shape[-1] != 3 or tri.is_floating_point():
         raise ValueError(f'tri: must be vertex numbers [F, 3], not {tri.dtype} {list(tri.shape)}')
-    if len(tri) and not 0 <= tri.min() <= tri.max() < pos.shape[1]:
-        raise ValueError(f'tri: must name vertices 0..{pos.shape[1] - 1}, not {int(tri.min())}..{int(tri.max())}')
+    low, high = torch.stack(tri.aminmax()).tolist() if len(tri) else (0, 0)    # one look at a GPU
+    if len(tri) and not 0 <= low <= high < pos.shape[1]:
+        raise ValueError(f'tri: must name vertices 0..{pos.shape[1] - 1}, not {low}..{high}')
     if len(tri) >= 2**24:
         raise ValueError(f'tri: at most {2**24 - 1:,} triangles can be numbered in a float, not {len(tri):,}')
     if size is not None and (len(size) != 2 or min(size) < 1):

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .cameras import Cameras, rays
+from .devices import read
 from .errors import ConfigError
 from .field import normal_from_gradient
 from .renderer import Renderer, RenderOutput, backdrop, view_lights
@@ -326,8 +327,9 @@ def check_splats(splats: Splats) -> None:
     wrong = {f'have a {name} that is not finite': ~p.isfinite().view(len(p), -1).all(1)
              for name, p in splats.named_parameters()}
     wrong['have no size'] = splats.scale.amin(1) < SMALLEST
+    found = read({what: rows.any() for what, rows in wrong.items()})    # one look at a GPU
     for what, rows in wrong.items():
-        if rows.any():
+        if found[what][0]:
             raise ConfigError(f'splats: {rows.sum().item()} of {len(splats)} {what}, the first is number '
                               f'{rows.nonzero()[0].item()}; go on from the last checkpoint with a lower learning rate '
                               '(optim.lr), or leave those out of a list of your own')

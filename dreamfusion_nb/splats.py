@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .cameras import Cameras
+from .devices import send
 from .errors import ConfigError, notice
 
 # %% ../nbs/08a_splats.ipynb #8a000005
@@ -102,13 +103,18 @@ def blend_torch(prints: Footprints,
     return (torch.where(left < DARK, 0., left*alpha)@feature[order]).view(height, width, -1)
 
 # %% ../nbs/08a_splats.ipynb #8a000016
+def like_center(prints: Footprints, x: float, y: float) -> torch.Tensor:    # [2]
+    "A pair of pixels, where the footprints are"
+    return send(torch.tensor([x, y], dtype=prints.center.dtype), prints.center.device)
+
+
 @torch.no_grad()
 def front_to_back(prints: Footprints,
                   height: int,         # of the picture, pixels
                   width: int
                  ) -> torch.Tensor:    # int64 [M]
     "Numbers of the splats that a camera can see, the nearest first"
-    size = prints.center.new_tensor([width, height])
+    size = like_center(prints, width, height)
     on_paper = ((prints.center + prints.extent > 0) & (prints.center - prints.extent < size)).all(1)
     seen = ((prints.depth > .01) & on_paper).nonzero()[:, 0]
     return seen[prints.depth[seen].argsort(stable=True)]
@@ -219,11 +225,12 @@ def blend_tiles(prints: Footprints, opacity: torch.Tensor, feature: torch.Tensor
     "The same as `blend_torch`, tile by tile, with what touches each"
     def tile(y: int, x: int) -> torch.Tensor:
         h, w = min(TILE, height - y), min(TILE, width - x)
-        here = replace(prints, center=prints.center - prints.center.new_tensor([x, y]))
-        size = here.center.new_tensor([w, h])
+        here = replace(prints, center=prints.center - like_center(prints, x, y))
+        size = like_center(prints, w, h)
         near = ((here.center + here.extent > 0) & (here.center - here.extent < size)).all(1)
         counted = None if count is None else count[y:y + h, x:x + w]
-        def draw() -> torch.Tensor: return blend_torch(here, opacity, feature, order[near[order]], h, w, counted)
+        drawn = order[near[order]]
+        def draw() -> torch.Tensor: return blend_torch(here, opacity, feature, drawn, h, w, counted)
         return checkpoint(draw, use_reentrant=False, preserve_rng_state=False)
     rows = [torch.cat([tile(y, x) for x in range(0, width, TILE)], 1) for y in range(0, height, TILE)]
     return torch.cat(rows)

@@ -214,8 +214,10 @@ class _Calls(TorchFunctionMode):
         if func in (torch.Tensor.to, torch.Tensor.cuda, torch.Tensor.cpu, torch.Tensor.type):
             return self.convert(func, name, args, kwargs)
         if 'device' in kwargs and name != '_parse_to': return self.make(func, name, args, kwargs, here)
-        if name == 'new_tensor' and here: self.gpu.wait('new_tensor')
-        return self.call(func, args, kwargs, here)
+        out = self.call(func, args, kwargs, here)
+        if name != 'new_tensor' or not here: return out
+        self.gpu.wait('new_tensor: numbers of the CPU')
+        return self.gpu.take(out)
 
     def call(self, func, args, kwargs, here):
         self.gpu.callers.append(here)
