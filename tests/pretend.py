@@ -14,6 +14,7 @@ from collections import Counter
 import numpy as np
 import torch
 import torch.nn.utils.clip_grad as clip_grad
+import torch.utils.checkpoint as checkpoint
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -34,7 +35,7 @@ STRICT = MATRICES | set('''cat stack index_select gather scatter scatter_add sea
     index_add_ convolution native_group_norm native_layer_norm grid_sampler_2d _fused_adam_'''.split())
 INDEXED = {'index', 'index_put', 'index_put_', '_index_put_impl_', '_unsafe_index'}
 LIKE = ('new_', 'zeros_like', 'ones_like', 'empty_like', 'full_like', 'rand_like', 'randn_like', 'randint_like')
-ENGINE = (torch.Tensor.backward, torch.autograd.grad)
+ENGINE = (torch.Tensor.backward, torch.autograd.backward, torch.autograd.grad)
 
 
 def tensors_of(tree):
@@ -139,12 +140,16 @@ class Gpu:
             found = self.group(lists, *rest, **options).items()
             return {(HERE if self.owns(v[0][0][0]) else device, kind): v for (device, kind), v in found}
         clip_grad._group_tensors_by_device_and_dtype = group
+        # what is computed anew is compared with what was kept, which C++ did out of sight of the second mode
+        self.compared = checkpoint._allowed_determinism_checks_to_fns['default']
+        checkpoint._allowed_determinism_checks_to_fns['default'] = lambda x: dict(shape=x.shape, dtype=x.dtype)
         for mode in self.modes: mode.__enter__()
         return self
 
     def __exit__(self, *why):
         for mode in reversed(self.modes): mode.__exit__(*why)
         clip_grad._group_tensors_by_device_and_dtype = self.group
+        checkpoint._allowed_determinism_checks_to_fns['default'] = self.compared
 
 
 class _Kernels(TorchDispatchMode):
@@ -235,7 +240,7 @@ class _Calls(TorchFunctionMode):
         "A backward pass, with this mode on: there is Python in it too"
         self.gpu.callers.append(None)
         try:
-            with self: return (_backward if func is torch.Tensor.backward else _grad)(*args, **kwargs)
+            with self: return (_grad if func is torch.autograd.grad else _backward)(*args, **kwargs)
         finally: self.gpu.callers.pop()
 
     def look_at_index(self, index):
@@ -296,15 +301,20 @@ class _Calls(TorchFunctionMode):
         finally: self.gpu.quiet = quiet
 
 
-def _backward(tensor, gradient=None, retain_graph=None, create_graph=False, inputs=None):
-    torch.autograd.backward(tensor, gradient, retain_graph, create_graph, inputs=inputs)
+def _run(outputs, given, keep, again, inputs, unused, adds):
+    "PyTorch's engine without its doors, which with a mode on would ask the mode for ever"
+    outputs = (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)
+    given = (given,) if isinstance(given, torch.Tensor) else given or (None,)*len(outputs)
+    grads = torch.autograd._make_grads(outputs, tuple(given), is_grads_batched=False)
+    return torch.autograd.graph._engine_run_backward(outputs, grads, again if keep is None else keep, again, inputs,
+                                                     unused, accumulate_grad=adds)
+
+
+def _backward(tensor, gradient=None, retain_graph=None, create_graph=False, inputs=()):
+    inputs = (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs or ())
+    _run(tensor, gradient, retain_graph, create_graph, inputs, True, True)
 
 
 def _grad(outputs, inputs, grad_outputs=None, retain_graph=None, create_graph=False, allow_unused=None, **_):
-    "torch.autograd.grad, which with a mode on would ask the mode for ever"
-    outputs, inputs = ((v,) if isinstance(v, torch.Tensor) else tuple(v) for v in (outputs, inputs))
-    given = (grad_outputs,) if isinstance(grad_outputs, torch.Tensor) else grad_outputs or (None,)*len(outputs)
-    grads = torch.autograd._make_grads(outputs, tuple(given), is_grads_batched=False)
-    keep = create_graph if retain_graph is None else retain_graph
-    return torch.autograd.graph._engine_run_backward(outputs, grads, keep, create_graph, inputs, bool(allow_unused),
-                                                     accumulate_grad=False)
+    inputs = (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs)
+    return _run(outputs, grad_outputs, retain_graph, create_graph, inputs, bool(allow_unused), False)
