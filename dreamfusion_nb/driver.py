@@ -29,7 +29,7 @@ from .dmtet import EmptyMeshError
 from .errors import ConfigError
 from .field import normal_at
 from .checkpoints import discard, is_finished
-from .raymarch import RenderOutput, normal_map
+from .renderer import RenderOutput, normal_map
 from .progress import Pace
 from .result import Result
 from .run import write_outputs

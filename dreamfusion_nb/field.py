@@ -12,7 +12,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from .devices import points_at_once
 from .errors import ConfigError, did_you_mean
 from .hashgrid import HashGrid, plain_gradients
 
@@ -289,3 +291,28 @@ def density_albedo_normal_at(field: Any,
     "Density [N], albedo [N,3] and normal [N,3] of any field; in one call where it offers `density_albedo_normal`"
     if hasattr(field, 'density_albedo_normal'): return field.density_albedo_normal(x)
     return *field(x), normal_at(field, x)
+
+# %% ../nbs/03_field.ipynb #de30a002
+def chunk_for(device: torch.device, with_normal: bool) -> int:
+    "How many samples a field is asked about at once, in full; a CPU keeps all of them where they learn"
+    learns = torch.is_grad_enabled()
+    if device.type == 'cpu': return 2**62 if learns else points_at_once(device)
+    return points_at_once(device, learns)//(7 if with_normal else 1)    # a normal asks six points more
+
+
+def ask_in_chunks(field: nn.Module,  # any field: see `density_albedo_normal_at`
+                  x: torch.Tensor,   # points [N,3]
+                  with_normal: bool,
+                  chunk: int,        # points asked at once
+                 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """What a field says about points: density [N], albedo [N,3], and normal [N,3] if asked for, else None.
+
+    Where several chunks learn, each is computed anew in the backward pass: only one is held at a time"""
+    def ask(points): return density_albedo_normal_at(field, points) if with_normal else (*field(points), None)
+    chunks = x.split(chunk)
+    if len(chunks) == 1: return ask(x)
+    again = torch.is_grad_enabled()
+    answers = [checkpoint(ask, points, use_reentrant=False, preserve_rng_state=False) if again else ask(points)
+               for points in chunks]
+    density, albedo, normal = zip(*answers)
+    return torch.cat(density), torch.cat(albedo), torch.cat(normal) if with_normal else None

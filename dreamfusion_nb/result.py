@@ -33,7 +33,8 @@ from .field import albedo_at
 from .own_parts import PAGE, OwnParts, assemble, check_same_parts, is_factory, short_name, split_parts
 from .parts import pick_device
 from .presets import PRESETS
-from .raymarch import OccupancyGrid, depth_map, normal_map
+from .raymarch import OccupancyGrid
+from .renderer import depth_map, normal_map
 from .schedules import limit_levels
 from .shading import SHADINGS
 from .show import image_grid, to_pil

@@ -24,7 +24,7 @@ from .driver import jpeg_bytes
 from .panels import (ClickableImage, Dashboard, buttons, caption, check_whole, follow_box, guarded,
     montage, slider, source_of, tile, wrapping)
 from .plots import GRID, LINE_STYLES, TRANSPARENT, Plot
-from .raymarch import depth_map, normal_map
+from .renderer import depth_map, normal_map
 from .result import RESULT_BACKGROUND, Result, evaluating
 from .show import to_pil
 from .splat_renderer import SplatChanges, Splats

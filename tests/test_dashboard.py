@@ -23,7 +23,7 @@ from dreamfusion_nb.checkpoints import list_checkpoints
 from dreamfusion_nb.dashboard import CompareDashboard, FieldDashboard, MeshDashboard, StepDashboard
 from dreamfusion_nb.driver import Frame, driver_of
 from dreamfusion_nb.progress import Pace
-from dreamfusion_nb.raymarch import normal_map
+from dreamfusion_nb.renderer import normal_map
 from dreamfusion_nb.viewer import Viewer
 
 

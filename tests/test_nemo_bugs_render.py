@@ -12,7 +12,8 @@ from dreamfusion_nb.background import StaticBackground
 from dreamfusion_nb.cameras import orbit
 from dreamfusion_nb.field import NORMAL_TYPES, Field
 from dreamfusion_nb.hashgrid import HashGrid
-from dreamfusion_nb.raymarch import VolumeRenderer, composite, depth_map, normal_map
+from dreamfusion_nb.raymarch import VolumeRenderer, composite
+from dreamfusion_nb.renderer import depth_map, normal_map
 
 
 def generator(seed=0): return torch.Generator().manual_seed(seed)

@@ -1,0 +1,393 @@
+"""What a GPU would refuse, wait for and be asked, found on a pretended one: see `pretend`"""
+import json
+import sys
+import types
+import warnings
+
+import pytest
+import torch
+from conftest import CHEAP, MESH
+from pretend import Gpu
+
+from dreamfusion_nb import (
+    ConfigError,
+    Trainer,
+    cameras,
+    devices,
+    dmtet,
+    guidance,
+    judge,
+    load,
+    load_config,
+    metrics,
+    parts,
+    rasterize,
+    raymarch,
+    step,
+    train,
+)
+from dreamfusion_nb.dashboard import FieldDashboard, MeshDashboard, SplatDashboard, StepDashboard
+from dreamfusion_nb.guidance import LatentDiffusion
+from dreamfusion_nb.presets import PRESETS
+
+SPLATS = {'splats.count': 80, 'splats.max_count': 100, 'data.train.start_size': None}
+TINY = CHEAP | {'data.train.width': 16, 'data.train.height': 16, 'iters': 4, 'checkpoint.every_n_train_steps': 2,
+                'data.val.size': 2, 'data.val.val_check_interval': 2, 'data.test.size': 2}
+SURFACE = {'renderer.grid_resolution': 20, 'data.train.width': 24, 'data.train.height': 24}
+EVERY = {name: {} for name in PRESETS} | {'toybox-dmtet': SURFACE, 'dreamfusion-dmtet': SURFACE} | dict.fromkeys(
+    ('splats', 'dreamgaussian'), SPLATS)
+
+
+@pytest.fixture(autouse=True)
+def gpu():
+    "Every test has a GPU, on which nothing may have been refused, also where a program went on"
+    with warnings.catch_warnings(), Gpu() as pretended:
+        warnings.simplefilter('ignore')
+        yield pretended
+    assert pretended.refused == []
+
+
+@pytest.fixture
+def teacher(pipeline): return LatentDiffusion.from_pretrained(pipeline, device='cuda')
+
+
+def trainer(teacher=None, preset='toybox', **options):
+    return Trainer(load_config(preset, TINY, EVERY[preset], dict(prompt='a hamburger'), options), teacher, 'cuda')
+
+
+# The device itself
+
+def test_numbers_are_real_and_places_are_told(gpu):
+    x = torch.arange(6., device='cuda').view(2, 3)
+    assert x.device == torch.device('cuda', 0) and x.is_cuda and not torch.zeros(2).is_cuda
+    assert (x@x.T).tolist() == [[5., 14.], [14., 50.]] and x.cpu().numpy().sum() == 15
+    assert gpu.waits.total() == 2 and all('test_pretend' in place for place in gpu.waits)
+    assert x.new_zeros(2).is_cuda and torch.zeros_like(x, device='cpu').device.type == 'cpu'
+    assert gpu.launches.total() >= 2
+
+
+REFUSED = dict(
+    two_devices=lambda x: x + torch.ones(2, 3), numpy=lambda x: x.numpy(), whole=lambda x: x.long()@x.long().T,
+    generator=lambda x: torch.rand(2, generator=torch.Generator(), device='cuda'),
+    in_place=lambda x: x.uniform_(generator=torch.Generator()), indexed=lambda x: torch.ones(9)[x.long()],
+    values=lambda x: x.index_put((torch.tensor([0]),), torch.ones(1, 3)), weights=lambda x: torch.nn.Linear(3, 1)(x))
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_what_cuda_refuses(gpu, name):
+    x = torch.ones(2, 3, device='cuda')
+    with pytest.raises((RuntimeError, TypeError)): REFUSED[name](x)
+    assert len(gpu.refused) == 1
+    gpu.refused.clear()
+
+
+WAITS = dict(item=lambda x: x.sum().item(), truth=lambda x: bool(x[0, 0]), mask=lambda x: x[x > 0],
+             nonzero=lambda x: x.nonzero(), unique=lambda x: x.unique(), there=lambda x: x.cpu(),
+             here=lambda x: torch.ones(2).to(x.device), made=lambda x: torch.tensor([1.], device='cuda'),
+             copied=lambda x: x.copy_(torch.ones(2, 3)), listed=lambda x: x[[0, 1]])
+
+
+@pytest.mark.parametrize('name', WAITS)
+def test_what_is_waited_for(gpu, name):
+    x = torch.ones(2, 3, device='cuda')
+    WAITS[name](x)
+    assert gpu.waits.total() >= 1
+
+
+def test_what_is_not_waited_for(gpu):
+    x = torch.ones(2, 3, device='cuda')
+    sent = devices.send(torch.ones(3), 'cuda')
+    y = torch.where(x > 0, x*sent, 0.).sum(1)[None].repeat(2, 1)
+    y[0] = 2.
+    assert y.is_cuda and not gpu.waits and gpu.launches.total() > 4
+    assert y.tolist() == [[2., 2.], [3., 3.]]
+
+
+def test_memory_is_counted_and_runs_out():
+    with Gpu(limit=2**20) as small:
+        for _ in range(3): torch.zeros(2**17, device='cuda')
+        assert small.peak == 2**19
+        with pytest.raises(torch.OutOfMemoryError): torch.zeros(2**19, device='cuda')
+
+
+# Every preset
+
+@pytest.mark.parametrize('preset', PRESETS)
+def test_a_run_is_stopped_resumed_and_read_back(teacher, preset, tmp_path):
+    "Steps, validation, checkpoints, stop and resume; then load, render and export"
+    config = load_config(preset, TINY, EVERY[preset], dict(prompt='a hamburger'), {'splats.dead_below': 1e-6})
+    Trainer(config, teacher, 'cuda', tmp_path).fit(2)
+    assert (tmp_path/'validation'/'step-000002.png').exists()
+    run = Trainer.resume(tmp_path, teacher, 'cuda')
+    run.fit()
+    assert [row['step'] for row in run.history] == [0, 1, 2, 3] and run.renderer.training
+    result = load(tmp_path, 'cuda')
+    assert result.device.type == 'cuda' and result.views(cameras.orbit(1), 12).is_cuda
+    result.export(tmp_path/'a.glb', 12, texture=32 if result.is_mesh else None)
+
+
+def test_the_whole_way_with_the_toybox_prior(tmp_path):
+    "What `train` writes, a mesh stage, and scores, for which there is a truth; the judge sits on the CPU"
+    few = {'nerf.n_levels': 1, 'renderer.max_steps': 16, 'iters': 2}
+    cloud = train('a hamburger', device='cuda', out=tmp_path/'cloud', progress=False, **TINY | few)
+    assert {'preview.png', 'turntable.mp4', 'model.glb'} <= {path.name for path in cloud.folder.iterdir()}
+    assert 0 <= metrics.score(cloud, judge.shipped_judge())['agreement'] <= 1
+    options = {k: v for k, v in (MESH | TINY | SURFACE | few).items() if not k.startswith('nerf.')}
+    mesh = cloud.refine(progress=False, device='cuda', **options)
+    assert mesh.is_mesh and mesh.device.type == 'cuda'
+
+
+OPTIONS = dict(
+    several={'data.train.batch_size': 2, 'data.train.jitter': True, 'guidance.perp_neg': .5},
+    autograd={'nerf.normal_type': 'autograd', 'albedo_iter_ratio': 0}, adan={'optim.name': 'adan', 'optim.betas': None},
+    sky={'background.type': 'tcnn'}, waves={'background.type': 'torchngp', 'background.mix_ratio': .5},
+    smooth={'loss.lambda_3d_normal_smooth': 1, 'loss.lambda_2d_normal_smooth': 1}, ruler={'renderer.dt_gamma': .01},
+    nested={'nerf.bound': 2}, fading={'nerf.encoder_max_level': .5}, latent={'latent_iter_ratio': 1},
+    phong={'material.phong_ratio': 1, 'albedo_iter_ratio': 0, 'textureless_ratio': 0},
+    nfsd={'guidance.kind': 'nfsd', 'negative_prompt': 'a duck', 'guidance.clamp_x0': 2.},
+    clipped={'optim.max_grad_norm': 1.}, waves_of_points={'nerf.encoder_type': 'frequency'})
+
+
+@pytest.mark.parametrize('name', OPTIONS)
+def test_options_learn(teacher, name):
+    run = trainer(teacher, **OPTIONS[name])
+    for _ in range(2): run.step()
+    assert all(p.device.type == 'cuda' for p in run.renderer.parameters())
+
+
+class Ball(torch.nn.Module):
+    "A field of one's own"
+    def __init__(self):
+        super().__init__()
+        self.radius, self.color = torch.nn.Parameter(torch.tensor(.4)), torch.nn.Parameter(torch.zeros(3))
+
+    def density(self, x): return 40*torch.sigmoid(30*(self.radius - x.norm(dim=1)))
+
+    def forward(self, x): return self.density(x), self.color.sigmoid().expand(len(x), 3)
+
+
+def test_own_parts_learn_on_a_gpu(teacher):
+    config = load_config('toybox', TINY, dict(prompt='a hamburger', albedo_iter_ratio=0))
+    def small(out, field, generator): return field.radius.square()
+    def sky(directions): return (directions + 1)/2
+    run = Trainer(config, teacher, 'cuda', field=Ball(), background=lambda config, generator: sky,
+                  losses=dict(small=small), optimizer=lambda p: torch.optim.SGD(p, lr=.1))
+    for _ in range(2): record = run.step()
+    assert record.losses['small'] > 0 and run.mesh(16).is_watertight
+
+
+def test_dashboards_show_what_is_on_a_gpu(teacher):
+    cloud, splats = trainer(teacher), trainer(teacher, 'splats')
+    steps, field, mesh = StepDashboard(cloud), FieldDashboard(cloud), MeshDashboard(cloud, resolution=16)
+    steps.button['step'].click()
+    field.azimuth.value += 10
+    mesh.button['auto'].click()
+    list_of = SplatDashboard(splats)
+    list_of.button['step'].click() if 'step' in getattr(list_of, 'button', {}) else splats.step()
+    for board in (steps, field, mesh, list_of): assert board.error.value == ''
+
+
+# Budgets: counts, not times
+
+def books(gpu, run):
+    "Launches beside those of the diffusion model, and waits, of a step with an update of the grid and of one without"
+    found = []
+    for _ in range(2):
+        gpu.reset()
+        run.step()
+        ours = sum(n for place, n in gpu.launches.items() if not place.startswith(('small_diffusion', 'pipelines')))
+        found.append((ours, gpu.waits.total()))
+    return found
+
+
+def small_dreamfusion(**options):
+    "Preset dreamfusion as it is, but for the sizes: 16 levels, 1,024 steps a ray"
+    sizes = {'guidance.name': 'toybox', 'prompt': 'a hamburger', 'data.train.width': 6, 'data.train.height': 6,
+             'renderer.grid_resolution': 24, 'nerf.log2_hashmap_size': 8}
+    return Trainer(load_config('dreamfusion', sizes, options), device='cuda')
+
+
+def test_a_step_of_dreamfusion_waits_three_times(gpu):
+    "For the number of samples in the march, for that of visible ones, and for the numbers of the history"
+    (with_update, waits), (ordinary, waits_then) = books(gpu, small_dreamfusion())
+    assert waits <= 3 and waits_then <= 3, gpu.report()
+    assert ordinary <= 1600 and with_update <= 2100, gpu.report()
+
+
+def test_steps_of_splats_and_meshes_wait_seldom(gpu, teacher):
+    (_, waits), (launches, waits_then) = books(gpu, trainer(teacher, 'splats', **{'splats.count': 300}))
+    assert waits <= 6 and waits_then <= 4 and launches <= 1300, gpu.report()
+    _, (launches, waits) = books(gpu, trainer(teacher, 'toybox-dmtet'))
+    assert waits <= 22 and launches <= 1500, gpu.report()
+
+
+def test_large_pictures_need_no_more_launches(gpu):
+    "65,536 rays are one piece, so a view of 800 x 800 pixels is ten"
+    run, counts = small_dreamfusion(**{'renderer.max_steps': 64, 'nerf.n_levels': 4}), []
+    for size in (8, 64):
+        gpu.reset()
+        run.glance(size)
+        counts.append(gpu.launches.total())
+    assert counts[1] < counts[0] + 60, counts
+    assert run.renderer.chunk is None
+
+
+def test_the_fog_of_the_first_steps_is_bounded(gpu, monkeypatch):
+    """Samples are asked in pieces, and each is computed anew for its gradient: what a step holds at most grows with the
+    size of a piece, and hardly with the number of samples"""
+    peaks = {}
+    for piece in (2**30, 2**12, 2**13):
+        monkeypatch.setattr(raymarch, 'points_at_once', lambda device, learns=False, n=piece: n)
+        run = small_dreamfusion(**{'data.train.width': 8, 'data.train.height': 8, 'renderer.max_steps': 256})
+        run.step()
+        held = gpu.bytes_held
+        gpu.reset()
+        record = run.step()
+        peaks[piece], samples = gpu.peak - held, len(record.render.t)
+        del run, record
+    a_point = (peaks[2**13] - peaks[2**12])/2**12
+    assert samples > 2000 and peaks[2**12] < peaks[2**30]/2
+    assert a_point*devices.points_at_once('cuda', learns=True) < 2*2**30
+    assert (peaks[2**12] - a_point*2**12)/samples < 2000
+
+
+# Ten bugs, planted one at a time
+
+def one_step(gpu, teacher, preset='toybox', **options):
+    run = trainer(teacher, preset, **options)
+    run.step()
+    gpu.reset()
+    run.step()
+
+
+def in_waves(density, samples, n_rays, min_weight, **options):
+    "How `visible` asked a GPU at first"
+    first = raymarch._first(samples.ray_index, n_rays)
+    sigma = raymarch._ask_in_waves(density, samples, first, 16, 2**16, raymarch.STOP)
+    weights = raymarch.composite(sigma, samples.positions[:, :0], samples.t, samples.dt, samples.ray_index, n_rays,
+                                 first=first).weights
+    return (weights > min_weight).nonzero()[:, 0]
+
+
+def one_by_one(tensors): return {name: tensor.reshape(-1).tolist() for name, tensor in tensors.items()}
+
+
+def product_of_matrices(inside, tets):
+    ends = tets[:, :2]
+    return (ends@torch.tensor([len(inside), 1], device=tets.device)).unique(), ends, tets
+
+
+def drawn_there(shape, generator, device): return torch.randn(shape, generator=generator, device=device)
+
+
+def as_arrays(vertices, faces, **options): return __import__('trimesh').Trimesh(vertices.numpy(), faces.numpy())
+
+
+def judged(gpu, teacher): judge.shipped_judge().read(torch.rand(2, 3, 64, 64, device='cuda'))
+
+
+BUGS = dict(    # where, what stands there instead, what meets it
+    cameras_stay_behind=(cameras.Cameras, 'send', lambda self, device: self, one_step),
+    light_stays_behind=(step, 'sample_light', lambda position, generator: torch.randn(len(position), 3), one_step),
+    noise_is_drawn_there=(guidance, '_randn', drawn_there, one_step),
+    whole_numbers_are_multiplied=(dmtet, 'cut_edges', product_of_matrices,
+                                  lambda gpu, teacher: one_step(gpu, teacher, 'toybox-dmtet')),
+    a_table_stays_behind=(dmtet, 'send', lambda values, device: values,
+                          lambda gpu, teacher: one_step(gpu, teacher, 'toybox-dmtet')),
+    arrays_are_made_of_it=(dmtet, 'make_trimesh', as_arrays,
+                           lambda gpu, teacher: trainer(teacher, 'toybox-dmtet').mesh()),
+    the_judge_sits_elsewhere=(judge.Judge, 'features', lambda self, images: self.body(images*2 - 1), judged),
+    densities_are_asked_in_waves=(raymarch, 'visible', in_waves, one_step),
+    numbers_are_read_one_by_one=(step, 'read', one_by_one, one_step),
+    copies_are_waited_for=(raymarch, 'send', lambda values, device: values.to(device), one_step),
+    fields_are_asked_in_bits=(raymarch, 'points_at_once', lambda device, learns=False: 64, one_step))
+
+
+@pytest.mark.parametrize('name', BUGS)
+def test_planted_bugs_are_found(gpu, teacher, monkeypatch, name):
+    "It is refused, or shows in the books, where without it all is well"
+    where, what, instead, trial = BUGS[name]
+    trial(gpu, teacher)
+    assert gpu.refused == []
+    launches, waits = gpu.launches.total(), gpu.waits.total()
+    monkeypatch.setattr(where, what, instead)
+    try: trial(gpu, teacher)
+    except (RuntimeError, TypeError): assert gpu.refused
+    else: assert gpu.waits.total() > waits or gpu.launches.total() > 1.5*launches
+    gpu.refused.clear()
+
+
+# What is missing, or breaks
+
+def test_a_resumed_adan_computes_as_before(teacher, tmp_path):
+    "Whether by Triton's kernel is decided once, and not at the first step, which a resumed run has not"
+    config = load_config('toybox', TINY, {'prompt': 'a hamburger', 'optim.name': 'adan', 'optim.betas': None})
+    run = Trainer(config, teacher, 'cuda', tmp_path)
+    run.fit(1)
+    run.save()
+    resumed = Trainer.resume(tmp_path, teacher, 'cuda')
+    kernels = [[group['triton'] for group in t.optimizer.param_groups] for t in (run, resumed)]
+    assert kernels[0] == kernels[1] and None not in kernels[0]
+
+
+def test_adan_does_without_a_triton_that_does_not_work(teacher, monkeypatch):
+    "As where there is no C compiler: one warning, and plain torch"
+    monkeypatch.setattr('optimi.utils.HAS_TRITON', True)
+    parts.triton_works.cache_clear()
+    options = {'optim.name': 'adan', 'optim.betas': None}
+    with pytest.warns(UserWarning, match='optim.name adan: its Triton kernel does not work here') as said:
+        for _ in range(2): trainer(teacher, **options).step()
+    assert len([w for w in said if 'Triton' in str(w.message)]) == 1
+    parts.triton_works.cache_clear()
+
+
+def test_nvdiffrast_that_does_not_work_is_done_without(teacher, monkeypatch):
+    "It imports, and its first call fails, as where nothing can compile it"
+    def fails(device): raise RuntimeError('Error building extension nvdiffrast_plugin')
+    package, module = types.ModuleType('nvdiffrast'), types.ModuleType('nvdiffrast.torch')
+    package.torch, module.RasterizeCudaContext = module, fails
+    for name, made in {'nvdiffrast': package, 'nvdiffrast.torch': module}.items():
+        monkeypatch.setitem(sys.modules, name, made)
+    rasterize.nvdiffrast_trouble.cache_clear()
+    with pytest.warns(UserWarning, match='nvdiffrast does not work here.*Error building') as said:
+        trainer(teacher, 'toybox-dmtet').step()
+    assert len([w for w in said if 'nvdiffrast' in str(w.message)]) == 1
+    with pytest.raises(ValueError, match='must work'): rasterize.pick_rasterizer('nvdiffrast', torch.device('cuda'))
+    rasterize.nvdiffrast_trouble.cache_clear()
+
+
+def test_full_memory_is_one_line_and_loses_nothing(gpu, teacher, tmp_path):
+    "The message says which settings need less; the checkpoint stays, and the run goes on when there is room"
+    config = load_config('toybox', TINY, {'prompt': 'a hamburger'})
+    run = Trainer(config, teacher, 'cuda', tmp_path)
+    run.fit(2)
+    before = {name: value.cpu().clone() for name, value in run.renderer.state_dict().items()}
+    gpu.limit = gpu.bytes_held + 100_000
+    with pytest.raises(ConfigError) as failed: run.step()
+    gpu.limit = None
+    message = str(failed.value)
+    assert message.startswith('step 2 on cuda: out of memory (') and 'data.train.width' in message
+    assert '\n' not in message and len(message) < 300
+    assert all(torch.equal(value.cpu(), before[name]) for name, value in run.renderer.state_dict().items())
+    assert [path.name for path in (tmp_path/'checkpoints').iterdir()] == ['step-000002']
+    gpu.tidy()
+    held = gpu.bytes_held
+    run.fit()
+    assert run.step_count == 4 and gpu.bytes_held < 4*held
+
+
+@pytest.mark.parametrize('has, kind', [(True, torch.bfloat16), (False, torch.float32)])
+def test_half_precision_on_a_cpu_is_what_it_computes_fastest(pipeline, monkeypatch, has, kind):
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: {'avx512_bf16': has})
+    config = load_config('dreamfusion', {'guidance.name': str(pipeline), 'prompt': 'a hamburger'})
+    assert config.guidance.precision == '16' and parts.make_guidance(config, torch.device('cpu')).dtype == kind
+
+
+def test_checkpoints_move_between_devices(teacher, model, tmp_path):
+    "What a GPU has saved, a CPU goes on with, and the reverse"
+    config = load_config('toybox', TINY, {'prompt': 'a hamburger'})
+    Trainer(config, teacher, 'cuda', tmp_path).fit(2)
+    on_cpu = Trainer.resume(tmp_path, model, 'cpu')
+    on_cpu.fit()
+    rows = [json.loads(line) for line in (tmp_path/'history.jsonl').read_text().splitlines()]
+    assert len(rows) == 4 and Trainer.resume(tmp_path, teacher, 'cuda').field.encoding.params.is_cuda
