@@ -344,7 +344,8 @@ class Composite:
 # %% ../nbs/06_raymarch.ipynb #de7d4b4c
 def _first(ray_index: torch.Tensor, n_rays: int, check: bool = True) -> torch.Tensor:
     "Where each ray's samples begin [n_rays+1]; ValueError if they are not sorted by ray, where that is checked"
-    if check and len(ray_index) and ((ray_index[1:] < ray_index[:-1]).any() or ray_index[0] < 0 or ray_index[-1] >= n_rays):
+    if check and len(ray_index) and (
+            (ray_index[1:] < ray_index[:-1]).any() or ray_index[0] < 0 or ray_index[-1] >= n_rays):
         raise ValueError(f'ray_index: must ascend within 0..{n_rays - 1}')
     return torch.searchsorted(ray_index, torch.arange(n_rays + 1, device=ray_index.device, dtype=ray_index.dtype))
 

@@ -1,8 +1,8 @@
 """A CUDA device that is pretended: real numbers in the memory of the CPU, and the rules and the books of a GPU.
 
-Inside `with Gpu() as gpu:` the word 'cuda' names a device. Two of PyTorch's modes look at every call: one at what Python
-asks for (devices, conversions, random draws), one at the kernels that this becomes. A tensor is on the GPU if its
-storage is in the books. So
+Inside `with Gpu() as gpu:` the word 'cuda' names a device. Two of PyTorch's modes look at every call: one at what
+Python asks for (devices, conversions, random draws), one at the kernels that this becomes. A tensor is on the GPU if
+its storage is in the books. So
 * what CUDA refuses raises here: tensors of two devices in one kernel, NumPy, a CPU's generator, whole-number matrices;
 * what makes a program wait for the GPU is counted by the line that asks for it: `.item()`, `nonzero`, masks, copies;
 * kernels are counted, with the bytes that they touch and the most memory that was held at once. With a `limit` on
@@ -18,7 +18,6 @@ import torch.utils.checkpoint as checkpoint
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 HERE = torch.device('cuda', 0)
 
@@ -40,7 +39,10 @@ ENGINE = (torch.Tensor.backward, torch.autograd.backward, torch.autograd.grad)
 
 def tensors_of(tree):
     "All tensors of nested arguments"
-    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, torch.Tensor)]
+    if isinstance(tree, torch.Tensor): return [tree]
+    if isinstance(tree, dict): tree = tree.values()
+    elif not isinstance(tree, (tuple, list)): return []
+    return [tensor for part in tree for tensor in tensors_of(part)]
 
 
 def names(device, kind):
@@ -53,12 +55,12 @@ def size_of(tensors): return sum(t.numel()*t.element_size() for t in tensors)
 
 class Gpu:
     "The device, and its books"
-    def __init__(self, limit=None):    # bytes of its memory
+    def __init__(self):
         self.held = {}         # storage -> (weak reference, bytes)
         self.pinned = {}       # likewise, of memory of the CPU that a GPU reads by itself
         self.unknown = {}      # likewise, made by C++ in a backward pass, which does not say where
         self.callers = []      # of the calls that Python is in: whether one of its tensors is here; None: unknown
-        self.limit, self.bytes_held = limit, 0
+        self.limit, self.bytes_held = None, 0    # bytes of its memory; None: there is always more
         self.refused = []      # what CUDA would not have done, also where a program went on
         self.quiet = False
         self.reset()
@@ -126,8 +128,8 @@ class Gpu:
 
     def report(self, top=30):
         "The books in lines, for a person"
-        lines = [f'{self.launches.total():,} launches, {self.waits.total()} waits, {self.moved.total()/1e9:.2f} GB moved, '
-                 f'at most {self.peak/2**20:,.1f} MiB held']
+        lines = [f'{self.launches.total():,} launches, {self.waits.total()} waits, '
+                 f'{self.moved.total()/1e9:.2f} GB moved, at most {self.peak/2**20:,.1f} MiB held']
         lines += [f'{n:7,} launches {self.moved[place]/1e6:9.1f} MB  {place}' for place, n in
                   self.launches.most_common(top)]
         return '\n'.join(lines + [f'{n:7,} waits  {place}' for place, n in self.waits.most_common(top)])

@@ -29,6 +29,7 @@ from dreamfusion_nb import (
 from dreamfusion_nb.dashboard import FieldDashboard, MeshDashboard, SplatDashboard, StepDashboard
 from dreamfusion_nb.guidance import LatentDiffusion
 from dreamfusion_nb.presets import PRESETS
+from dreamfusion_nb.prior import toybox_prior
 
 SPLATS = {'splats.count': 80, 'splats.max_count': 100, 'data.train.start_size': None}
 TINY = CHEAP | {'data.train.width': 16, 'data.train.height': 16, 'iters': 4, 'checkpoint.every_n_train_steps': 2,
@@ -38,20 +39,31 @@ EVERY = {name: {} for name in PRESETS} | {'toybox-dmtet': SURFACE, 'dreamfusion-
     ('splats', 'dreamgaussian'), SPLATS)
 
 
+@pytest.fixture(scope='module')
+def device():
+    with Gpu() as pretended: yield pretended
+
+
 @pytest.fixture(autouse=True)
-def gpu():
-    "Every test has a GPU, on which nothing may have been refused, also where a program went on"
-    with warnings.catch_warnings(), Gpu() as pretended:
+def gpu(device):
+    "Every test has new books, and nothing may have been refused, also where a program went on"
+    device.refused.clear()
+    device.reset()
+    with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        yield pretended
-    assert pretended.refused == []
+        yield device
+    assert device.refused == []
 
 
-@pytest.fixture
-def teacher(pipeline): return LatentDiffusion.from_pretrained(pipeline, device='cuda')
+@pytest.fixture(scope='module')
+def teacher(device, pipeline): return LatentDiffusion.from_pretrained(pipeline, device='cuda')
 
 
-def trainer(teacher=None, preset='toybox', **options):
+@pytest.fixture(scope='module')
+def prior(device): return toybox_prior('cuda', torch.float16)
+
+
+def trainer(teacher, preset='toybox', **options):
     return Trainer(load_config(preset, TINY, EVERY[preset], dict(prompt='a hamburger'), options), teacher, 'cuda')
 
 
@@ -103,11 +115,12 @@ def test_what_is_not_waited_for(gpu):
     assert y.tolist() == [[2., 2.], [3., 3.]]
 
 
-def test_memory_is_counted_and_runs_out():
-    with Gpu(limit=2**20) as small:
-        for _ in range(3): torch.zeros(2**17, device='cuda')
-        assert small.peak == 2**19
-        with pytest.raises(torch.OutOfMemoryError): torch.zeros(2**19, device='cuda')
+def test_memory_is_counted_and_runs_out(gpu):
+    held, gpu.limit = gpu.bytes_held, gpu.bytes_held + 2**20
+    for _ in range(3): torch.zeros(2**17, device='cuda')
+    assert gpu.peak == held + 2**19
+    with pytest.raises(torch.OutOfMemoryError): torch.zeros(2**19, device='cuda')
+    gpu.limit = None
 
 
 # Every preset
@@ -126,10 +139,10 @@ def test_a_run_is_stopped_resumed_and_read_back(teacher, preset, tmp_path):
     result.export(tmp_path/'a.glb', 12, texture=32 if result.is_mesh else None)
 
 
-def test_the_whole_way_with_the_toybox_prior(tmp_path):
+def test_the_whole_way_with_the_toybox_prior(prior, tmp_path):
     "What `train` writes, a mesh stage, and scores, for which there is a truth; the judge sits on the CPU"
     few = {'nerf.n_levels': 1, 'renderer.max_steps': 16, 'iters': 2}
-    cloud = train('a hamburger', device='cuda', out=tmp_path/'cloud', progress=False, **TINY | few)
+    cloud = train('a hamburger', guidance=prior, device='cuda', out=tmp_path/'cloud', progress=False, **TINY | few)
     assert {'preview.png', 'turntable.mp4', 'model.glb'} <= {path.name for path in cloud.folder.iterdir()}
     assert 0 <= metrics.score(cloud, judge.shipped_judge())['agreement'] <= 1
     options = {k: v for k, v in (MESH | TINY | SURFACE | few).items() if not k.startswith('nerf.')}
@@ -169,7 +182,7 @@ class Ball(torch.nn.Module):
 def test_own_parts_learn_on_a_gpu(teacher):
     config = load_config('toybox', TINY, dict(prompt='a hamburger', albedo_iter_ratio=0))
     def small(out, field, generator): return field.radius.square()
-    def sky(directions): return (directions + 1)/2
+    def sky(directions, **how): return (directions + 1)/2
     run = Trainer(config, teacher, 'cuda', field=Ball(), background=lambda config, generator: sky,
                   losses=dict(small=small), optimizer=lambda p: torch.optim.SGD(p, lr=.1))
     for _ in range(2): record = run.step()
@@ -200,30 +213,30 @@ def books(gpu, run):
     return found
 
 
-def small_dreamfusion(**options):
+def small_dreamfusion(prior, **options):
     "Preset dreamfusion as it is, but for the sizes: 16 levels, 1,024 steps a ray"
-    sizes = {'guidance.name': 'toybox', 'prompt': 'a hamburger', 'data.train.width': 6, 'data.train.height': 6,
+    sizes = {'prompt': 'a hamburger', 'data.train.width': 8, 'data.train.height': 8,
              'renderer.grid_resolution': 24, 'nerf.log2_hashmap_size': 8}
-    return Trainer(load_config('dreamfusion', sizes, options), device='cuda')
+    return Trainer(load_config('dreamfusion', sizes, options), prior, 'cuda')
 
 
-def test_a_step_of_dreamfusion_waits_three_times(gpu):
+def test_a_step_of_dreamfusion_waits_three_times(gpu, prior):
     "For the number of samples in the march, for that of visible ones, and for the numbers of the history"
-    (with_update, waits), (ordinary, waits_then) = books(gpu, small_dreamfusion())
+    (with_update, waits), (ordinary, waits_then) = books(gpu, small_dreamfusion(prior))
     assert waits <= 3 and waits_then <= 3, gpu.report()
     assert ordinary <= 1600 and with_update <= 2100, gpu.report()
 
 
 def test_steps_of_splats_and_meshes_wait_seldom(gpu, teacher):
-    (_, waits), (launches, waits_then) = books(gpu, trainer(teacher, 'splats', **{'splats.count': 300}))
+    (_, waits), (launches, waits_then) = books(gpu, trainer(teacher, 'splats'))
     assert waits <= 6 and waits_then <= 4 and launches <= 1300, gpu.report()
     _, (launches, waits) = books(gpu, trainer(teacher, 'toybox-dmtet'))
     assert waits <= 22 and launches <= 1500, gpu.report()
 
 
-def test_large_pictures_need_no_more_launches(gpu):
+def test_large_pictures_need_no_more_launches(gpu, prior):
     "65,536 rays are one piece, so a view of 800 x 800 pixels is ten"
-    run, counts = small_dreamfusion(**{'renderer.max_steps': 64, 'nerf.n_levels': 4}), []
+    run, counts = small_dreamfusion(prior, **{'renderer.max_steps': 64, 'nerf.n_levels': 4}), []
     for size in (8, 64):
         gpu.reset()
         run.glance(size)
@@ -232,14 +245,15 @@ def test_large_pictures_need_no_more_launches(gpu):
     assert run.renderer.chunk is None
 
 
-def test_the_fog_of_the_first_steps_is_bounded(gpu, monkeypatch):
+def test_the_fog_of_the_first_steps_is_bounded(gpu, prior, monkeypatch):
     """Samples are asked in pieces, and each is computed anew for its gradient: what a step holds at most grows with the
     size of a piece, and hardly with the number of samples"""
     peaks = {}
     for piece in (2**30, 2**12, 2**13):
         monkeypatch.setattr(raymarch, 'points_at_once', lambda device, learns=False, n=piece: n)
-        run = small_dreamfusion(**{'data.train.width': 8, 'data.train.height': 8, 'renderer.max_steps': 256})
+        run = small_dreamfusion(prior, **{'data.train.width': 8, 'data.train.height': 8, 'renderer.max_steps': 512})
         run.step()
+        gpu.tidy()
         held = gpu.bytes_held
         gpu.reset()
         record = run.step()
