@@ -93,7 +93,7 @@ class OccupancyGrid(nn.Module):
                 torch.maximum(old.mul_(self.decay), new, out=old)
         # summed in float64, so that the number of threads can't flip a cell
         means = [cells.mean(dtype=torch.float64) for _, cells, _ in self.cascades]
-        limit = (sum(means)/len(means)).clamp(max=self.threshold)
+        limit = (sum(means[1:], means[0])/len(means)).clamp(max=self.threshold)
         for _, cells, occupied in self.cascades: occupied.copy_((cells >= limit) & (cells > 0))
 
     def contains(self, x: torch.Tensor) -> torch.Tensor:
@@ -105,8 +105,7 @@ class OccupancyGrid(nn.Module):
             return occupied[tuple(cell.unbind(-1))]
         r, ((half, _, occupied), *inner) = self.resolution, self.cascades
         found = here(half, occupied)
-        reach = x.abs().amax(-1) if inner else None
-        for half, _, occupied in inner: found = torch.where(reach < half, here(half, occupied), found)
+        for half, _, occupied in inner: found = torch.where(x.abs().amax(-1) < half, here(half, occupied), found)
         return found
 
     def mark_all(self) -> None:

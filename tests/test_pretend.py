@@ -15,6 +15,7 @@ from dreamfusion_nb import (
     cameras,
     devices,
     dmtet,
+    field,
     guidance,
     judge,
     load,
@@ -139,12 +140,28 @@ def test_a_run_is_stopped_resumed_and_read_back(teacher, preset, tmp_path):
     result.export(tmp_path/'a.glb', 12, texture=32 if result.is_mesh else None)
 
 
+class Ball(torch.nn.Module):
+    "A field of one's own"
+    def __init__(self):
+        super().__init__()
+        self.radius, self.color = torch.nn.Parameter(torch.tensor(.4)), torch.nn.Parameter(torch.zeros(3))
+
+    def density(self, x): return 40*torch.sigmoid(30*(self.radius - x.norm(dim=1)))
+
+    def forward(self, x): return self.density(x), self.color.sigmoid().expand(len(x), 3)
+
+
+def ball(config, generator): return Ball()
+
+
 def test_the_whole_way_with_the_toybox_prior(prior, tmp_path):
     "What `train` writes, a mesh stage, and scores, for which there is a truth; the judge sits on the CPU"
-    few = {'nerf.n_levels': 1, 'renderer.max_steps': 16, 'iters': 2}
-    cloud = train('a hamburger', guidance=prior, device='cuda', out=tmp_path/'cloud', progress=False, **TINY | few)
+    few = {'renderer.max_steps': 16, 'iters': 2}
+    cloud = train('a hamburger', guidance=prior, field=ball, device='cuda', out=tmp_path/'cloud', progress=False,
+                  **TINY | few)
     assert {'preview.png', 'turntable.mp4', 'model.glb'} <= {path.name for path in cloud.folder.iterdir()}
-    assert 0 <= metrics.score(cloud, judge.shipped_judge())['agreement'] <= 1
+    found = metrics.score(cloud, judge.shipped_judge())
+    assert 0 <= found['agreement'] <= 1 and found['psnr'] > 0
     options = {k: v for k, v in (MESH | TINY | SURFACE | few).items() if not k.startswith('nerf.')}
     mesh = cloud.refine(progress=False, device='cuda', **options)
     assert mesh.is_mesh and mesh.device.type == 'cuda'
@@ -168,17 +185,6 @@ def test_options_learn(teacher, name):
     assert all(p.device.type == 'cuda' for p in run.renderer.parameters())
 
 
-class Ball(torch.nn.Module):
-    "A field of one's own"
-    def __init__(self):
-        super().__init__()
-        self.radius, self.color = torch.nn.Parameter(torch.tensor(.4)), torch.nn.Parameter(torch.zeros(3))
-
-    def density(self, x): return 40*torch.sigmoid(30*(self.radius - x.norm(dim=1)))
-
-    def forward(self, x): return self.density(x), self.color.sigmoid().expand(len(x), 3)
-
-
 def test_own_parts_learn_on_a_gpu(teacher):
     config = load_config('toybox', TINY, dict(prompt='a hamburger', albedo_iter_ratio=0))
     def small(out, field, generator): return field.radius.square()
@@ -191,13 +197,13 @@ def test_own_parts_learn_on_a_gpu(teacher):
 
 def test_dashboards_show_what_is_on_a_gpu(teacher):
     cloud, splats = trainer(teacher), trainer(teacher, 'splats')
-    steps, field, mesh = StepDashboard(cloud), FieldDashboard(cloud), MeshDashboard(cloud, resolution=16)
+    steps, inside, mesh = StepDashboard(cloud), FieldDashboard(cloud), MeshDashboard(cloud, resolution=16)
     steps.button['step'].click()
-    field.azimuth.value += 10
+    inside.azimuth.value += 10
     mesh.button['auto'].click()
     list_of = SplatDashboard(splats)
-    list_of.button['step'].click() if 'step' in getattr(list_of, 'button', {}) else splats.step()
-    for board in (steps, field, mesh, list_of): assert board.error.value == ''
+    list_of.button['step'].click()
+    for board in (steps, inside, mesh, list_of): assert board.error.value == ''
 
 
 # Budgets: counts, not times
@@ -250,8 +256,8 @@ def test_the_fog_of_the_first_steps_is_bounded(gpu, prior, monkeypatch):
     size of a piece, and hardly with the number of samples"""
     peaks = {}
     for piece in (2**30, 2**12, 2**13):
-        monkeypatch.setattr(raymarch, 'points_at_once', lambda device, learns=False, n=piece: n)
-        run = small_dreamfusion(prior, **{'data.train.width': 8, 'data.train.height': 8, 'renderer.max_steps': 512})
+        monkeypatch.setattr(field, 'points_at_once', lambda device, learns=False, n=piece: n)
+        run = small_dreamfusion(prior, **{'data.train.width': 8, 'data.train.height': 8, 'renderer.max_steps': 256})
         run.step()
         gpu.tidy()
         held = gpu.bytes_held
@@ -260,7 +266,7 @@ def test_the_fog_of_the_first_steps_is_bounded(gpu, prior, monkeypatch):
         peaks[piece], samples = gpu.peak - held, len(record.render.t)
         del run, record
     a_point = (peaks[2**13] - peaks[2**12])/2**12
-    assert samples > 2000 and peaks[2**12] < peaks[2**30]/2
+    assert samples > 1000 and peaks[2**12] < .7*peaks[2**30]
     assert a_point*devices.points_at_once('cuda', learns=True) < 2*2**30
     assert (peaks[2**12] - a_point*2**12)/samples < 2000
 
@@ -314,7 +320,7 @@ BUGS = dict(    # where, what stands there instead, what meets it
     densities_are_asked_in_waves=(raymarch, 'visible', in_waves, one_step),
     numbers_are_read_one_by_one=(step, 'read', one_by_one, one_step),
     copies_are_waited_for=(raymarch, 'send', lambda values, device: values.to(device), one_step),
-    fields_are_asked_in_bits=(raymarch, 'points_at_once', lambda device, learns=False: 64, one_step))
+    fields_are_asked_in_bits=(field, 'points_at_once', lambda device, learns=False: 64, one_step))
 
 
 @pytest.mark.parametrize('name', BUGS)
@@ -327,7 +333,7 @@ def test_planted_bugs_are_found(gpu, teacher, monkeypatch, name):
     monkeypatch.setattr(where, what, instead)
     try: trial(gpu, teacher)
     except (RuntimeError, TypeError): assert gpu.refused
-    else: assert gpu.waits.total() > waits or gpu.launches.total() > 1.5*launches
+    else: assert gpu.waits.total() > waits or gpu.launches.total() > 1.3*launches
     gpu.refused.clear()
 
 
@@ -359,7 +365,7 @@ def test_nvdiffrast_that_does_not_work_is_done_without(teacher, monkeypatch):
     "It imports, and its first call fails, as where nothing can compile it"
     def fails(device): raise RuntimeError('Error building extension nvdiffrast_plugin')
     package, module = types.ModuleType('nvdiffrast'), types.ModuleType('nvdiffrast.torch')
-    package.torch, module.RasterizeCudaContext = module, fails
+    package.torch, module.rasterize, module.RasterizeCudaContext = module, fails, fails
     for name, made in {'nvdiffrast': package, 'nvdiffrast.torch': module}.items():
         monkeypatch.setitem(sys.modules, name, made)
     rasterize.nvdiffrast_trouble.cache_clear()
