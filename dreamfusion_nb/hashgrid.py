@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .devices import send
 from .errors import ConfigError, did_you_mean
 
 # %% ../nbs/02_hashgrid.ipynb #a7fbd769
@@ -378,7 +379,7 @@ class HashGrid(nn.Module):
         n = max(int((weight > 0).sum()), 1)  # only these are computed; with none on, one that counts nothing
         first = Levels(*(v[:n] for v in self.levels))
         features = encode(x, self.params[:int(first.size.sum())*self.n_features], first, self.n_features, self.smooth)
-        weight = weight[:n].to(features).repeat_interleave(self.n_features)
+        weight = send(weight[:n], features.device).to(features).repeat_interleave(self.n_features)
         # transposed twice, because a feature is one run of memory
         return F.pad((features*weight).t(), (0, 0, 0, self.n_output_dims - len(weight))).t()
 
