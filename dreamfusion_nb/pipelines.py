@@ -91,13 +91,15 @@ def _listing(folder: Path) -> list[str]:
 
 
 def folder_kind(folder: Path) -> str:    # 'latents' or 'pixels'
-    "What the pipeline in a folder works on: by its model_index.json, or else by whether it has a VAE."
+    "What the pipeline in a folder works on: by its model_index.json, or else by its UNet."
     try: return model_kind(json.loads((folder/'model_index.json').read_text()), str(folder))
     except FileNotFoundError: pass
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError): raise
         raise ConfigError(f'{str(folder/"model_index.json")!r} can\'t be read: {error}') from None
-    return 'latents' if (folder/'vae').is_dir() or not (folder/'unet').is_dir() else 'pixels'
+    try: channels = json.loads((folder/'unet'/'config.json').read_text())['in_channels']
+    except (OSError, ValueError, KeyError, TypeError): channels = 4    # what is wrong is told by what reads it
+    return 'pixels' if channels == 3 and not (folder/'vae').is_dir() else 'latents'
 
 
 def _cached(name: str) -> Path | None:
@@ -198,7 +200,10 @@ def _check_weights(folder: Path, chosen: list[str], dtype: torch.dtype) -> None:
     "Look at the beginning of each file of weights. Raises `ConfigError`; one line tells of mixed precisions."
     held: dict[str, list] = {}
     for name in chosen:
-        if name.endswith('.safetensors'): held.setdefault(name.split('/')[0], []).append(header(folder/name))
+        if not name.endswith('.safetensors'): continue
+        try: held.setdefault(name.split('/')[0], []).append(header(folder/name))
+        except ConfigError as error:
+            raise ConfigError(f'cannot read the pipeline in {str(folder)!r}: {error}') from None
     found = {part: sorted(precisions(headers)) for part, headers in held.items()}
     if len({kind for kinds in found.values() for kind in kinds}) > 1:
         parts = ', '.join(f'{part} {"+".join(kinds)}' for part, kinds in found.items())
