@@ -23,8 +23,8 @@ from torch import nn
 from .errors import ConfigError, notice
 from .guidance import _randn, classifier_free
 from .thrift import compiled, key_of, remembered, visiting
-from dreamfusion_nb.weights import (KNOWN_NAMES, content_hash, header, model_kind, precisions, read_single_file,
-    single_file_version)
+from .weights import (KNOWN_NAMES, PICKLES, content_hash, header, model_kind, precisions,
+    read_single_file, single_file_version)
 
 # %% ../nbs/09a_pipelines.ipynb #6bb77f11
 WEIGHTS = {'unet': 'diffusion_pytorch_model', 'vae': 'diffusion_pytorch_model', 'text_encoder': 'model'}
@@ -145,7 +145,7 @@ def find_pipeline(name_or_path: str | Path,             # folder, single file, o
                  ) -> Path:
     "The folder or the file of a pipeline, downloaded if need be. Raises `ConfigError` with the ways out in one line."
     name, folder = str(name_or_path), Path(name_or_path).expanduser()
-    if folder.exists(): return folder
+    if folder.is_dir() or folder.is_file() and folder.suffix in ('.safetensors', *PICKLES): return folder
     if not re.fullmatch(r'[\w][\w.-]*/[\w][\w.-]*', name) or name.endswith(('.safetensors', '.ckpt')):
         raise ConfigError(f'no guidance folder or file {name!r}; it is a folder in diffusers format, a .safetensors '
                           f'file, a Hub name such as {KNOWN_NAMES[0]!r}, or "toybox", which needs no download')
@@ -498,8 +498,8 @@ class LatentDiffusion(Pipeline):
 
     def tune(self, low_memory: bool = False, compile: bool = False) -> Any:
         "Take less memory and more time, or compile UNet and encoder. Returns itself."
-        # our own small autoencoder has no such switch
-        if hasattr(self.vae, 'enable_gradient_checkpointing'):
+        # the tiny one sees another picture when it computes again (diffusers 0.42), and our own small one can't
+        if type(self.vae).__name__ == 'AutoencoderKL':
             (self.vae.enable_gradient_checkpointing if low_memory else self.vae.disable_gradient_checkpointing)()
         self.encode = compiled(self.vae.encode, 'default') if compile else self.vae.encode
         return super().tune(low_memory, compile)

@@ -120,7 +120,7 @@ def read_single_file(path: Path,         # of a safetensors file
             raise ConfigError(f'{str(path)!r} is incomplete: it lacks at least one tensor of its {part}') from None
     return parts
 
-# %% ../nbs/09_weights.ipynb #we000015
+# %% ../nbs/09_weights.ipynb #we000017
 def content_hash(paths: Iterable[Path]) -> str:    # 32 hexadecimal digits
     "A hash of what is in some files, in their order."
     total = hashlib.blake2b(digest_size=16)
