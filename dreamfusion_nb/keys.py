@@ -211,7 +211,8 @@ class Optim(Group):
     encoder_lr_scale: float = number(1, 0, 1000)
     weight_decay: float = number(0, 0, 1)       # part of itself, times lr, by which a weight shrinks a step
     no_prox: bool = flag(False)                 # adan: weight decay as in AdamW
-    max_grad_norm: float | None = number(None, 0, 1e9, scheduled=True)  # gradients are scaled down to this norm; null: never
+    # gradients are scaled down to this norm; null: never
+    max_grad_norm: float | None = number(None, 0, 1e9, scheduled=True)
     lr_decay: float = number(.3, 0, 1)          # the learning rate is multiplied by this ...
     lr_decay_start: float = number(.6, 0, 1)    # ... after this part of all steps
 

@@ -379,7 +379,7 @@ def ddim_sample(guidance: Any,               # a `Pipeline`
 
 # %% ../nbs/09a_pipelines.ipynb #ecea1ada
 class Pipeline:
-    "What all diffusion models have: a UNet, a text model, a noise schedule. Frozen, in eval mode. Raises `ConfigError`."
+    "What all diffusion models have: UNet, text model, noise schedule. Frozen, in eval mode. Raises `ConfigError`."
     works_on = 'latents'         # or 'pixels'
     answers: tuple[int, ...] = (1,)     # channels that the UNet may give, times those that it takes
     sampling: dict[str, Any] = {}       # options of the sampler that its own settings must not decide

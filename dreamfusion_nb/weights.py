@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .errors import ConfigError, did_you_mean
+from .errors import ConfigError
 
 # %% ../nbs/09_weights.ipynb #we000007
 PICKLES = ('.ckpt', '.bin', '.pt', '.pth', '.pkl')
@@ -32,7 +32,8 @@ def header(path: Path  # of a safetensors file
         length = int.from_bytes(file.read(8), 'little')
         try: found = json.loads(file.read(length) if length < 10**8 else '')
         except ValueError:
-            raise ConfigError(f'{str(path)!r} is no safetensors file, or only the beginning of one ({size:,} bytes)') from None
+            raise ConfigError(f'{str(path)!r} is no safetensors file, or only the beginning of one '
+                              f'({size:,} bytes)') from None
     found.pop('__metadata__', None)
     wanted = 8 + length + max((tensor['data_offsets'][1] for tensor in found.values()), default=0)
     if size < wanted:

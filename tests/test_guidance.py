@@ -135,7 +135,8 @@ def test_curves_and_bounds_of_a_run(model, monkeypatch):
     most = {'guidance.clip_norm': [0, 1., .5, 2], 'guidance.clip_value': .01}
     rows = dict.fromkeys(('opposite', 'threestudio', 'stable-dreamfusion'))
     for curve in rows:
-        trainer = Trainer(cheap(**{'guidance.perp_neg_curve': curve, 'optim.max_grad_norm': [0, 1., .1, 9]} | most), model)
+        options = {'guidance.perp_neg_curve': curve, 'optim.max_grad_norm': [0, 1., .1, 9]} | most
+        trainer = Trainer(cheap(**options), model)
         asked.clear()
         records = [trainer.step() for _ in range(3)]
         rows[curve] = max(asked)
@@ -195,7 +196,8 @@ def etag(content): return hashlib.sha1(content).hexdigest()
 class Hub(BaseHTTPRequestHandler):
     "A Hub with five models; it notes what it is asked for"
     asked, folder = [], Path()
-    status = {'closed/model': (401, 'RepoNotFound'), 'gated/model': (403, 'GatedRepo'), 'gone/model': (404, 'RepoNotFound')}
+    status = {'closed/model': (401, 'RepoNotFound'), 'gated/model': (403, 'GatedRepo'),
+              'gone/model': (404, 'RepoNotFound')}
 
     def log_message(self, *_): pass
 
@@ -205,7 +207,7 @@ class Hub(BaseHTTPRequestHandler):
         self.asked.append(self.path)
         parts = self.path.split('?')[0].strip('/').split('/')
         name = '/'.join(parts[2:4] if parts[0] == 'api' else parts[:2])
-        file = '/'.join(parts[parts.index('main') + 1:]) if 'main' in parts else ''
+        file = '/'.join(parts[parts.index('resolve') + 2:]) if 'resolve' in parts else ''
         listing = [p.relative_to(self.folder).as_posix() for p in sorted(self.folder.rglob('*')) if p.is_file()]
         if name in self.status: return self.answer(b'{}', *self.status[name])
         if parts[0] == 'api':
@@ -221,7 +223,8 @@ class Hub(BaseHTTPRequestHandler):
     def answer(self, content, status=200, code=''):
         self.send_response(status)
         headers = {'Content-Length': len(content), 'ETag': f'"{etag(content)}"', 'X-Repo-Commit': '0'*40}
-        for key, value in (headers | ({'X-Error-Code': code} if code else {})).items(): self.send_header(key, str(value))
+        if code: headers['X-Error-Code'] = code
+        for key, value in headers.items(): self.send_header(key, str(value))
         self.end_headers()
         if self.command == 'GET': self.wfile.write(content)
 
@@ -248,10 +251,12 @@ def test_what_a_hub_says(pipeline, tmp_path, monkeypatch):
     server = ThreadingHTTPServer(('127.0.0.1', 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     env = os.environ | dict(HF_ENDPOINT=f'http://127.0.0.1:{server.server_port}', HF_HUB_OFFLINE='0',
-        ETAGS=' '.join(etag(p.read_bytes()) for p in pipeline.rglob('*') if p.is_file()), HF_HOME=str(tmp_path), HF_HUB_DISABLE_PROGRESS_BARS='1', HF_HUB_DISABLE_XET='1')
+        HF_HOME=str(tmp_path), HF_HUB_DISABLE_PROGRESS_BARS='1', HF_HUB_DISABLE_XET='1',
+        ETAGS=' '.join(etag(p.read_bytes()) for p in pipeline.rglob('*') if p.is_file()))
     names = ('large/model', 'closed/model', 'gated/model', 'gone/model', 'right/model', 'full/model')
     try:
-        done = subprocess.run([sys.executable, '-c', PROGRAM, *names], env=env, capture_output=True, text=True, timeout=300)
+        done = subprocess.run([sys.executable, '-c', PROGRAM, *names], env=env, capture_output=True, text=True,
+            timeout=300)
     finally:
         server.shutdown()
         server.server_close()
