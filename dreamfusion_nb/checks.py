@@ -31,6 +31,8 @@ def check_parts(config: Any) -> None:
     if nerf.encoder_max_level is not None and nerf.encoder_type != 'hashgrid':
         raise ConfigError(f'nerf.encoder_max_level must be null for nerf.encoder_type {nerf.encoder_type}, '
                           'which has no levels to leave out')
+    if config.guidance.compile and config.guidance.low_memory:
+        raise ConfigError('guidance.compile must be false with guidance.low_memory: a compiled model stays on the GPU')
     count = dict(adam=2, adan=3)[optim.name]
     if optim.betas and len(optim.betas) != count:
         raise ConfigError(f'optim.betas must be {count} numbers for {optim.name}, not {list(optim.betas)}; '

@@ -92,13 +92,16 @@ def perpendicular(x: torch.Tensor,   # vectors, one an item [B, ...]
 # %% ../nbs/09_guidance.ipynb #7c954f48
 def perp_neg(uncond: torch.Tensor,         # prediction without text [B, ...]
              cond: torch.Tensor,           # prediction with the text
-             negative: torch.Tensor,       # prediction with the negative text: what the picture should not show
-             weight: float | torch.Tensor  # of the negative text, number or [B]
+             negative: torch.Tensor,       # prediction with the negative text; of k texts: [kB, ...], text by text
+             weight: float | torch.Tensor  # of the negative text, number or one for each of these rows
             ) -> torch.Tensor:             # [B, ...]
     """Perp-Neg (Armandpour et al. 2023): the prediction with the text, minus what only the negative text adds to no
     text."""
     weight = torch.as_tensor(weight, device=cond.device).view(-1, *[1]*(cond.ndim - 1))
-    return cond - weight*perpendicular(negative - uncond, cond - uncond)
+    if len(negative) == len(cond): return cond - weight*perpendicular(negative - uncond, cond - uncond)
+    again = [len(negative)//len(cond)] + [1]*(cond.ndim - 1)
+    away = weight*perpendicular(negative - uncond.repeat(again), (cond - uncond).repeat(again))
+    return cond - away.unflatten(0, (-1, len(cond))).sum(0)
 
 # %% ../nbs/09_guidance.ipynb #7e2fa960
 def predicted_x0(noisy: torch.Tensor,       # latents at a noise level [B, ...]
@@ -129,6 +132,17 @@ SCORES = {
     # noise-free score distillation (Katzir et al. 2023)
     'nfsd': lambda guided, noise, uncond, negative, low: guided - negative.masked_fill(low, 0.),
 }
+
+# %% ../nbs/09_guidance.ipynb #c7e2ef38
+def clip_gradient(grad: torch.Tensor,        # [B, ...]
+                  value: float | None,       # largest magnitude of a number; None: any
+                  norm: float | None = None  # largest length of an item; None: any
+                 ) -> torch.Tensor:          # [B, ...]
+    "The gradient within its bounds: first each number, then the length of each item."
+    if value is not None: grad = grad.clamp(-value, value)
+    if norm is None: return grad
+    length = grad.flatten(1).norm(dim=1).view(-1, *[1]*(grad.ndim - 1))
+    return grad*(norm/length.clamp(min=norm))
 
 # %% ../nbs/09_guidance.ipynb #caac013c
 @dataclass
@@ -170,7 +184,8 @@ def _predictions(guidance, noisy, t, embeddings, negative_embeddings, negative_w
     n = len(embeddings)//len(noisy)
     found = list(guidance.predict_noise(torch.cat([noisy]*n), torch.cat([t]*n), embeddings).float().chunk(n))
     if negative_embeddings is not None:
-        negative = found.pop()
+        k = len(negative_embeddings)//len(noisy)
+        found, negative = found[:-k], torch.cat(found[-k:])
         found[-1] = perp_neg(found[0], found[-1], negative, negative_weight)
     return found if len(found) == 3 else [found[0], *found]
 
@@ -184,8 +199,8 @@ def _check_options(n, n_embeddings, kind, weighting, clamp_x0, negative_embeddin
         raise ValueError(f'unknown weighting {weighting!r}{did_you_mean(weighting, WEIGHTINGS)}')
     if clamp_x0 is not None and not clamp_x0 > 0:
         raise ValueError(f'clamp_x0 is None or a bound above 0, not {clamp_x0}')
-    if negative_embeddings is not None and len(negative_embeddings) != n:
-        raise ValueError(f'{n} images need {n} negative embeddings, not {len(negative_embeddings)}')
+    if negative_embeddings is not None and (not len(negative_embeddings) or len(negative_embeddings) % n):
+        raise ValueError(f'{n} images need {n} negative embeddings, or a multiple, not {len(negative_embeddings)}')
 
 # %% ../nbs/09_guidance.ipynb #78aab0bc
 def sds(guidance: Any,             # any object with the guidance protocol
@@ -201,9 +216,9 @@ def sds(guidance: Any,             # any object with the guidance protocol
         weighting: str = "sds",                # w(t): a name in `WEIGHTINGS`
         rescale: float = 0.,                   # CFG rescale (Lin et al. 2023)
         clamp_x0: float | None = None,         # the predicted clean latents are clamped to ± this (Saharia et al. 2022)
-        # what the pictures should not show [B, tokens, width], for Perp-Neg
-        negative_embeddings: torch.Tensor | None = None,
-        negative_weight: float | torch.Tensor = 1.,       # weight of these, number or [B] (Armandpour et al. 2023)
+        clip: tuple = (None, None),            # bounds of the gradient, see `clip_gradient`
+        negative_embeddings: torch.Tensor | None = None,  # what the pictures should not show [kB, tokens, width]
+        negative_weight: float | torch.Tensor = 1.,       # of these rows, for Perp-Neg (Armandpour et al. 2023)
         as_latent: bool = False,               # the image is the latent: resized and mapped to [-1, 1], not encoded
         generator: torch.Generator | None = None  # draws the encoder's sample, then t, then the noise
        ) -> "SDSOutput":
@@ -225,9 +240,48 @@ def sds(guidance: Any,             # any object with the guidance protocol
         guided = classifier_free(uncond, cond, guidance_scale, rescale)
         if clamp_x0 is not None: guided = clamped_prediction(guided, noisy, alpha, clamp_x0)
         score = SCORES[kind](guided, noise, uncond, negative, low)
-        grad = (WEIGHTINGS[weighting](alpha)*score).nan_to_num(0., 0., 0.)
+        grad = clip_gradient((WEIGHTINGS[weighting](alpha)*score).nan_to_num(0., 0., 0.), *clip)
         x0 = predicted_x0(noisy, guided, alpha)
     return SDSOutput(inject_gradient(latents, grad), grad, latents.detach(), noisy, noise, guided, t, x0)
+
+# %% ../nbs/09_guidance.ipynb #fae85ff3
+@torch.no_grad()
+def denoise(guidance: Any,            # any object with the guidance protocol
+            noisy: torch.Tensor,      # [B, ...]
+            t: torch.Tensor,          # their noise levels [B]
+            embeddings: torch.Tensor, # [2B, tokens, width], unconditional rows first
+            guidance_scale: float,    # of classifier-free guidance
+            steps: int = 20           # from these levels down to none
+           ) -> torch.Tensor:         # clean [B, ...]
+    "The clean latents that a model makes of noisy ones, all the way."
+    shape = (-1, *[1]*(noisy.ndim - 1))
+    path = (t[:, None]*torch.linspace(1, 0, steps + 1, device=t.device)[:-1]).round().long().T
+    for i, level in enumerate(path):
+        uncond, cond = guidance.predict_noise(torch.cat([noisy]*2), torch.cat([level]*2), embeddings).chunk(2)
+        alpha = guidance.alphas_cumprod[level].view(shape)
+        guess = classifier_free(uncond, cond, guidance_scale)
+        clean = predicted_x0(noisy, guess, alpha)
+        if i < steps - 1: noisy = add_noise(clean, guess, guidance.alphas_cumprod[path[i + 1]])
+    return clean
+
+# %% ../nbs/09_guidance.ipynb #bf5b526e
+CURVES = {  # r: 1 in front, 0 at the side -> weights of the texts (front, side); then 1 at the side, 0 behind
+    'stable-dreamfusion': (lambda r: (torch.exp(-2*r)*(r <= .8), torch.exp(-10*(1 - r))*(r >= .2)),
+                           lambda r: (torch.ones_like(r), .5*torch.exp(-10*r)*(r <= .8))),
+    'threestudio': (lambda r: (4*torch.exp(-.5*r) - 2.426, 4*torch.exp(-.5*(1 - r)) - 2.426),
+                    lambda r: (torch.exp(-.5*r) + .967, torch.exp(-.5*r) - .606)),
+}
+
+
+def curve_weights(weights: torch.Tensor,  # of front, side, back, overhead [B, 4]
+                  curve: str              # a name in `CURVES`
+                 ) -> torch.Tensor:       # of the negative texts [2, B]: front, side
+    "How much two programs push a camera away from the texts for front and side. From overhead, not at all."
+    front, side, back, overhead = weights.T
+    around = 1 - overhead
+    nearer, farther = (torch.stack(half(part/around.clamp(min=1e-6)))
+                       for half, part in zip(CURVES[curve], (front, side)))
+    return around*torch.where(back > 0, farther, nearer)
 
 # %% ../nbs/09_guidance.ipynb #6d2df1fa
 class ViewPrompts:
@@ -272,12 +326,15 @@ class ViewPrompts:
         cond = torch.einsum('bv,vtw->btw', weights.to(self.cond), self.cond)
         return torch.cat([self.uncond.repeat_interleave(len(cond), 0), cond])
 
-    def negative_embeddings(self, weights: torch.Tensor  # of front, side, back, overhead [B, 4]
-                           ) -> tuple[torch.Tensor, torch.Tensor]:  # ([B, tokens, width], weights [B])
+    def negative_embeddings(self, weights: torch.Tensor,     # of front, side, back, overhead [B, 4]
+                            curve: str = 'opposite'          # or a name in `CURVES`
+                           ) -> tuple[torch.Tensor, torch.Tensor]:  # ([B or 2B, tokens, width], weights of these)
         """Embeddings of the views that the cameras do not see, for Perp-Neg in `sds`. Call `encode` first.
 
         For the front this is the back, and the reverse. For a side it is half front, half back.
-        Overhead has weight 0."""
+        Overhead has weight 0. With a curve they are front, then side, each with its weight."""
+        if curve != 'opposite':
+            return self.cond[:2].repeat_interleave(len(weights), 0), curve_weights(weights, curve).flatten()
         opposite = torch.tensor([[0., 0, 1, 0], [.5, 0, .5, 0], [1, 0, 0, 0], [.5, 0, .5, 0]])
         opposite = send(opposite, weights.device).to(weights)
         return torch.einsum('bv,vtw->btw', (weights @ opposite).to(self.cond), self.cond), 1 - weights[:, 3]

@@ -184,13 +184,21 @@ class Guidance(Group):
     # how much a view is kept from looking like the others (Perp-Neg, Armandpour et al. 2023);
     # 0: not at all, and a third less work
     perp_neg: float = number(1, 0, 10)
+    # from which views and how much, over the azimuth; the others need a third more work
+    perp_neg_curve: str = choice('opposite', 'opposite', 'stable-dreamfusion', 'threestudio')
     # how far strong guidance is brought back to the spread of the plain prediction
     rescale: float = number(0, 0, 1)
     # the predicted clean latents are clamped to ± this (after Imagen, Saharia et al. 2022); null: they are not
     clamp_x0: float | None = number(None, .1, 100)
     weighting: str = choice('uniform', 'sds', 'uniform', 'fantasia3d')  # w(t) of the SDS gradient
+    # bounds of that gradient, of each number and of a view's whole; null: none
+    clip_value: float | None = number(None, 1e-9, 1e9, scheduled=True)
+    clip_norm: float | None = number(None, 1e-9, 1e9, scheduled=True)
     # of the diffusion model alone; auto: 16 on a GPU, bf16 on a CPU that computes with it, else 32
     precision: str = choice('auto', 'auto', '32', '16', 'bf16')
+    # more time, less memory: the UNet on the GPU only while it is asked, row by row, the encoder computed again
+    low_memory: bool = flag(False)
+    compile: bool = flag(False)                 # torch.compile, with CUDA graphs on a GPU
 
 # %% ../nbs/14ac_keys.ipynb #1def9ff3
 @dataclass(repr=False)
@@ -204,7 +212,8 @@ class Optim(Group):
     encoder_lr_scale: float = number(1, 0, 1000)
     weight_decay: float = number(0, 0, 1)       # part of itself, times lr, by which a weight shrinks a step
     no_prox: bool = flag(False)                 # adan: weight decay as in AdamW
-    max_grad_norm: float | None = number(None, 0, 1e9)  # gradients are scaled down to this norm; null: never
+    # gradients are scaled down to this norm; null: never
+    max_grad_norm: float | None = number(None, 0, 1e9, scheduled=True)
     lr_decay: float = number(.3, 0, 1)          # the learning rate is multiplied by this ...
     lr_decay_start: float = number(.6, 0, 1)    # ... after this part of all steps
 

@@ -24,7 +24,7 @@ from .config import Config
 from .dmtet import MeshRenderer
 from .errors import ConfigError
 from .parts import make_renderer
-from .pipelines import LatentDiffusion
+from .pipelines import Pipeline
 from .raymarch import Renderer, RenderOutput
 from .splat_renderer import SplatRenderer
 from .values import value_at
@@ -329,7 +329,7 @@ def rehearse(parts: OwnParts, guidance: Any, renderer: nn.Module, device: torch.
     """Try the parts that were given, on a copy of the renderer, and one step of an optimiser of one's own.
 
     Raises `ConfigError`."""
-    if parts.guidance is not None and not isinstance(guidance, LatentDiffusion): try_guidance(guidance, device)
+    if parts.guidance is not None and not isinstance(guidance, Pipeline): try_guidance(guidance, device)
     if not parts.given().keys() - {'guidance'}: return
     field, background = getattr(renderer, 'field', None), getattr(renderer, 'background', None)
     if parts.field is not None: try_field(field, device)
@@ -378,7 +378,7 @@ def check_same_parts(config: Config, parts: OwnParts, folder: Any,
             raise ConfigError(f'{kind}: {folder} was made with a part of its own, {held}: give it again with {kind}=; '
                 f'{PAGE}')
         # ours are known by name
-        if now and not held and not isinstance(parts.guidance if kind == 'guidance' else None, LatentDiffusion):
+        if now and not held and not isinstance(parts.guidance if kind == 'guidance' else None, Pipeline):
             raise ConfigError(f'{kind}: {folder} was made without a part of its own, so leave out {kind}= ({now})')
         # a class that has moved from a notebook into a module is still the same
         if held and now and held.replace('__main__.', '') not in now and now.replace('__main__.', '') not in held:

@@ -22,7 +22,8 @@ from .dmtet import MeshRenderer
 from .errors import ConfigError, notice
 from .field import Field
 from .hashgrid import FrequencyEncoding, HashGrid, SphericalHarmonicsEncoding
-from .pipelines import LatentDiffusion, fastest_dtype
+from .pipelines import fastest_dtype
+from .pixel import diffusion_model
 from .prior import toybox_prior
 from .raymarch import Renderer, RenderOutput, VolumeRenderer
 from .shading import Material
@@ -161,8 +162,8 @@ PARTS: dict[str, dict[str, Callable[..., Any]]] = {
         'nvdiffrast': mesh_renderer,
         'splats': splat_renderer},
     'guidance.name': {
-        'toybox': lambda name, **options: toybox_prior(**options),
-        'a folder or a Hub name': LatentDiffusion.from_pretrained},
+        'toybox': lambda name, device, dtype, **tuning: toybox_prior(device, dtype).tune(**tuning),
+        'a folder or a Hub name': diffusion_model},
     'optim.name': {
         'adam': adam,
         'adan': adan}}
@@ -202,7 +203,8 @@ def make_guidance(config: Config, device: torch.device) -> Any:
     # a CPU gains nothing from float16; from bfloat16 three times the speed, where it has instructions for it
     if device.type == 'cpu' and dtype == torch.float16: dtype = fastest_dtype(device)
     name = config.guidance.name
-    return makers.get(name, makers['a folder or a Hub name'])(name, device=device, dtype=dtype)
+    return makers.get(name, makers['a folder or a Hub name'])(name, device=device, dtype=dtype,
+        low_memory=config.guidance.low_memory, compile=config.guidance.compile)
 
 
 def make_optimizer(optim: Any,                          # group `optim` of the configuration
@@ -218,6 +220,14 @@ def make_optimizer(optim: Any,                          # group `optim` of the c
     return make('optim.name', optim, groups, options)
 
 # %% ../nbs/15_parts.ipynb #8f8492c2
+def _missing_cuda() -> str:
+    "Return why there is no GPU, as a clause, as far as torch can tell"
+    if torch.version.cuda is None and getattr(torch.version, 'hip', None) is None:
+        return '; this torch is built for processors only: https://pytorch.org names the one for your GPU'
+    return (f'; this torch wants CUDA {torch.version.cuda} and finds no GPU, or a driver that is too old: '
+            'nvidia-smi shows both')
+
+
 def pick_device(device: str | torch.device | None = None) -> torch.device:
     "Return `device`, or a GPU if there is one. Raises `ConfigError` for a device that isn't there"
     try:
@@ -225,7 +235,8 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, ValueError):
         there = 'cpu' + ', cuda'*torch.cuda.is_available()
-        raise ConfigError(f'device {str(device)!r} is not available here; there is: {there}') from None
+        hint = _missing_cuda() if str(device).startswith('cuda') and not torch.cuda.is_available() else ''
+        raise ConfigError(f'device {str(device)!r} is not available here; there is: {there}{hint}') from None
     return chosen
 
 # %% ../nbs/15_parts.ipynb #4d9b6482

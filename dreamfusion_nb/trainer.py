@@ -26,14 +26,14 @@ from dreamfusion_nb.checkpoints import (back_up_result, check_finite, keep_newes
 from .config import Config, load_config
 from .dmtet import MeshRenderer
 from .docstrings import with_init_parameters
-from .errors import ConfigError, Interrupted, did_you_mean
+from .errors import ConfigError, Interrupted, did_you_mean, notice
 from .own_parts import OwnParts, check_same_parts
 from .result import (RESULT_BACKGROUND, Result, evaluating, init_mesh, made_of_splats, orbit_of,
     save_picture, sheet_of)
 from .scale import WorkerLost, team_for
 from .schedules import check_steering
 from .show import to_pil
-from .step import Stepper, StepRecord, encode_prompts
+from .step import NotFinite, Stepper, StepRecord, encode_prompts
 
 if TYPE_CHECKING: import trimesh
 
@@ -68,6 +68,9 @@ def _fit(trainer, n, callbacks):
             except Exception as error:
                 # else a loop that goes on after errors could not be stopped
                 if interrupted: raise KeyboardInterrupt from error
+                if isinstance(error, NotFinite) and trainer.slowed < SLOWED:
+                    _go_back(trainer, error)
+                    continue
                 # nothing is wrong with what was learnt before a worker died
                 if isinstance(error, WorkerLost) and trainer.folder and trainer.step_count:
                     trainer.save()
@@ -112,6 +115,7 @@ def _restore(trainer, path):
     trainer.step_count = load_training_state(path, trainer.config, trainer.renderer, trainer.optimizer,
         trainer.generator, own=trainer.parts.optimizer is not None)
     trainer.history = read_history(trainer.folder, trainer.step_count)
+    trainer.slowed = trainer.history[-1].get('slowed', 0) if trainer.history else 0
     return trainer
 
 
@@ -127,6 +131,25 @@ def open_folder(trainer: 'Trainer', how: str, overwrite: bool) -> None:
     for line in trainer.warm_start_report: log(folder, line)
     log(folder, f'{how} at step {trainer.step_count} of {config.iters}, device {trainer.device}, '
         f'torch {torch.__version__}')
+
+# %% ../nbs/18_trainer.ipynb #f1bf3adb
+SLOWED = 3    # times at most
+
+
+def _go_back(trainer, error):
+    "After a step that was not finite: to the last good state, with a lower learning rate"
+    times = trainer.slowed + 1
+    saved = list_checkpoints(trainer.folder) if trainer.folder else []
+    if saved: _restore(trainer, saved[-1])
+    trainer.slowed = times
+    if trainer.parts.optimizer is not None:
+        for group in trainer.optimizer.param_groups: group['lr'] *= .5
+    torch.rand(times, generator=trainer.generator)    # or the same step would come again
+    what = str(error).split(';')[0]
+    line = (f'{what}; going on from step {trainer.step_count} at {.5**times:g} times the learning rate '
+        f'({times} of {SLOWED} times)')
+    notice(line)
+    if trainer.folder: log(trainer.folder, line)
 
 # %% ../nbs/18_trainer.ipynb #b36b7afc
 def _glance(trainer, size):

@@ -4,7 +4,10 @@ import os
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.setdefault('NUMBA_NUM_THREADS', '1')
 
+import tempfile
 from pathlib import Path
+
+os.environ.setdefault('DREAMFUSION_CACHE', str(Path(tempfile.gettempdir())/'dreamfusion_nb-tests'))
 
 import glb
 import pages

