@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from .errors import ConfigError, did_you_mean
-from .hashgrid import HashGrid, plain_gradients
+from .hashgrid import HashGrid
+from .kernels import plain_gradients
 
 # %% ../nbs/03_field.ipynb #0cc68834
 def _square(x):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numba import njit
 
 from .errors import did_you_mean
-from .hashgrid import run_parallel
+from .kernels import run_parallel
 
 # %% ../nbs/07_rasterize.ipynb #7a01854f
 def pixel_axis(n: int, like: torch.Tensor) -> torch.Tensor:

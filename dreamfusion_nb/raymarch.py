@@ -18,7 +18,7 @@ from torch import nn
 
 from .cameras import Cameras, rays
 from .field import density_albedo_normal_at
-from .hashgrid import run_parallel
+from .kernels import run_parallel
 from .renderer import Renderer, RenderOutput, backdrop, view_lights
 from .shading import Material, shade
 
