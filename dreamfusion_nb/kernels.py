@@ -85,11 +85,24 @@ def notice_once(text: str) -> None:
     "Tell the user something when it is so for the first time"
     notice(text)
 
+
+@functools.cache
+def kernels_trouble(check: Callable[[torch.device], bool],    # whether a small example comes out right on a device
+                    device: torch.device
+                   ) -> str:                                  # '' if it does
+    "Why kernels cannot be used on a device, in a line. If it is a GPU they are tried, and failure is told once"
+    if why := warp_trouble(device): return why
+    if device.type == 'cpu': return ''
+    try: why = '' if check(device) else f'{check.__name__}: no'
+    except Exception as error: why = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+    if why: notice(f'Warp does not work here, plain torch takes its place: {why}')
+    return why
+
 # %% ../nbs/00d_kernels.ipynb #0d00000b
 class _Kernels:
     "The kernels of a page, as one Warp module: `@page.kernel` and `@page.function` note them, `page.launch` runs one"
-    def __init__(self, name: str):
-        self.name, self.lock = f'dreamfusion_{name}', threading.Lock()
+    def __init__(self, name: str, exact: bool = False):    # exact: a product and a sum are rounded one by one
+        self.exact, self.name, self.lock = exact, f'dreamfusion_{name}', threading.Lock()
         self.sources: list[tuple[Callable, bool]] = []    # not yet handed to Warp; whether it is a kernel
         self.built: dict[str, tuple[Any, list[Any]]] = {}
 
@@ -106,6 +119,7 @@ class _Kernels:
     def build(self) -> None:
         "Hand all that is noted to Warp, which compiles at the first launch"
         warp = _warp()
+        warp.get_module(self.name).options['fuse_fp'] = not self.exact
         for f, is_kernel in self.sources:
             f.__globals__['wp'] = warp
             if is_kernel: made = warp.kernel(f, module=self.name, enable_backward=False)
