@@ -1,6 +1,6 @@
 """Kernels of Warp, compiled for the CPU, against plain torch in float64: what runs on a GPU has the same source.
 
-Each of the three modules of kernels is compiled once, and kept on disk for the next time."""
+Each of the four modules of kernels is compiled once, and kept on disk for the next time."""
 import subprocess
 import sys
 import threading
@@ -20,6 +20,7 @@ from dreamfusion_nb.raster_kernels import NOBODY, triangles_come_out_right, visi
 from dreamfusion_nb.rasterize import VISIBLE, across, antialias, interpolate, rasterize
 from dreamfusion_nb.ray_kernels import rays_come_out_right
 from dreamfusion_nb.raymarch import OccupancyGrid, composite, march, visible
+from dreamfusion_nb.splats import Footprints, blend_backend, blend_torch, blend_warp, splats_come_out_right
 
 ROOT = Path(__file__).parents[1]
 CPU, CUDA = torch.device('cpu'), torch.device('cuda', 0)
@@ -288,11 +289,63 @@ def test_who_rasterizes():
     with pytest.raises(ValueError, match="did you mean 'warp'"): rasterize(p, tri, (4, 4), 'wrap')
 
 
+# Splats
+
+def footprints(kind, n=80):
+    "Ellipses on a picture of 37 x 50, an opacity and five features each; some off the picture, one of them endless"
+    if kind == 'none': n = 0
+    center = torch.rand(n, 2, generator=gen(1))*70 - 10
+    inverse = torch.randn(n, 2, 2, generator=gen(2))*.25
+    spread = inverse@inverse.mT + .02*torch.eye(2)
+    conic = spread[:, [0, 0, 1], [0, 1, 1]]
+    extent = (9*torch.linalg.inv(spread)[:, [0, 1], [0, 1]]).sqrt()
+    opacity = torch.rand(n, generator=gen(3))*(1.2 if kind == 'solid' else .6)
+    if kind == 'odd': center[3], center[5], center[7, 0], extent[9] = torch.nan, 1e30, -torch.inf, 1e9
+    return center, conic, opacity, torch.rand(n, 5, generator=gen(4)), extent
+
+
+@needs_warp
+@pytest.mark.parametrize('kind', ['thin', 'solid', 'none', 'odd'])
+def test_splats(kind):
+    *inputs, extent = footprints(kind)
+    order, counts = torch.arange(len(extent)).flip(0), torch.zeros(2, 37, 50, dtype=torch.int32)
+    if kind == 'odd': order = order[torch.isfinite(inputs[0][order]).all(1)]
+    def draw(how, count):
+        def picture(center, conic, opacity, feature):
+            prints = Footprints(center, conic, torch.ones(len(center)), extent.to(center))
+            return how(prints, opacity, feature, order, 37, 50, count)
+        return picture
+    (got, slopes), (true, exact) = (answers(draw(how, n), inputs, dtype) for how, n, dtype in
+                                    ((blend_warp, counts[0], torch.float32), (blend_torch, counts[1], torch.float64)))
+    for a, b in zip(got + slopes, true + exact): assert off(a, b) < 2e-4
+    assert (counts[0] != counts[1]).float().mean() < .01    # where the last light runs out
+    assert kind == 'none' or counts.max() > 3
+
+
+@needs_warp
+def test_a_splat_that_is_no_number_is_nowhere():
+    *inputs, extent = footprints('odd')
+    prints = Footprints(*inputs[:2], torch.ones(80), extent)
+    rest = torch.tensor([i for i in range(80) if i not in (3, 5, 7)])
+    whole, fewer = (blend_warp(prints, *inputs[2:], order, 37, 50) for order in (torch.arange(80), rest))
+    assert whole.equal(fewer)
+
+
+def test_who_blends(monkeypatch):
+    assert blend_backend(CPU) == 'numba'
+    with pytest.raises(ConfigError, match="'gsplat' or 'warp', not 'wrap'"): blend_backend(CPU, 'wrap')
+    monkeypatch.setattr('dreamfusion_nb.splats.kernels_trouble', lambda check, device: 'too old')
+    with pytest.raises(ConfigError, match='splats.backend warp: too old'): blend_backend(CPU, 'warp')
+    assert blend_backend(CUDA) == 'torch'
+    monkeypatch.setattr('dreamfusion_nb.splats.kernels_trouble', lambda check, device: '')
+    assert blend_backend(CUDA) == blend_backend(CPU, 'warp') == 'warp'
+
+
 # What can be wrong
 
 @needs_warp
 def test_the_checks_for_a_card_hold_here():
-    assert rays_come_out_right(CPU) and triangles_come_out_right(CPU)
+    assert rays_come_out_right(CPU) and triangles_come_out_right(CPU) and splats_come_out_right(CPU)
     assert kernels_trouble(rays_come_out_right, CPU) == ''
 
 
@@ -396,4 +449,4 @@ def test_on_a_card():
     assert not warp_trouble(device)
     with torch.cuda.stream(torch.cuda.Stream()):
         assert hashgrid.encoder_trouble('warp', device) == ''
-        assert rays_come_out_right(device) and triangles_come_out_right(device)
+        for check in (rays_come_out_right, triangles_come_out_right, splats_come_out_right): assert check(device)
