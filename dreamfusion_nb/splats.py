@@ -393,7 +393,8 @@ def gsplat_trouble(device: torch.device) -> tuple[str, bool]:
 
 
 @functools.cache
-def _warn_of_gsplat(why: str) -> None: notice(f'splats: gsplat does not work here, another takes its place: {why}')
+def _warn_of_gsplat(why: str, instead: str = 'plain torch') -> None:
+    notice(f'splats: gsplat does not work here, {instead} takes its place: {why}')
 
 
 def splats_come_out_right(device: torch.device) -> bool:
@@ -415,8 +416,9 @@ def blend_backend(device: torch.device, backend: str = 'auto') -> str:
     why, odd = gsplat_trouble(device)
     if not why: return 'gsplat'
     if backend == 'gsplat': raise ConfigError(f'splats.backend gsplat: {why}; auto takes what works')
-    if odd: _warn_of_gsplat(why)
-    return 'torch' if kernels_trouble(splats_come_out_right, device) else 'warp'
+    plain = kernels_trouble(splats_come_out_right, device)
+    if odd: _warn_of_gsplat(why, 'plain torch' if plain else 'Warp')
+    return 'torch' if plain else 'warp'
 
 # %% ../nbs/08a_splats.ipynb #8a00001e
 def blend(prints: Footprints,      # of N splats, from `project`
