@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from .devices import points_at_once
 from .errors import ConfigError, did_you_mean
-from .hashgrid import HashGrid, plain_gradients
+from .hashgrid import HashGrid
+from .kernels import plain_gradients
 
 # %% ../nbs/03_field.ipynb #0cc68834
 def _square(x):

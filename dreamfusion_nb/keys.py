@@ -161,7 +161,7 @@ class SplatList(Group):
     # which way a splat faces: along its shortest axis (pictures of a result: as the depth says), down the density's
     # gradient, or always as the depth of the picture says
     normals_from: str = choice('axis', 'axis', 'density', 'depth')
-    backend: str = choice('auto', 'auto', 'torch', 'gsplat')  # blend; auto: compiled, on a GPU gsplat if it works
+    backend: str = choice('auto', 'auto', 'torch', 'gsplat', 'warp')  # blend; on a GPU gsplat or Warp if they work
 
 # %% ../nbs/14ac_keys.ipynb #dcc7e571
 @dataclass(repr=False)

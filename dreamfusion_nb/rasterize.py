@@ -16,7 +16,13 @@ import torch.nn.functional as F
 from numba import njit
 
 from .errors import did_you_mean, notice
-from .hashgrid import run_parallel
+from .kernels import kernels_trouble, run_parallel
+from dreamfusion_nb.raster_kernels import (
+    _WarpAntialias,
+    _WarpInterpolate,
+    _WarpRasterize,
+    triangles_come_out_right,
+)
 
 # %% ../nbs/07_rasterize.ipynb #7a01854f
 def pixel_axis(n: int, like: torch.Tensor) -> torch.Tensor:
@@ -147,21 +153,26 @@ def check_clip_mesh(pos: torch.Tensor, tri: torch.Tensor, size: tuple[int, int] 
         raise ValueError(f'size: must be (height, width), both at least 1, not {tuple(size)}')
 
 
-def pick_rasterizer(backend: str, device: torch.device) -> str:
-    """The name of the backend to use: nvdiffrast where it works on CUDA, else 'numba'.
+def pick_rasterizer(backend: str, device: torch.device, *dtypes: torch.dtype) -> str:
+    """The name of the backend to use: on CUDA nvdiffrast or else Warp, the first that works; else 'numba'.
 
     'numba' finds what is visible on the CPU, whatever the device. Raises `ValueError`"""
-    known = ('auto', 'nvdiffrast', *VISIBLE)
+    known = ('auto', 'warp', 'nvdiffrast', *VISIBLE)
     if backend not in known:
-        raise ValueError("rasterize: backend must be 'auto', 'torch', 'numba' or 'nvdiffrast', "
+        raise ValueError("rasterize: backend must be 'auto', 'torch', 'numba', 'warp' or 'nvdiffrast', "
             f"not {backend!r}{did_you_mean(backend, known)}")
-    if backend not in ('auto', 'nvdiffrast'): return backend
-    why = 'no tensors' if device.type != 'cuda' else nvdiffrast_trouble(device)
-    if backend == 'auto': return 'numba' if why else 'nvdiffrast'
-    if why:
-        raise ValueError('rasterize: backend "nvdiffrast" needs tensors on CUDA and the package nvdiffrast, which '
-            f'must work; "auto" does without ({why})')
-    return backend
+    if backend not in ('auto', 'warp', 'nvdiffrast') or backend == 'auto' and device.type != 'cuda':
+        return 'numba' if backend == 'auto' else backend
+    if backend != 'warp':
+        why = 'no tensors' if device.type != 'cuda' else nvdiffrast_trouble(device)
+        if not why: return 'nvdiffrast'
+        if backend == 'nvdiffrast':
+            raise ValueError('rasterize: backend "nvdiffrast" needs tensors on CUDA and the package nvdiffrast, which '
+                f'must work; "auto" does without ({why})')
+    single = all(dtype == torch.float32 for dtype in dtypes)
+    why = kernels_trouble(triangles_come_out_right, device) if single else 'it needs float32'
+    if backend == 'warp' and why: raise ValueError(f'rasterize: backend "warp": {why}; "auto" takes what works')
+    return 'numba' if why else 'warp'
 
 
 def nvdiffrast() -> Any:
@@ -208,7 +219,7 @@ _contexts: dict[torch.device, Any] = {}   # nvdiffrast keeps its buffers in an o
 def rasterize(pos: torch.Tensor,      # vertices in clip space [B, V, 4]
               tri: torch.Tensor,      # vertex numbers of triangles, whichever way they are wound [F, 3]
               size: tuple[int, int],  # (height, width) of the pictures
-              backend: str = 'auto'   # 'torch', 'numba', 'nvdiffrast', or the fastest there is
+              backend: str = 'auto'   # 'torch', 'numba', 'warp', 'nvdiffrast', or the fastest there is
              ) -> torch.Tensor:       # [B, H, W, 4]: u, v, z/w, triangle + 1; 0 where nothing is seen
     """What each pixel sees; row 0 is y = -w. Gradients reach `pos` through u and v (Laine et al. 2020, section 3.3).
 
@@ -216,7 +227,8 @@ def rasterize(pos: torch.Tensor,      # vertices in clip space [B, V, 4]
     Those without area, or not finite, are never seen. Raises `ValueError`."""
     check_clip_mesh(pos, tri, size)
     height, width = size
-    backend, tri = pick_rasterizer(backend, pos.device), tri.long()
+    backend, tri = pick_rasterizer(backend, pos.device, pos.dtype), tri.long()
+    if backend == 'warp': return _WarpRasterize.apply(pos, tri, height, width)
     if backend == 'nvdiffrast':
         if pos.device not in _contexts: _contexts[pos.device] = nvdiffrast().RasterizeCudaContext(pos.device)
         context = _contexts[pos.device]
@@ -232,7 +244,7 @@ def rasterize(pos: torch.Tensor,      # vertices in clip space [B, V, 4]
 def interpolate(attr: torch.Tensor,    # what the vertices carry [V, C], or [B, V, C] if it differs between pictures
                 rast: torch.Tensor,    # from `rasterize` [B, H, W, 4]
                 tri: torch.Tensor,     # vertex numbers of triangles [F, 3]
-                backend: str = 'auto'  # 'torch' (also 'numba': there is nothing left to compile) or 'nvdiffrast'
+                backend: str = 'auto'  # 'torch' (also 'numba': nothing is left to compile), 'warp', 'nvdiffrast'
                ) -> torch.Tensor:      # [B, H, W, C]; 0 where nothing is seen
     """Attributes of vertices at pixels, perspective-correct. Gradients reach `attr` and the u and v of `rast`.
 
@@ -240,9 +252,9 @@ def interpolate(attr: torch.Tensor,    # what the vertices carry [V, C], or [B, 
     if attr.ndim not in (2, 3) or attr.ndim == 3 and len(attr) not in (1, len(rast)):
         raise ValueError(f'attr: must be [V, C] or [B, V, C] with B = {len(rast)} pictures or 1, '
             f'not {list(attr.shape)}')
-    if pick_rasterizer(backend, attr.device) == 'nvdiffrast':
-        batch = (attr if attr.ndim == 3 else attr[None]).contiguous()
-        return nvdiffrast().interpolate(batch, rast, tri.int().contiguous())[0]
+    how, batch = pick_rasterizer(backend, attr.device, attr.dtype, rast.dtype), attr if attr.ndim == 3 else attr[None]
+    if how == 'warp': return _WarpInterpolate.apply(batch, rast, tri.long())
+    if how == 'nvdiffrast': return nvdiffrast().interpolate(batch.contiguous(), rast, tri.int().contiguous())[0]
     b, row, column, triangle = seen_at(rast)
     corners = tri.long()[triangle]
     values = attr[corners] if attr.ndim == 2 else attr[b[:, None]*(len(attr) > 1), corners]
@@ -371,7 +383,7 @@ def antialias(color: torch.Tensor,   # a picture of what was rasterized [B, H, W
               rast: torch.Tensor,    # from `rasterize` [B, H, W, 4]
               pos: torch.Tensor,     # vertices in clip space, as there [B, V, 4]
               tri: torch.Tensor,     # vertex numbers of triangles, as there [F, 3]
-              backend: str = 'auto'  # 'torch' and 'numba' are the same here; or 'nvdiffrast'
+              backend: str = 'auto'  # 'torch' and 'numba' are the same here; or 'warp', 'nvdiffrast'
              ) -> torch.Tensor:      # [B, H, W, C]
     """Outlines mixed by what they cover of a pixel (Laine et al. 2020, section 3.6).
 
@@ -381,7 +393,9 @@ def antialias(color: torch.Tensor,   # a picture of what was rasterized [B, H, W
     check_clip_mesh(pos, tri)
     if color.shape[:3] != rast.shape[:3]:
         raise ValueError(f'color: must be [B, H, W, C] like rast {list(rast.shape)}, not {list(color.shape)}')
-    if pick_rasterizer(backend, pos.device) == 'nvdiffrast':
+    how = pick_rasterizer(backend, pos.device, color.dtype, rast.dtype, pos.dtype)
+    if how == 'warp': return _WarpAntialias.apply(color, rast, pos, tri.long(), across(tri.long(), pos.shape[1]))
+    if how == 'nvdiffrast':
         return nvdiffrast().antialias(color.contiguous(), rast, pos.contiguous(), tri.int().contiguous())
     b, row, column, axis, way, first, second = find_outlines(rast, pos, tri).unbind(1)
     row2, column2 = row + axis*way, column + (1 - axis)*way
@@ -397,7 +411,7 @@ def texture(tex: torch.Tensor,            # picture of values [1 or B, h, w, C];
             uv: torch.Tensor,             # where to read it [B, H, W, 2], 0..1 from edge to edge
             filter_mode: str = 'linear',  # or 'nearest'
             boundary_mode: str = 'wrap',  # outside 0..1: 'wrap' repeats, 'clamp' continues the border, 'zero'
-            backend: str = 'auto'         # 'torch' (also 'numba': torch's own sampler is compiled) or 'nvdiffrast'
+            backend: str = 'auto'         # 'torch' (also 'numba', 'warp': torch's own is compiled), 'nvdiffrast'
            ) -> torch.Tensor:             # [B, H, W, C]
     """A texture at coordinates; centres of texels lie at halves, as in OpenGL.
 

@@ -19,7 +19,16 @@ from torch import nn
 from .cameras import Cameras, rays
 from .devices import points_at_once, send
 from .field import ask_in_chunks, chunk_for
-from .hashgrid import run_parallel
+from .kernels import kernels_trouble
+from dreamfusion_nb.ray_kernels import (
+    _all_rays,
+    _find,
+    _find_nested,
+    _WarpComposite,
+    _write,
+    march_warp,
+    rays_come_out_right,
+)
 from .renderer import Renderer, RenderOutput, backdrop, view_lights
 from .shading import Material, shade
 
@@ -210,70 +219,6 @@ def _march_table(origins: torch.Tensor, directions: torch.Tensor, grid: Occupanc
     kept = live.view(-1).nonzero()[:, 0]    # the one look: how many there are
     return Samples(t.view(-1)[kept].float(), dt.reshape(-1)[kept].float(), kept//most, x.view(-1, 3)[kept].float())
 
-# %% ../nbs/06_raymarch.ipynb #67f88a77
-def _all_rays(kernel: Callable, n_rays: int, *arrays: Any) -> None:
-    "Runs `kernel(begin, end, *arrays)` over all rays, 512 at a time, on torch's number of threads"
-    plain = [v.detach().contiguous().numpy() if isinstance(v, torch.Tensor) else v for v in arrays]
-    run_parallel(lambda i: kernel(512*i, min(512*(i + 1), n_rays), *plain), -(-n_rays//512))
-
-# %% ../nbs/06_raymarch.ipynb #62e5abad
-@njit(nogil=True, cache=True, error_model='numpy')
-def _find(begin, end, origins, directions, occupied, bound, near, length, count, offset, hits, found):
-    r = len(occupied)
-    scale = r/(2*bound)
-    for ray in range(begin, end):
-        n = 0
-        for k in range(count[ray]):
-            t = near[ray] + (k + offset[ray])*length[ray]
-            i = int(math.floor((origins[ray, 0] + t*directions[ray, 0])*scale + r/2))
-            j = int(math.floor((origins[ray, 1] + t*directions[ray, 1])*scale + r/2))
-            m = int(math.floor((origins[ray, 2] + t*directions[ray, 2])*scale + r/2))
-            if occupied[min(max(i, 0), r - 1), min(max(j, 0), r - 1), min(max(m, 0), r - 1)]:
-                hits[ray, n] = k
-                n += 1
-        found[ray] = n
-
-# %% ../nbs/06_raymarch.ipynb #f636e6af
-@njit(nogil=True, cache=True, error_model='numpy')
-def _sample(k, offset, near, far, length, first, marks):
-    "(t, dt) of the sample in a ray's piece number k"
-    if len(marks) == 0: return near + (k + offset)*length, length
-    begin, end = max(marks[first + k], near), min(marks[first + k + 1], far)
-    return begin + offset*(end - begin), end - begin
-
-# %% ../nbs/06_raymarch.ipynb #6a16e56c
-@njit(nogil=True, cache=True, error_model='numpy')
-def _find_nested(begin, end, origins, directions, occupied, inner, bound, near, far, count, length, start, marks,
-                 offset, hits, found):
-    r = len(occupied)
-    for ray in range(begin, end):
-        n = 0
-        for k in range(count[ray]):
-            t, _ = _sample(k, offset[ray], near[ray], far[ray], length[ray], start[ray], marks)
-            x = origins[ray, 0] + t*directions[ray, 0]
-            y = origins[ray, 1] + t*directions[ray, 1]
-            z = origins[ray, 2] + t*directions[ray, 2]
-            reach, box, half = max(abs(x), abs(y), abs(z)), -1, bound
-            while box + 1 < len(inner) and reach < half/2: box, half = box + 1, half/2
-            scale = r/(2*half)
-            i, j, m = int(math.floor(x*scale + r/2)), int(math.floor(y*scale + r/2)), int(math.floor(z*scale + r/2))
-            i, j, m = min(max(i, 0), r - 1), min(max(j, 0), r - 1), min(max(m, 0), r - 1)
-            if (occupied[i, j, m] if box < 0 else inner[box, i, j, m]):
-                hits[ray, n] = k
-                n += 1
-        found[ray] = n
-
-# %% ../nbs/06_raymarch.ipynb #13ee975f
-@njit(nogil=True, cache=True, error_model='numpy')
-def _write(begin, end, origins, directions, near, far, length, start, marks, offset, hits, first,
-           t, dt, ray_index, positions):
-    for ray in range(begin, end):
-        for n in range(first[ray + 1] - first[ray]):
-            i = first[ray] + n
-            distance, dt[i] = _sample(hits[ray, n], offset[ray], near[ray], far[ray], length[ray], start[ray], marks)
-            t[i], ray_index[i] = distance, ray
-            for axis in range(3): positions[i, axis] = origins[ray, axis] + distance*directions[ray, axis]
-
 # %% ../nbs/06_raymarch.ipynb #c368e845
 def _march_numba(origins: torch.Tensor, directions: torch.Tensor, grid: OccupancyGrid, pieces: RaySegments,
                  offset: torch.Tensor) -> Samples:
@@ -293,13 +238,23 @@ def _march_numba(origins: torch.Tensor, directions: torch.Tensor, grid: Occupanc
     return Samples(*out)
 
 # %% ../nbs/06_raymarch.ipynb #b5fd8113
-def _compiled(x: torch.Tensor, backend: str) -> bool:
-    "Whether the Numba kernels run: one place decides for marching and compositing"
-    if backend not in ('auto', 'torch', 'numba'):
-        raise ValueError(f"backend: 'auto', 'torch' or 'numba', not {backend!r}")
-    if backend == 'numba' and x.device.type != 'cpu':
+def _march_warp(origins: torch.Tensor, directions: torch.Tensor, grid: OccupancyGrid, pieces: RaySegments,
+                offset: torch.Tensor) -> Samples:
+    return Samples(*march_warp(origins, directions, grid.bound, grid.occupied, grid.inner_occupied, pieces, offset))
+
+def pick_marcher(x: torch.Tensor, backend: str) -> str:
+    """'torch', 'numba' or 'warp': one place decides for marching and compositing.
+
+    'auto': Numba on the CPU, Warp on CUDA where it works. Raises `ValueError` for one that is unknown or cannot"""
+    if backend not in ('auto', 'torch', 'numba', 'warp'):
+        raise ValueError(f"backend: 'auto', 'torch', 'numba' or 'warp', not {backend!r}")
+    if backend == 'torch' or backend == 'auto' and x.device.type not in ('cpu', 'cuda'): return 'torch'
+    if backend == 'numba' or backend == 'auto' and x.device.type == 'cpu':
+        if x.device.type == 'cpu': return 'numba'
         raise ValueError(f"backend 'numba' needs tensors on the CPU, not on {x.device}")
-    return backend == 'numba' or (backend == 'auto' and x.device.type == 'cpu')
+    why = kernels_trouble(rays_come_out_right, x.device) if x.dtype == torch.float32 else 'it needs float32'
+    if why and backend == 'warp': raise ValueError(f"backend 'warp': {why}")
+    return 'torch' if why else 'warp'
 
 # %% ../nbs/06_raymarch.ipynb #c0b5dff4
 @torch.no_grad()
@@ -314,7 +269,7 @@ def march(origins: torch.Tensor,                     # [N,3]
           radius: float | None = None,               # also only inside this ball around the origin
           perturb: bool = False,                     # shift a ray's samples by a random part of a step
           generator: torch.Generator | None = None,  # torch.Generator of the shift
-          backend: str = 'auto',                     # 'torch', 'numba', or Numba on the CPU
+          backend: str = 'auto',                     # 'torch', 'numba', 'warp'; see `pick_marcher`
          ) -> Samples:                               # the samples in occupied cells, M of them
     """Samples along rays, in the occupied cells. A ray is cut into equal pieces of at most `step`, or by `dt_gamma`.
 
@@ -325,7 +280,7 @@ def march(origins: torch.Tensor,                     # [N,3]
     pieces = segment_rays(*clip_rays(origins, directions, grid.bound, near, radius), step, near, dt_gamma, longest)
     offset = torch.full_like(pieces.near, .5)    # the middle of a piece
     if perturb: offset = _uniform(len(origins), generator=generator, device=origins.device).double()
-    run = _march_numba if _compiled(origins, backend) else _march_torch
+    run = dict(torch=_march_torch, numba=_march_numba, warp=_march_warp)[pick_marcher(origins, backend)]
     return run(origins, directions, grid, pieces, offset)
 
 # %% ../nbs/06_raymarch.ipynb #ec6e16bb
@@ -421,7 +376,7 @@ def composite(density: torch.Tensor,    # [M], not negative; float32 or float64
               dt: torch.Tensor,         # length of ray that the sample stands for [M]
               ray_index: torch.Tensor,  # the sample's ray, ascending [M]
               n_rays: int,              # N
-              backend: str = 'auto',    # 'torch', 'numba', or Numba on the CPU
+              backend: str = 'auto',    # 'torch', 'numba', 'warp'; see `pick_marcher`
               stop: float = STOP,       # where less light than this is left, samples get weight zero; 0: never
               first: torch.Tensor | None = None,    # where each ray's samples begin [N+1]; None: it is looked for
              ) -> Composite:            # image [N,C], opacity [N], depth [N], weights [M]
@@ -431,9 +386,11 @@ def composite(density: torch.Tensor,    # [M], not negative; float32 or float64
     Raises ValueError for unsorted rays."""
     density = density if density.dtype == torch.float64 else density.float()
     color, t, dt = color.to(density.dtype), t.detach().to(density.dtype), dt.detach().to(density.dtype)
-    if not _compiled(density, backend): return _composite_torch(density, color, t, dt, ray_index, n_rays, stop, first)
+    how = pick_marcher(density, backend)
+    if how == 'torch': return _composite_torch(density, color, t, dt, ray_index, n_rays, stop, first)
     inputs = density, color, t, dt, _first(ray_index, n_rays) if first is None else first
-    return Composite(*_Composite.apply(*(v.contiguous() for v in inputs), float(stop)))
+    compiled = _Composite if how == 'numba' else _WarpComposite
+    return Composite(*compiled.apply(*(v.contiguous() for v in inputs), float(stop)))
 
 # %% ../nbs/06_raymarch.ipynb #40478557
 def _ask_in_waves(density: Density, samples: Samples, first: torch.Tensor, wave: int, chunk: int,
@@ -538,7 +495,7 @@ class VolumeRenderer(Renderer):
                  max_steps: int = 1024,             # samples along the diagonal of the box
                  near: float = .05,                 # nothing nearer to the eye is seen
                  min_weight: float = 1e-4,          # lighter samples get no gradient; 0: all samples get one
-                 backend: str = 'auto',             # 'torch', 'numba', or Numba on the CPU
+                 backend: str = 'auto',             # 'torch', 'numba', 'warp'; see `pick_marcher`
                  dt_gamma: float = 0.,              # growth of the step with the distance from the eye; 0: none
                  stop: float = STOP,                # a ray ends where less light than this is left
                  cascades: int | None = None,       # of the grid; None: as many as `bound` asks for, one up to 1
