@@ -83,6 +83,23 @@ CASES = [_case([i for i in range(4) if case >> i & 1]) for case in range(16)]
 TRIANGLES = torch.tensor([case + [[-1]*3]*(2 - len(case)) for case in CASES])    # [16, 2, 3], -1 where there is none
 
 # %% ../nbs/08_dmtet.ipynb #03c53286
+def cut_edges_torch(inside: torch.Tensor, tets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    "`cut_edges` in plain torch"
+    corners = inside[tets].sum(1)
+    tets = tets[(corners > 0) & (corners < 4)]
+    case = (inside[tets]*torch.tensor([1, 2, 4, 8], device=tets.device)).sum(1)
+    ends = tets[:, torch.tensor(EDGES, device=tets.device)]                            # [T, 6, 2]
+    crossed = inside[ends].sum(-1) == 1
+    ends = torch.where(inside[ends[..., :1]], ends, ends.flip(-1))
+    key, number = (ends[crossed]@torch.tensor([len(inside), 1], device=tets.device)).unique(return_inverse=True)
+    of_edge = torch.full(crossed.shape, -1, device=tets.device)
+    of_edge[crossed] = number
+    chosen = TRIANGLES.to(tets.device)[case]                                           # [T, 2, 3]
+    faces = of_edge[:, None].expand(-1, 2, -1).gather(2, chosen.clamp(min=0))[chosen[..., 0] >= 0]
+    return key//max(len(inside), 1), key % max(len(inside), 1), faces
+
+
+# %% ../nbs/08_dmtet.ipynb #08dc0000
 @njit(nogil=True, cache=True)
 def _find_cut(inside, tets, found) -> int:
     "Numbers of the tetrahedra with corners on both sides, into `found`; returns how many"
@@ -95,33 +112,72 @@ def _find_cut(inside, tets, found) -> int:
     return n
 
 
-def cut_tets(inside: torch.Tensor,  # which vertices are inside [V]
-             tets: torch.Tensor     # [T, 4]
-            ) -> torch.Tensor:      # those with corners on both sides [N, 4], in order
-    "The tetrahedra that the surface passes through"
-    if tets.device.type != 'cpu':
-        corners = inside[tets].sum(1)
-        return tets[(corners > 0) & (corners < 4)]
-    found = torch.empty(len(tets), dtype=torch.int64)
-    n = _find_cut(inside.to(torch.uint8).numpy(), tets.numpy(), found.numpy())
-    return tets[found[:n]]
+@njit(nogil=True, cache=True)
+def _list_edges(inside, tets, begins, outer) -> int:
+    """Outer ends of the cut edges of tetrahedra: those of inner end v to outer[begins[v]:begins[v + 1]], in order.
+
+    Returns how many there are"""
+    for t in tets:
+        for v in t:
+            if inside[v]: begins[v + 1] += 4 - inside[t[0]] - inside[t[1]] - inside[t[2]] - inside[t[3]]
+    for v in range(len(inside)): begins[v + 1] += begins[v]    # room for all, some of them repeated
+    known = np.zeros(len(inside), np.int32)
+    for t in tets:
+        for v in t:
+            if not inside[v]: continue
+            for w in t:
+                if inside[w]: continue
+                first, k = begins[v], begins[v] + known[v]
+                while k > first and outer[k - 1] > w: k -= 1
+                if k > first and outer[k - 1] == w: continue
+                for i in range(first + known[v], k, -1): outer[i] = outer[i - 1]
+                outer[k] = w
+                known[v] += 1
+    n = 0
+    for v in range(len(inside)):    # moved together
+        first, begins[v] = begins[v], n
+        for i in range(first, first + known[v]):
+            outer[n] = outer[i]
+            n += 1
+    begins[len(inside)] = n
+    return n
+
+
+# %% ../nbs/08_dmtet.ipynb #08dc0002
+@njit(nogil=True, cache=True)
+def _list_triangles(inside, tets, begins, outer, triangles, ends, faces) -> int:
+    "Triangles of `cut_edges`, by the numbers of edges of `_list_edges`; returns how many"
+    n = 0
+    for t in tets:
+        case = inside[t[0]] + 2*inside[t[1]] + 4*inside[t[2]] + 8*inside[t[3]]
+        for triangle in triangles[case]:
+            if triangle[0] < 0: break
+            for i in range(3):
+                v, w = t[ends[triangle[i], 0]], t[ends[triangle[i], 1]]
+                if not inside[v]: v, w = w, v
+                k = begins[v]
+                while outer[k] != w: k += 1
+                faces[n, i] = k
+            n += 1
+    return n
 
 
 def cut_edges(inside: torch.Tensor,  # which vertices are inside [V]
               tets: torch.Tensor     # [T, 4], positive volumes
              ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    "The edges that the surface cuts, by inner end [N] and outer end [N]; and its triangles [F, 3], of such edges"
-    tets = cut_tets(inside, tets)
-    case = (inside[tets]*torch.tensor([1, 2, 4, 8], device=tets.device)).sum(1)
-    ends = tets[:, torch.tensor(EDGES, device=tets.device)]                            # [T, 6, 2]
-    crossed = inside[ends].sum(-1) == 1
-    ends = torch.where(inside[ends[..., :1]], ends, ends.flip(-1))
-    key, number = (ends[crossed]@torch.tensor([len(inside), 1], device=tets.device)).unique(return_inverse=True)
-    of_edge = torch.full(crossed.shape, -1, device=tets.device)
-    of_edge[crossed] = number
-    chosen = TRIANGLES.to(tets.device)[case]                                           # [T, 2, 3]
-    faces = of_edge[:, None].expand(-1, 2, -1).gather(2, chosen.clamp(min=0))[chosen[..., 0] >= 0]
-    return key//max(len(inside), 1), key % max(len(inside), 1), faces
+    """The edges that the surface cuts, by inner end [N] and outer end [N]; and its triangles [F, 3], of such edges.
+
+    On a CPU by compiled loops"""
+    if tets.device.type != 'cpu': return cut_edges_torch(inside, tets)
+    def room(*size): return torch.empty(size, dtype=torch.int64)
+    side, found = inside.to(torch.uint8).numpy(), room(len(tets))
+    cut = tets[found[:_find_cut(side, tets.numpy(), found.numpy())]].numpy()
+    outer, faces, begins = room(4*len(cut)), room(2*len(cut), 3), torch.zeros(len(inside) + 1, dtype=torch.int64)
+    lists = side, cut, begins.numpy(), outer.numpy()
+    n = _list_edges(*lists)
+    n_faces = _list_triangles(*lists, TRIANGLES.numpy(), np.array(EDGES), faces.numpy())
+    return torch.arange(len(inside)).repeat_interleave(begins.diff()), outer[:n], faces[:n_faces]
+
 
 # %% ../nbs/08_dmtet.ipynb #51940d3b
 def marching_tets(vertices: torch.Tensor,                 # of the grid [V, 3]

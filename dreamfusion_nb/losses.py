@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from .field import normal_at
-from .rasterize import mesh_edges
+from .rasterize import mesh_edges, paired_sides, sorted_edges
 from .renderer import RenderOutput
 
 # %% ../nbs/12_losses.ipynb #32d96fab
@@ -81,11 +81,9 @@ def normal_smooth_3d(normals: torch.Tensor,  # unit normals at points [M, 3]
 # %% ../nbs/12_losses.ipynb #9a8b9f84
 def _neighbours(faces: torch.Tensor, n_vertices: int) -> tuple[torch.Tensor, torch.Tensor]:
     "Pairs of faces that alone share an edge [P, 2], and whether both are wound alike [P]"
-    key, forward = mesh_edges(faces.long(), n_vertices)
-    _, edge, count = key.unique(return_inverse=True, return_counts=True)
-    order = edge.argsort(stable=True)
-    pair = order[count[edge[order]] == 2].view(-1, 2)
+    pair, (_, forward) = paired_sides(faces.long(), n_vertices), mesh_edges(faces.long(), n_vertices)
     return pair//3, forward[pair].sum(1) == 1
+
 
 # %% ../nbs/12_losses.ipynb #a2a96633
 def mesh_normal(vertices: torch.Tensor,  # [V, 3]
@@ -107,7 +105,8 @@ def mesh_laplacian(vertices: torch.Tensor,  # [V, 3]
                    faces: torch.Tensor,     # vertex numbers of triangles [F, 3]
                   ) -> torch.Tensor:        # scalar, a length
     "Uniform Laplacian L = D - A, not normalised by the degree: mean over vertices of |Lv| (NeMo's mesh_laplacian)."
-    edge = mesh_edges(faces.long(), len(vertices))[0].unique()
+    (key, _), (order, begins) = (f(faces.long(), len(vertices)) for f in (mesh_edges, sorted_edges))
+    edge = key[order[begins[:-1]]]
     i, j = edge//len(vertices), edge % len(vertices)
     apart = vertices[i] - vertices[j]
     laplacian = torch.zeros_like(vertices).index_add(0, i, apart).index_add(0, j, -apart)
