@@ -102,42 +102,45 @@ def cut_edges_torch(inside: torch.Tensor, tets: torch.Tensor) -> tuple[torch.Ten
 # %% ../nbs/08_dmtet.ipynb #08dc0000
 @njit(nogil=True, cache=True)
 def _find_cut(inside, tets, found) -> int:
-    "Numbers of the tetrahedra with corners on both sides, into `found`; returns how many"
+    "The tetrahedra with corners on both sides, in order, into `found`; returns how many"
     n = 0
     for i in range(len(tets)):
         corners = inside[tets[i, 0]] + inside[tets[i, 1]] + inside[tets[i, 2]] + inside[tets[i, 3]]
         if 0 < corners < 4:
-            found[n] = i
+            for j in range(4): found[n, j] = tets[i, j]
             n += 1
     return n
 
 
 @njit(nogil=True, cache=True)
-def _list_edges(inside, tets, begins, outer) -> int:
-    """Outer ends of the cut edges of tetrahedra: those of inner end v to outer[begins[v]:begins[v + 1]], in order.
+def _list_edges(inside, tets, begins, inner, outer) -> int:
+    """Ends of the cut edges of tetrahedra, in order: those with the inner end v are begins[v] up to begins[v + 1].
 
     Returns how many there are"""
-    for t in tets:
-        for v in t:
-            if inside[v]: begins[v + 1] += 4 - inside[t[0]] - inside[t[1]] - inside[t[2]] - inside[t[3]]
+    for t in range(len(tets)):
+        outside = 4
+        for i in range(4): outside -= inside[tets[t, i]]
+        for i in range(4): begins[tets[t, i] + 1] += outside*inside[tets[t, i]]
     for v in range(len(inside)): begins[v + 1] += begins[v]    # room for all, some of them repeated
     known = np.zeros(len(inside), np.int32)
-    for t in tets:
-        for v in t:
+    for t in range(len(tets)):
+        for i in range(4):
+            v = tets[t, i]
             if not inside[v]: continue
-            for w in t:
+            for j in range(4):
+                w = tets[t, j]
                 if inside[w]: continue
                 first, k = begins[v], begins[v] + known[v]
                 while k > first and outer[k - 1] > w: k -= 1
                 if k > first and outer[k - 1] == w: continue
-                for i in range(first + known[v], k, -1): outer[i] = outer[i - 1]
+                for place in range(first + known[v], k, -1): outer[place] = outer[place - 1]
                 outer[k] = w
                 known[v] += 1
     n = 0
     for v in range(len(inside)):    # moved together
         first, begins[v] = begins[v], n
         for i in range(first, first + known[v]):
-            outer[n] = outer[i]
+            inner[n], outer[n] = v, outer[i]
             n += 1
     begins[len(inside)] = n
     return n
@@ -148,12 +151,14 @@ def _list_edges(inside, tets, begins, outer) -> int:
 def _list_triangles(inside, tets, begins, outer, triangles, ends, faces) -> int:
     "Triangles of `cut_edges`, by the numbers of edges of `_list_edges`; returns how many"
     n = 0
-    for t in tets:
-        case = inside[t[0]] + 2*inside[t[1]] + 4*inside[t[2]] + 8*inside[t[3]]
-        for triangle in triangles[case]:
-            if triangle[0] < 0: break
+    for t in range(len(tets)):
+        case = 0
+        for i in range(4): case += inside[tets[t, i]] << i
+        for j in range(2):
+            if triangles[case, j, 0] < 0: break
             for i in range(3):
-                v, w = t[ends[triangle[i], 0]], t[ends[triangle[i], 1]]
+                edge = triangles[case, j, i]
+                v, w = tets[t, ends[edge, 0]], tets[t, ends[edge, 1]]
                 if not inside[v]: v, w = w, v
                 k = begins[v]
                 while outer[k] != w: k += 1
@@ -170,13 +175,12 @@ def cut_edges(inside: torch.Tensor,  # which vertices are inside [V]
     On a CPU by compiled loops"""
     if tets.device.type != 'cpu': return cut_edges_torch(inside, tets)
     def room(*size): return torch.empty(size, dtype=torch.int64)
-    side, found = inside.to(torch.uint8).numpy(), room(len(tets))
-    cut = tets[found[:_find_cut(side, tets.numpy(), found.numpy())]].numpy()
-    outer, faces, begins = room(4*len(cut)), room(2*len(cut), 3), torch.zeros(len(inside) + 1, dtype=torch.int64)
-    lists = side, cut, begins.numpy(), outer.numpy()
-    n = _list_edges(*lists)
-    n_faces = _list_triangles(*lists, TRIANGLES.numpy(), np.array(EDGES), faces.numpy())
-    return torch.arange(len(inside)).repeat_interleave(begins.diff()), outer[:n], faces[:n_faces]
+    side, cut = inside.to(torch.uint8).numpy(), room(*tets.shape).numpy()
+    cut, begins = cut[:_find_cut(side, tets.numpy(), cut)], np.zeros(len(inside) + 1, np.int64)
+    inner, outer, faces = room(4*len(cut)), room(4*len(cut)), room(2*len(cut), 3)
+    n = _list_edges(side, cut, begins, inner.numpy(), outer.numpy())
+    n_faces = _list_triangles(side, cut, begins, outer.numpy(), TRIANGLES.numpy(), np.array(EDGES), faces.numpy())
+    return inner[:n], outer[:n], faces[:n_faces]
 
 
 # %% ../nbs/08_dmtet.ipynb #51940d3b

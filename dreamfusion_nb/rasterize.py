@@ -71,11 +71,11 @@ _jit = njit(nogil=True, cache=True, error_model='numpy')
 
 @_jit
 def _span(a, b, c, n):
-    "Pixels along an axis that three projected corners can cover: first and last + 1"
+    "Pixels along an axis whose centres three projected corners can cover: first and last + 1"
     low, high = min(a, b, c), max(a, b, c)
-    # limited before they are whole numbers: those end at 1e18
-    first, last = max((low + 1)*n/2 - .5, 0.), min((high + 1)*n/2 - .5, float(n))
-    return min(math.floor(min(first, float(n))), n), max(min(math.ceil(max(last, -1.)) + 1, n), 0)
+    # a little more than what rounding takes away, and limited before they are whole numbers: those end at 1e18
+    first, last = max((low + 1)*n/2 - .500001, 0.), min((high + 1)*n/2 - .499999, n - 1.)
+    return math.ceil(min(first, float(n))), math.floor(max(last, -1.)) + 1
 
 
 @_jit
@@ -96,15 +96,17 @@ def _draw(top, bottom, p, tri, width, height, found, nearest):
         xa, ya, za, wa = p[i, 0], p[i, 1], p[i, 2], p[i, 3]
         xb, yb, zb, wb = p[j, 0], p[j, 1], p[j, 2], p[j, 3]
         xc, yc, zc, wc = p[k, 0], p[k, 1], p[k, 2], p[k, 3]
-        D = xa*(yb*wc - yc*wb) + ya*(wb*xc - wc*xb) + wa*(xb*yc - xc*yb)
-        if not (D > 0. or D < 0.) or not math.isfinite(D + za + zb + zc): continue
         if wa <= 0. and wb <= 0. and wc <= 0.: continue
-        sign = 1. if D > 0. else -1.
         left, right, low, high = 0, width, 0, height
         if wa > 0. and wb > 0. and wc > 0.:
             left, right = _span(xa/wa, xb/wb, xc/wc, width)
             low, high = _span(ya/wa, yb/wb, yc/wc, height)
-        for row in range(max(low, top), min(high, bottom)):
+        low, high = max(low, top), min(high, bottom)
+        if left >= right or low >= high: continue    # most triangles of a fine mesh lie between the centres
+        D = xa*(yb*wc - yc*wb) + ya*(wb*xc - wc*xb) + wa*(xb*yc - xc*yb)
+        if not (D > 0. or D < 0.) or not math.isfinite(D + za + zb + zc): continue
+        sign = 1. if D > 0. else -1.
+        for row in range(low, high):
             Y = (2*row + 1)/height - 1
             for column in range(left, right):
                 X = (2*column + 1)/width - 1
