@@ -471,11 +471,14 @@ class TetSurface(Renderer):
     def geometry(self) -> tuple[torch.Tensor, torch.Tensor]:   # vertices [N, 3] in the world, faces [F, 3]
         "The surface as it is now, with gradients to `sdf` and `deform`. Raises `EmptyMeshError`, `ConfigError`"
         check_parameters(self)
-        shift = torch.where(self.border[:, None], 0., self.deform.tanh()/self.resolution)
         sdf = torch.where(self.border, -1., self.sdf)
-        vertices, faces = marching_tets((self.grid + shift)*self.scale, sdf, self.tets)
+        a, b, faces = cut_edges(sdf.detach() > 0, self.tets)
         check_shape(self.sdf, self.border, faces)
-        return vertices, faces
+        ends = torch.cat([a, b])    # a small part of the grid: only it has to be moved
+        shift = torch.where(self.border[ends][:, None], 0., self.deform[ends].tanh()/self.resolution)
+        inner, outer = ((self.grid[ends] + shift)*self.scale).chunk(2)
+        s, t = sdf[ends].chunk(2)
+        return inner + (outer - inner)*(s/(s - t))[:, None], faces
 
     def mesh(self, resolution: int | None = None, threshold: float | str = 'auto') -> 'trimesh.Trimesh':
         """The surface with vertex colours, whatever `resolution` and `threshold` say.
