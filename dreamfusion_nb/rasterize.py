@@ -263,7 +263,8 @@ def _sort_sides(faces, n_vertices, order, begins):
     for i in range(n):
         half[by_high[high[i]]] = i
         by_high[high[i]] += 1
-    for i in half:
+    for k in range(n):
+        i = half[k]
         order[by_low[low[i]]] = i
         by_low[low[i]] += 1
     edges = 0
