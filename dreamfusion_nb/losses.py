@@ -6,16 +6,22 @@
 __all__ = ['opacity', 'entropy', 'orientation', 'normal_smooth_2d', 'normal_smooth_3d', 'mesh_normal', 'mesh_laplacian']
 
 # %% ../nbs/12_losses.ipynb #0ec581e7
+import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numba import njit
 
 from .devices import send
 from .field import normal_at
-from .rasterize import mesh_edges
+from .kernels import plain_gradients
+from .rasterize import mesh_edges, paired_sides, sorted_edges
 from .renderer import RenderOutput
+from .shading import cross, dot, edge_of, pull_triangle
+
 
 # %% ../nbs/12_losses.ipynb #32d96fab
 def opacity(opacity: torch.Tensor,  # opacity of rays, in 0..1, any shape
@@ -82,19 +88,13 @@ def normal_smooth_3d(normals: torch.Tensor,  # unit normals at points [M, 3]
 # %% ../nbs/12_losses.ipynb #9a8b9f84
 def _neighbours(faces: torch.Tensor, n_vertices: int) -> tuple[torch.Tensor, torch.Tensor]:
     "Pairs of faces that alone share an edge [P, 2], and whether both are wound alike [P]"
-    key, forward = mesh_edges(faces.long(), n_vertices)
-    _, edge, count = key.unique(return_inverse=True, return_counts=True)
-    order = edge.argsort(stable=True)
-    pair = order[count[edge[order]] == 2].view(-1, 2)
+    pair, (_, forward) = paired_sides(faces.long(), n_vertices), mesh_edges(faces.long(), n_vertices)
     return pair//3, forward[pair].sum(1) == 1
 
-# %% ../nbs/12_losses.ipynb #a2a96633
-def mesh_normal(vertices: torch.Tensor,  # [V, 3]
-                faces: torch.Tensor,     # vertex numbers of triangles [F, 3]
-               ) -> torch.Tensor:        # scalar in 0..2; 0 if no two faces meet
-    """Normal consistency: 1 - cosine between faces that share an edge, mean over these edges (NeMo's mesh_normal).
 
-    Edges with one face (borders) or more than two don't count, nor do faces without area. Winding doesn't matter."""
+# %% ../nbs/12_losses.ipynb #a2a96633
+def mesh_normal_torch(vertices: torch.Tensor, faces: torch.Tensor) -> torch.Tensor:
+    "`mesh_normal` in plain torch"
     a, b, c = vertices[faces.long()].unbind(1)
     cross = torch.linalg.cross(b - a, c - a)
     pair, alike = _neighbours(faces, len(vertices))
@@ -104,16 +104,107 @@ def mesh_normal(vertices: torch.Tensor,  # [V, 3]
     cosine = F.normalize(cross, dim=-1)[pair].prod(1).sum(-1)
     return (1 - torch.where(alike, cosine, -cosine)).sum()/max(1, len(pair))
 
+# %% ../nbs/12_losses.ipynb #a2a96635
+@njit(nogil=True, cache=True, error_model='numpy')
+def _fold(p, faces, order, begins, g):
+    "Sum of 1 - cosine over pairs of faces, and their number; the gradient of the sum by p is added to g"
+    unit, length, pull = np.zeros((len(faces), 3)), np.empty(len(faces)), np.zeros((len(faces), 3))
+    for f in range(len(faces)):
+        n = cross(edge_of(p, faces[f, 0], faces[f, 1]), edge_of(p, faces[f, 0], faces[f, 2]))
+        length[f] = math.sqrt(dot(n, n))
+        if length[f] > 1e-12:    # what is shorter has no direction
+            for axis in range(3): unit[f, axis] = n[axis]/length[f]
+    total, count = 0., 0
+    for e in range(len(begins) - 1):
+        if begins[e + 1] - begins[e] != 2: continue
+        i, j = order[begins[e]], order[begins[e] + 1]
+        f, o = i//3, j//3
+        if length[f] <= 1e-12 or length[o] <= 1e-12: continue
+        way = 1. if faces[f, (i + 1) % 3] != faces[o, (j + 1) % 3] else -1.
+        for axis in range(3):
+            total -= way*unit[f, axis]*unit[o, axis]
+            pull[f, axis] -= way*unit[o, axis]
+            pull[o, axis] -= way*unit[f, axis]
+        count += 1
+    for f in range(len(faces)):
+        if length[f] <= 1e-12: continue
+        along = dot(unit[f], pull[f])
+        for axis in range(3): pull[f, axis] = (pull[f, axis] - along*unit[f, axis])/length[f]
+        pull_triangle(g, p, faces[f, 0], faces[f, 1], faces[f, 2], (pull[f, 0], pull[f, 1], pull[f, 2]))
+    return total + count, count
+
+
+class _MeshLoss(torch.autograd.Function):
+    "A mean over a mesh whose `kernel(vertices, faces, order, begins, gradient)` returns (sum, number)"
+    @staticmethod
+    def forward(ctx, vertices, faces, kernel, plain):
+        order, begins = sorted_edges(faces, len(vertices))
+        g = torch.zeros(vertices.shape, dtype=torch.float64)
+        given = vertices.detach().double(), faces, order, begins, g
+        total, count = kernel(*(v.numpy() for v in given))
+        ctx.save_for_backward(vertices, faces, (g/max(1, count)).to(vertices))
+        ctx.plain = plain
+        return vertices.new_tensor(total/max(1, count))
+
+    @staticmethod
+    def backward(ctx, given):
+        vertices, faces, g = ctx.saved_tensors
+        if torch.is_grad_enabled():    # these gradients will be differentiated themselves
+            return *plain_gradients(lambda v: ctx.plain(v, faces), (vertices,), (True,), given), None, None, None
+        return given*g, None, None, None
+
+
+# %% ../nbs/12_losses.ipynb #a2a96636
+def mesh_normal(vertices: torch.Tensor,  # [V, 3]
+                faces: torch.Tensor,     # vertex numbers of triangles [F, 3]
+               ) -> torch.Tensor:        # scalar in 0..2; 0 if no two faces meet
+    """Normal consistency: 1 - cosine between faces that share an edge, mean over these edges (NeMo's mesh_normal).
+
+    Edges with one face (borders) or more than two don't count, nor do faces without area. Winding doesn't matter."""
+    if vertices.device.type != 'cpu': return mesh_normal_torch(vertices, faces)
+    return _MeshLoss.apply(vertices, faces.long().contiguous(), _fold, mesh_normal_torch)
+
+
 # %% ../nbs/12_losses.ipynb #87fd48bd
-def mesh_laplacian(vertices: torch.Tensor,  # [V, 3]
-                   faces: torch.Tensor,     # vertex numbers of triangles [F, 3]
-                  ) -> torch.Tensor:        # scalar, a length
-    "Uniform Laplacian L = D - A, not normalised by the degree: mean over vertices of |Lv| (NeMo's mesh_laplacian)."
+def mesh_laplacian_torch(vertices: torch.Tensor, faces: torch.Tensor) -> torch.Tensor:
+    "`mesh_laplacian` in plain torch"
     edge = mesh_edges(faces.long(), len(vertices))[0].unique()
     i, j = edge//len(vertices), edge % len(vertices)
     apart = vertices[i] - vertices[j]
     laplacian = torch.zeros_like(vertices).index_add(0, i, apart).index_add(0, j, -apart)
     return laplacian.norm(dim=-1).sum()/max(1, len(vertices))
+
+
+@njit(nogil=True, cache=True, error_model='numpy')
+def _stretch(p, faces, order, begins, g):
+    "Sum of |Lv| over vertices, and their number; the gradient of the sum by p is added to g"
+    lap, total = np.zeros(p.shape), 0.
+    for back in range(2):
+        for e in range(len(begins) - 1):
+            f, i = order[begins[e]]//3, order[begins[e]] % 3
+            a, b = faces[f, (i + 1) % 3], faces[f, (i + 2) % 3]
+            for axis in range(3):
+                from_, to = (lap, g) if back else (p, lap)
+                apart = from_[a, axis] - from_[b, axis]
+                to[a, axis] += apart
+                to[b, axis] -= apart
+        for v in range(0 if back else len(p)):    # unit vectors: L is symmetric, so it takes them back
+            length = math.sqrt(dot(lap[v], lap[v]))
+            total += length
+            if length > 0.: lap[v] /= length
+    return total, len(p)
+
+
+
+
+# %% ../nbs/12_losses.ipynb #87fd48be
+def mesh_laplacian(vertices: torch.Tensor,  # [V, 3]
+                   faces: torch.Tensor,     # vertex numbers of triangles [F, 3]
+                  ) -> torch.Tensor:        # scalar, a length
+    "Uniform Laplacian L = D - A, not normalised by the degree: mean over vertices of |Lv| (NeMo's mesh_laplacian)."
+    if vertices.device.type != 'cpu': return mesh_laplacian_torch(vertices, faces)
+    return _MeshLoss.apply(vertices, faces.long().contiguous(), _stretch, mesh_laplacian_torch)
+
 
 # %% ../nbs/12_losses.ipynb #8322a64b
 def opacity_loss(out: RenderOutput, field: Any, generator: torch.Generator | None) -> torch.Tensor:

@@ -78,11 +78,11 @@ _jit = njit(nogil=True, cache=True, error_model='numpy')
 
 @_jit
 def _span(a, b, c, n):
-    "Pixels along an axis that three projected corners can cover: first and last + 1"
+    "Pixels along an axis whose centres three projected corners can cover: first and last + 1"
     low, high = min(a, b, c), max(a, b, c)
-    # limited before they are whole numbers: those end at 1e18
-    first, last = max((low + 1)*n/2 - .5, 0.), min((high + 1)*n/2 - .5, float(n))
-    return min(math.floor(min(first, float(n))), n), max(min(math.ceil(max(last, -1.)) + 1, n), 0)
+    # a little more than what rounding takes away, and limited before they are whole numbers: those end at 1e18
+    first, last = max((low + 1)*n/2 - .500001, 0.), min((high + 1)*n/2 - .499999, n - 1.)
+    return math.ceil(min(first, float(n))), math.floor(max(last, -1.)) + 1
 
 
 @_jit
@@ -103,15 +103,17 @@ def _draw(top, bottom, p, tri, width, height, found, nearest):
         xa, ya, za, wa = p[i, 0], p[i, 1], p[i, 2], p[i, 3]
         xb, yb, zb, wb = p[j, 0], p[j, 1], p[j, 2], p[j, 3]
         xc, yc, zc, wc = p[k, 0], p[k, 1], p[k, 2], p[k, 3]
-        D = xa*(yb*wc - yc*wb) + ya*(wb*xc - wc*xb) + wa*(xb*yc - xc*yb)
-        if not (D > 0. or D < 0.) or not math.isfinite(D + za + zb + zc): continue
         if wa <= 0. and wb <= 0. and wc <= 0.: continue
-        sign = 1. if D > 0. else -1.
         left, right, low, high = 0, width, 0, height
         if wa > 0. and wb > 0. and wc > 0.:
             left, right = _span(xa/wa, xb/wb, xc/wc, width)
             low, high = _span(ya/wa, yb/wb, yc/wc, height)
-        for row in range(max(low, top), min(high, bottom)):
+        low, high = max(low, top), min(high, bottom)
+        if left >= right or low >= high: continue    # most triangles of a fine mesh lie between the centres
+        D = xa*(yb*wc - yc*wb) + ya*(wb*xc - wc*xb) + wa*(xb*yc - xc*yb)
+        if not (D > 0. or D < 0.) or not math.isfinite(D + za + zb + zc): continue
+        sign = 1. if D > 0. else -1.
+        for row in range(low, high):
             Y = (2*row + 1)/height - 1
             for column in range(left, right):
                 X = (2*column + 1)/width - 1
@@ -125,9 +127,11 @@ def _draw(top, bottom, p, tri, width, height, found, nearest):
                 if -1. <= z <= 1. and z < nearest[row, column]: nearest[row, column], found[row, column] = z, f
 
 # %% ../nbs/07_rasterize.ipynb #5233104a
-def _visible_numba(pos: torch.Tensor, tri: torch.Tensor, height: int, width: int, bands: int = 4) -> torch.Tensor:
+def _visible_numba(pos: torch.Tensor, tri: torch.Tensor, height: int, width: int) -> torch.Tensor:
     p, t = pos.double().cpu().contiguous().numpy(), tri.cpu().contiguous().numpy()
     found, nearest = np.full((len(p), height, width), -1), np.full((len(p), height, width), np.inf)
+    # each band looks at every triangle, so they only pay where threads share them
+    bands = 4 if torch.get_num_threads() > 1 else 1
     def draw(job):
         b, band = divmod(job, bands)
         _draw(band*height//bands, (band + 1)*height//bands, p[b], t, width, height, found[b], nearest[b])
@@ -272,17 +276,67 @@ def mesh_edges(faces: torch.Tensor,                    # vertex numbers of trian
     return torch.minimum(start, end)*n_vertices + torch.maximum(start, end), start < end
 
 
+@_jit
+def _sort_sides(faces, n_vertices, order, begins):
+    """Sides of faces by their lower, then by their higher vertex, and where in this order another edge begins.
+
+    Equal ones stay in order: two counting sorts. Returns the number of edges"""
+    n = 3*len(faces)
+    low, high, half = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.int32)
+    by_low, by_high = np.zeros(n_vertices + 1, np.int32), np.zeros(n_vertices + 1, np.int32)
+    for i in range(n):
+        a, b = faces[i//3, (i + 1) % 3], faces[i//3, (i + 2) % 3]
+        low[i], high[i] = min(a, b), max(a, b)
+        by_low[low[i] + 1] += 1
+        by_high[high[i] + 1] += 1
+    for i in range(n_vertices):
+        by_low[i + 1] += by_low[i]
+        by_high[i + 1] += by_high[i]
+    for i in range(n):
+        half[by_high[high[i]]] = i
+        by_high[high[i]] += 1
+    for k in range(n):
+        i = half[k]
+        order[by_low[low[i]]] = i
+        by_low[low[i]] += 1
+    edges = 0
+    for k in range(n):
+        i, before = order[k], order[max(k - 1, 0)]
+        if k and low[i] == low[before] and high[i] == high[before]: continue
+        begins[edges] = k
+        edges += 1
+    begins[edges] = n
+    return edges
+
+
+def sorted_edges(faces: torch.Tensor,                    # vertex numbers of triangles [F, 3]
+                 n_vertices: int                         # V
+                ) -> tuple[torch.Tensor, torch.Tensor]:  # ([3F], [E + 1])
+    "The sides of all faces in the order of their keys, see `mesh_edges`, and where in it each of the E edges begins"
+    if faces.device.type != 'cpu':
+        key, order = mesh_edges(faces, n_vertices)[0].sort(stable=True)
+        return order, F.pad(key.unique_consecutive(return_counts=True)[1].cumsum(0), (1, 0))
+    order, begins = torch.empty(faces.numel(), dtype=torch.int64), torch.empty(faces.numel() + 1, dtype=torch.int64)
+    n = _sort_sides(faces.contiguous().numpy(), n_vertices, order.numpy(), begins.numpy())
+    return order, begins[:n + 1]
+
+
+def paired_sides(faces: torch.Tensor, n_vertices: int) -> torch.Tensor:    # numbers of sides [P, 2]
+    "The sides of two faces that alone share an edge, in the order of the edges"
+    order, begins = sorted_edges(faces, n_vertices)
+    first = begins[:-1][begins.diff() == 2]
+    return torch.stack([order[first], order[first + 1]], 1)
+
+
 def across(faces: torch.Tensor, n_vertices: int) -> torch.Tensor:  # [F, 3]: 3*face + corner
     """For each edge of a face, the face on the other side and the corner opposite to the edge there.
 
     -1 where there is none, or more than one"""
-    key, _ = mesh_edges(faces, n_vertices)
-    _, edge, count = key.unique(return_inverse=True, return_counts=True)
-    order = edge.argsort(stable=True)
-    pair = order[count[edge[order]] == 2].view(-1, 2)
-    other = torch.full_like(key, -1)
+    pair = paired_sides(faces, n_vertices)
+    other = torch.full((faces.numel(),), -1, device=faces.device)
     other[pair] = pair.flip(1)
     return other.view(-1, 3)
+
 
 # %% ../nbs/07_rasterize.ipynb #3126ec7b
 @_jit
