@@ -146,24 +146,7 @@ def check_clip_mesh(pos: torch.Tensor, tri: torch.Tensor, size: tuple[int, int] 
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise ValueError(f'size: must be (height, width), both at least 1, not {tuple(size)}')
 
-
-def pick_rasterizer(backend: str, device: torch.device) -> str:
-    """The name of the backend to use: nvdiffrast where it works on CUDA, else 'numba'.
-
-    'numba' finds what is visible on the CPU, whatever the device. Raises `ValueError`"""
-    known = ('auto', 'nvdiffrast', *VISIBLE)
-    if backend not in known:
-        raise ValueError("rasterize: backend must be 'auto', 'torch', 'numba' or 'nvdiffrast', "
-            f"not {backend!r}{did_you_mean(backend, known)}")
-    if backend not in ('auto', 'nvdiffrast'): return backend
-    why = 'no tensors' if device.type != 'cuda' else nvdiffrast_trouble(device)
-    if backend == 'auto': return 'numba' if why else 'nvdiffrast'
-    if why:
-        raise ValueError('rasterize: backend "nvdiffrast" needs tensors on CUDA and the package nvdiffrast, which '
-            f'must work; "auto" does without ({why})')
-    return backend
-
-
+# %% ../nbs/07_rasterize.ipynb #8d4cd5a9
 def nvdiffrast() -> Any:
     "The module nvdiffrast.torch"
     import nvdiffrast.torch as dr
@@ -185,6 +168,23 @@ def nvdiffrast_trouble(device: torch.device) -> str:
     except Exception as error: why = ' '.join(f'{type(error).__name__}: {error}'.split())[:150]
     if why: notice(f'rasterize: nvdiffrast does not work here, our own backend takes its place: {why}')
     return why
+
+# %% ../nbs/07_rasterize.ipynb #8d4cd5aa
+def pick_rasterizer(backend: str, device: torch.device) -> str:
+    """The name of the backend to use: nvdiffrast where it works on CUDA, else 'numba'.
+
+    'numba' finds what is visible on the CPU, whatever the device. Raises `ValueError`"""
+    known = ('auto', 'nvdiffrast', *VISIBLE)
+    if backend not in known:
+        raise ValueError("rasterize: backend must be 'auto', 'torch', 'numba' or 'nvdiffrast', "
+            f"not {backend!r}{did_you_mean(backend, known)}")
+    if backend not in ('auto', 'nvdiffrast'): return backend
+    why = 'no tensors' if device.type != 'cuda' else nvdiffrast_trouble(device)
+    if backend == 'auto': return 'numba' if why else 'nvdiffrast'
+    if why:
+        raise ValueError('rasterize: backend "nvdiffrast" needs tensors on CUDA and the package nvdiffrast, which '
+            f'must work; "auto" does without ({why})')
+    return backend
 
 # %% ../nbs/07_rasterize.ipynb #c170260d
 def seen_at(rast: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
