@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/00d_devices.ipynb #de000000
+# %% ../nbs/00d_devices.ipynb #6e06456c
 import re
 import traceback
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ import torch
 
 from .errors import ConfigError
 
-# %% ../nbs/00d_devices.ipynb #de000000
+# %% ../nbs/00d_devices.ipynb #dcffe711
 def points_at_once(device: torch.device | str,  # where the field is
                    learns: bool = False         # whether a gradient is wanted
                   ) -> int:
@@ -23,14 +23,14 @@ def points_at_once(device: torch.device | str,  # where the field is
     if torch.device(device).type == 'cpu': return 2**16
     return 2**19 if learns else 2**20
 
-# %% ../nbs/00d_devices.ipynb #de000000
+# %% ../nbs/00d_devices.ipynb #68b79367
 def send(values: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     "Values on another device. What goes from CPU to GPU is not waited for"
     device = torch.device(device)
     if device.type != 'cuda' or values.device.type != 'cpu': return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
 
-# %% ../nbs/00d_devices.ipynb #de000000
+# %% ../nbs/00d_devices.ipynb #439648a8
 def read(tensors: Mapping[str, torch.Tensor]   # small ones of any shapes and types
         ) -> dict[str, list[float]]:
     "The numbers of many tensors, by name. A GPU is waited for once, if all of them are there"
@@ -38,7 +38,7 @@ def read(tensors: Mapping[str, torch.Tensor]   # small ones of any shapes and ty
     numbers = iter(torch.cat([tensor.detach().reshape(-1).to(where) for tensor in tensors.values()]).tolist())
     return {name: [next(numbers) for _ in range(tensor.numel())] for name, tensor in tensors.items()}
 
-# %% ../nbs/00d_devices.ipynb #de000000
+# %% ../nbs/00d_devices.ipynb #d818b884
 def is_full(error: BaseException) -> bool:
     "Whether an error says that there is no memory left"
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)): return True

@@ -95,10 +95,9 @@ def cut_edges_torch(inside: torch.Tensor, tets: torch.Tensor) -> tuple[torch.Ten
     inner, outer = ends.unbind(-1)    # no product of matrices: CUDA has none of whole numbers
     # edges that are not cut share one last number: to leave them out, a GPU would have to be waited for
     key, of_edge = torch.where(crossed, inner*len(inside) + outer, len(inside)**2).unique(return_inverse=True)
-    key = key[:-1]
     chosen = send(TRIANGLES, tets.device)[case]                                        # [T, 2, 3]
     faces = of_edge[:, None].expand(-1, 2, -1).gather(2, chosen.clamp(min=0))[chosen[..., 0] >= 0]
-    return key//max(len(inside), 1), key % max(len(inside), 1), faces
+    return key[:-1]//max(len(inside), 1), key[:-1] % max(len(inside), 1), faces
 
 
 # %% ../nbs/08_dmtet.ipynb #08dc0000

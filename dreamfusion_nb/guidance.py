@@ -230,7 +230,6 @@ def sds(guidance: Any,             # any object with the guidance protocol
     alphas = guidance.alphas_cumprod.to(latents.device)
     _check_options(len(latents), len(embeddings), kind, weighting, clamp_x0, negative_embeddings)
     with torch.no_grad():
-        # looked at where it is drawn, then sent
         if t is None: t = sample_timesteps(len(latents), len(alphas), t_range, generator)
         t = send(_check_timesteps(t, len(latents), len(alphas)), latents.device)
         if noise is None: noise = _randn(latents.shape, generator, latents.device)

@@ -156,29 +156,7 @@ def check_clip_mesh(pos: torch.Tensor, tri: torch.Tensor, size: tuple[int, int] 
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise ValueError(f'size: must be (height, width), both at least 1, not {tuple(size)}')
 
-
-def pick_rasterizer(backend: str, device: torch.device, *dtypes: torch.dtype) -> str:
-    """The name of the backend to use: on CUDA nvdiffrast or else Warp, the first that works; else 'numba'.
-
-    'numba' finds what is visible on the CPU, whatever the device. Raises `ValueError`"""
-    known = ('auto', 'warp', 'nvdiffrast', *VISIBLE)
-    if backend not in known:
-        raise ValueError("rasterize: backend must be 'auto', 'torch', 'numba', 'warp' or 'nvdiffrast', "
-            f"not {backend!r}{did_you_mean(backend, known)}")
-    if backend not in ('auto', 'warp', 'nvdiffrast') or backend == 'auto' and device.type != 'cuda':
-        return 'numba' if backend == 'auto' else backend
-    if backend != 'warp':
-        why = 'no tensors' if device.type != 'cuda' else nvdiffrast_trouble(device)
-        if not why: return 'nvdiffrast'
-        if backend == 'nvdiffrast':
-            raise ValueError('rasterize: backend "nvdiffrast" needs tensors on CUDA and the package nvdiffrast, which '
-                f'must work; "auto" does without ({why})')
-    single = all(dtype == torch.float32 for dtype in dtypes)
-    why = kernels_trouble(triangles_come_out_right, device) if single else 'it needs float32'
-    if backend == 'warp' and why: raise ValueError(f'rasterize: backend "warp": {why}; "auto" takes what works')
-    return 'numba' if why else 'warp'
-
-
+# %% ../nbs/07_rasterize.ipynb #8d4cd5a9
 def nvdiffrast() -> Any:
     "The module nvdiffrast.torch"
     import nvdiffrast.torch as dr
@@ -200,6 +178,29 @@ def nvdiffrast_trouble(device: torch.device) -> str:
     except Exception as error: why = ' '.join(f'{type(error).__name__}: {error}'.split())[:150]
     if why: notice(f'rasterize: nvdiffrast does not work here, our own backend takes its place: {why}')
     return why
+
+# %% ../nbs/07_rasterize.ipynb #8d4cd5aa
+def pick_rasterizer(backend: str, device: torch.device, *dtypes: torch.dtype) -> str:
+    """The name of the backend to use: on CUDA nvdiffrast or else Warp, the first that works; else 'numba'.
+
+    'numba' finds what is visible on the CPU, whatever the device. Raises `ValueError`"""
+    known = ('auto', 'warp', 'nvdiffrast', *VISIBLE)
+    if backend not in known:
+        raise ValueError("rasterize: backend must be 'auto', 'torch', 'numba', 'warp' or 'nvdiffrast', "
+            f"not {backend!r}{did_you_mean(backend, known)}")
+    if backend in VISIBLE: return backend
+    on_gpu = device.type == 'cuda'
+    if backend == 'nvdiffrast' or backend == 'auto' and on_gpu:
+        why = nvdiffrast_trouble(device) if on_gpu else 'no tensors'
+        if not why: return 'nvdiffrast'
+        if backend == 'nvdiffrast':
+            raise ValueError('rasterize: backend "nvdiffrast" needs tensors on CUDA and the package nvdiffrast, which '
+                f'must work; "auto" does without ({why})')
+    if backend == 'auto' and not on_gpu: return 'numba'
+    single = all(dtype == torch.float32 for dtype in dtypes)
+    why = kernels_trouble(triangles_come_out_right, device) if single else 'it needs float32'
+    if backend == 'warp' and why: raise ValueError(f'rasterize: backend "warp": {why}; "auto" takes what works')
+    return 'numba' if why else 'warp'
 
 # %% ../nbs/07_rasterize.ipynb #c170260d
 def seen_at(rast: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

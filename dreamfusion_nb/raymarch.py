@@ -85,12 +85,10 @@ class OccupancyGrid(nn.Module):
 
     @torch.no_grad()
     def update(self, density: Density, generator: torch.Generator | None = None, chunk: int | None = None) -> None:
-        """Ask a density at a random point of every cell, `chunk` points at a time (None: as many as suit the device).
+        """Ask a density at a random point of every cell, `chunk` at a time (None: what suits), and mark them anew.
 
-        Then mark the cells anew. Müller et al. 2022, appendix E.2; there one cell in two is asked.
-        `generator` draws the points"""
-        r, device = self.resolution, self.density.device
-        chunk = chunk or points_at_once(device)
+        Müller et al. 2022, appendix E.2; there one cell in two is asked. `generator` draws the points"""
+        r, device, chunk = self.resolution, self.density.device, chunk or points_at_once(self.density.device)
         for half, cells, _ in self.cascades:
             for number, old in zip(torch.arange(r**3, device=device).split(chunk), cells.view(-1).split(chunk)):
                 corner = torch.stack([number//r**2, number//r % r, number % r], -1)
@@ -110,11 +108,11 @@ class OccupancyGrid(nn.Module):
 
         A point outside all boxes counts to the nearest cell"""
         def here(half, occupied):
-            cell = (x*(r/(2*half))).add_(r/2).floor_().long().clamp_(0, r - 1)
-            return occupied[tuple(cell.unbind(-1))]
-        r, ((half, _, occupied), *inner) = self.resolution, self.cascades
-        found = here(half, occupied)
-        for half, _, occupied in inner: found = torch.where(x.abs().amax(-1) < half, here(half, occupied), found)
+            return occupied[tuple((x*(r/(2*half))).add_(r/2).floor_().long().clamp_(0, r - 1).unbind(-1))]
+        r, found = self.resolution, None
+        for half, _, occupied in self.cascades:
+            cells = here(half, occupied)
+            found = cells if found is None else torch.where(x.abs().amax(-1) < half, cells, found)
         return found
 
     def mark_all(self) -> None:

@@ -9,6 +9,7 @@ __all__ = ['StepRecord', 'Stepper']
 import math
 import reprlib
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -200,7 +201,7 @@ def check_numbers(step: int, numbers: dict[str, list[float]]) -> None:
             raise NotFinite(f'step {step}: {what} is not finite; go on from the last checkpoint with a lower '
                 'learning rate (optim.lr)')
 
-
+# %% ../nbs/17b_step.ipynb #f6d2539f
 def take_step(trainer: Any) -> StepRecord:
     "Take one step, which may fail before anything was learnt"
     c = trainer.config
@@ -278,6 +279,19 @@ def undo_update(trainer: Any) -> Callable[[], None]:
         trainer.optimizer.state.update(moments)
     return undo
 
+# %% ../nbs/17b_step.ipynb #643de947
+def room_for_parts(device: torch.device) -> AbstractContextManager[None]:
+    "A block in which the parts of a run are made; memory that runs out is one line, see `enough_memory`"
+    return enough_memory(f'the parts of a run on {device}', 'a smaller diffusion model (guidance.name), one in half '
+        'precision (guidance.precision) or fewer rows (nerf.log2_hashmap_size) need less')
+
+
+def room_for_step(trainer: Any) -> AbstractContextManager[None]:
+    "The same for a step"
+    return enough_memory(f'step {trainer.step_count} on {trainer.device}', 'smaller pictures (data.train.width, '
+        'data.train.height), fewer steps along a ray (renderer.max_steps) or fewer views (data.train.batch_size) need '
+        'less; what has been saved stays')
+
 # %% ../nbs/17b_step.ipynb #97516137
 class Stepper:
     "The parts of `config`, and the steps that optimise them. `Trainer` adds what many steps need. Raises `ConfigError`"
@@ -286,11 +300,9 @@ class Stepper:
         self.team: Any = None    # workers, which a trainer may have
         self.initial_parts = self.parts.copies()    # before they learn, for a reset
         self.config, self.device = recorded(config, self.parts), pick_device(device)
-        # drawn on the CPU, so that a run on another device sees the same cameras and noise
-        self.generator = torch.Generator().manual_seed(config.seed)
+        self.generator = torch.Generator().manual_seed(config.seed)    # the CPU's: any device sees the same noise
         own = make_part('guidance', self.parts.guidance, config, self.generator)
-        with enough_memory(f'the parts of a run on {self.device}', 'a smaller diffusion model (guidance.name), one in '
-                           'half precision (guidance.precision) or fewer rows (nerf.log2_hashmap_size) need less'):
+        with room_for_parts(self.device):
             self.guidance = make_guidance(config, self.device) if own is None else own
             check_latents(config, getattr(self.guidance, 'latent_shape', (3,))[0])
             self.renderer: Any = assemble(config, self.parts, self.generator).to(self.device).train()
@@ -362,11 +374,8 @@ class Stepper:
     def step(self) -> StepRecord:
         "Take one step. If it raises, restore random state and occupancy grid, so that it can be tried again"
         drawn, undo = self.generator.get_state(), undo_update(self)
-        less = ('smaller pictures (data.train.width, data.train.height), fewer steps along a ray (renderer.max_steps) '
-            'or fewer views (data.train.batch_size) need less; what has been saved stays')
         try:
-            with self.limit_threads(), enough_memory(f'step {self.step_count} on {self.device}', less):
-                return take_step(self)
+            with self.limit_threads(), room_for_step(self): return take_step(self)
         except BaseException:
             self.generator.set_state(drawn)
             undo()
