@@ -54,12 +54,12 @@ def networks(name):
 def fill(network, device, dtype, generator):
     "Random numbers with which activations stay of the order of 1"
     if network is None: return None
-    network = network.to(dtype).to_empty(device=device)
+    network = network.to(dtype).to_empty(device='cpu')
     for module in network.modules():
         for key, p in module.named_parameters(recurse=False):
             if p.ndim > 1: p.data.uniform_(-1, 1, generator=generator).mul_(math.sqrt(3/p[0].numel()))
             else: p.data.fill_(float(key == 'weight'))
-    return network
+    return network.to(device)
 
 
 class RandomWords:
@@ -80,7 +80,7 @@ class Pixels(RandomWords, PixelDiffusion): "A DeepFloyd IF of random numbers"
 def make(name, device='cpu', dtype=torch.float32, seed=0):
     "A guidance of an architecture, on a device"
     from diffusers import DDPMScheduler
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     unet, vae = (fill(network, device, dtype, generator) for network in networks(name))
     width = getattr(unet.config, 'encoder_hid_dim', None) or unet.config.cross_attention_dim
     words = nn.Module()

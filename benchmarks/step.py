@@ -2,14 +2,20 @@
 splats`); and the Numba hash grid against plain torch.
 
     python benchmarks/step.py [--steps 100] [--rounds 64] [--threads 2] [--guidance toybox] [--start FOLDER] [--trim]
-        [--out table.json] [key=value ...]
+        [--device cuda] [--out table.json] [key=value ...]
+    python benchmarks/step.py --architecture sd15 --preset dreamfusion [--device cuda] [--count | --pretend] ...
 
 A real trainer does `--steps` steps first, so that the field and its occupancy are those of a run, then twice `--rounds`
 more: in turns of 16, from one refresh of the occupancy grid to the next, without and with a clock in every part. The
 clock is exclusive: a part's time leaves out the parts inside it, so that the column adds up to the step; only
 `visible`, the first pass that finds the samples worth asking, and `grid update` hold all that they call. `wall` is time
 that passed, `cpu` the processor time of all threads together. Times beside other jobs mean little, the walls least of
-all.
+all. On a GPU `wall` is taken by CUDA's events.
+
+`--architecture` takes a published diffusion model at random weights (`benchmarks/architectures.py`); the last line but
+one divides the step by what its model takes alone. `--count` also counts, part by part and on any device, what PyTorch
+is asked to launch, where Python waits for it, and the bytes that are read and written. `--pretend` counts a step on a
+GPU that is pretended (`tests/pretend.py`) and measures no time.
 
 Preset dreamfusion takes hours to form an object on a CPU. Its networks form one in minutes under the settings of preset
 toybox; then its own steps are measured:
@@ -28,38 +34,58 @@ import os
 import platform
 import resource
 import statistics
+import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from contextlib import contextmanager
 from pathlib import Path
 
 WAITS = {k: os.environ[k] for k in ('OMP_NUM_THREADS', 'NUMBA_NUM_THREADS', 'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT',
                                     'NUMBA_THREADING_LAYER') if k in os.environ}
 
+import architectures
 import numba
 import torch
 from hashgrid import SETTINGS
 from hashgrid import step as hashgrid_step
 
 from dreamfusion_nb import Trainer, field, hashgrid, load_config, raymarch, splat_renderer, splats
+from dreamfusion_nb.pipelines import fastest_dtype
+
+sys.path.insert(0, str(Path(__file__).parent.parent/'tests'))
+import pretend  # the books of a GPU
 
 PARTS = ('march', 'visible', 'encode', 'nets', 'project', 'order', 'carried', 'composite', 'VAE encode', 'UNet',
          'VAE backward', 'composite backward', 'nets backward', 'encode backward', 'optimiser', 'grid update', 'rest')
+MODEL = ('VAE encode', 'UNet', 'VAE backward')
 
 
 class Clock:
     "Exclusive wall and processor time of named parts"
-    def __init__(self): self.stack, self.on, self.steps = ['rest'], False, []
+    def __init__(self, device='cpu'):
+        self.stack, self.on, self.steps = ['rest'], False, []
+        self.gpu = torch.device(device).type == 'cuda'
+
+    def now(self):
+        if not self.gpu: return time.perf_counter(), time.process_time()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event, time.process_time()
 
     def switch(self):
         "Books the time since the last switch on the part on top of the stack"
-        wall, cpu = time.perf_counter(), time.process_time()
-        if self.on:
-            booked = self.steps[-1][self.stack[-1]]
-            booked[0] += wall - self.last[0]
-            booked[1] += cpu - self.last[1]
-        self.last = wall, cpu
+        now = self.now()
+        if self.on: self.spans.append((self.stack[-1], self.last, now))
+        self.last = now
+
+    def book(self):
+        "Adds up the parts of a step; a GPU is waited for"
+        if self.gpu: torch.cuda.synchronize()
+        for part, (began, cpu), (ended, cpu_then) in self.spans:
+            booked = self.steps[-1][part]
+            booked[0] += began.elapsed_time(ended)/1e3 if self.gpu else ended - began
+            booked[1] += cpu_then - cpu
 
     @contextmanager
     def part(self, name):
@@ -73,6 +99,7 @@ class Clock:
     @contextmanager
     def step(self):
         self.steps.append(defaultdict(lambda: [0., 0.]))
+        self.spans = []
         self.switch()
         self.on = True
         try: yield
@@ -80,6 +107,7 @@ class Clock:
             self.switch()
             self.on = False
             self.stack = ['rest']
+        self.book()
 
     def timed(self, name, function):
         def run(*args, **options):
@@ -96,6 +124,50 @@ class Clock:
             if not (isinstance(function, type) and issubclass(function, torch.autograd.Function)): continue
             function.forward = staticmethod(self.timed(name, function.forward))
             function.backward = staticmethod(self.timed(f'{name} backward', function.backward))
+
+
+class Books(torch.utils._python_dispatch.TorchDispatchMode):
+    "What PyTorch is asked to launch, waits and bytes of the parts of a clock"
+    def __init__(self, clock):
+        super().__init__()
+        self.clock, self.launches, self.waits, self.moved = clock, Counter(), Counter(), Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        name, part = func._schema.name.rpartition('::')[2], self.clock.stack[-1]
+        given, made = pretend.tensors_of((args, kwargs)), pretend.tensors_of(out)
+        arrives = name in ('copy_', '_to_copy') and made and any(t.is_cuda and not made[0].is_cuda for t in given)
+        if name in pretend.WAITS or arrives: self.waits[part] += 1
+        if name not in pretend.FREE:
+            self.launches[part] += 1
+            self.moved[part] += pretend.size_of(given + made)
+        return out
+
+
+def counted(trainer, clock, books, steps=2):
+    "Books of a step, part by part, as lines; the mean of some"
+    for _ in range(steps):
+        with clock.step(): trainer.step()
+    lines = [f'{"part":22}{"launches":>10}{"waits":>8}{"MB":>10}   a step']
+    def line(name, counts): return f'{name:22}' + '{:10.0f}{:8.1f}{:10.1f}'.format(*(n/steps for n in counts))
+    columns = books.launches, books.waits, {part: n/1e6 for part, n in books.moved.items()}
+    for part in PARTS:
+        counts = [column.get(part, 0) for column in columns]
+        if any(counts): lines.append(line(part, counts))
+    model = [sum(column.get(part, 0) for part in MODEL) for column in columns]
+    total = [sum(column.values()) for column in columns]
+    return [*lines, line('whole step', total), line('without its model', [a - b for a, b in zip(total, model)])]
+
+
+def pretended(make):
+    "The same of a trainer on a GPU that is pretended, and the most memory that it held"
+    with pretend.Gpu() as gpu:
+        trainer, clock = make('cuda'), Clock()
+        trainer.fit(2)
+        put_clocks(clock, trainer)
+        gpu.place = lambda: clock.stack[-1]
+        gpu.reset()
+        return [*counted(trainer, clock, gpu), f'held at most: {gpu.peak/2**20:,.0f} MiB']
 
 
 def put_clocks(clock, trainer):
@@ -143,10 +215,9 @@ def state(trainer):
     return f'occupied cells {renderer.grid.occupancy:.1%}'
 
 
-def measure(trainer, rounds):
+def measure(trainer, rounds, clock):
     "Parts of the steps with the clock, and a dict for each step without"
-    clock, plain = Clock(), []
-    put_clocks(clock, trainer)
+    plain = []
     every = update_interval(trainer)
     for i in range(2*every*math.ceil(rounds/every)):    # in turns of one refresh of the grid
         if i//every % 2:
@@ -154,6 +225,7 @@ def measure(trainer, rounds):
         else:
             before, began, cpu = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter(), time.process_time()
             record = trainer.step()
+            if clock.gpu: torch.cuda.synchronize()
             after = resource.getrusage(resource.RUSAGE_SELF)
             plain.append(dict(wall=time.perf_counter() - began, cpu=time.process_time() - cpu,
                               faults=after.ru_minflt - before.ru_minflt,
@@ -185,6 +257,9 @@ def table(steps, plain, interval):
         wall, cpu = zip(*found)
         lines.append(f'{name:22}     {milliseconds(wall)}     {milliseconds(cpu)}   mean '
                      f'{statistics.mean(wall)*1e3:.1f} and {statistics.mean(cpu)*1e3:.1f}, {len(found)} steps')
+    if model := sum(step[part][0] for step in steps for part in MODEL if part in step):
+        everything = sum(wall for step in steps for wall, _ in step.values())
+        lines.append(f'a step takes {everything/model:.2f} times its model alone (VAE and UNet)')
     lines.append(f'page faults a step: {statistics.median(p["faults"] for p in plain):.0f}; system time: '
                  f'{statistics.mean(p["system"] for p in plain)*1e3:.1f} ms; '
                  f'samples: {statistics.median(p["samples"] for p in plain):.0f}')
@@ -218,7 +293,10 @@ def validation(trainer, step):
                                                if every else '')
 
 
-def memory(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024/1e9
+def memory():
+    "Most memory of the process, and of a GPU, in words"
+    on_gpu = f', on the GPU {torch.cuda.max_memory_reserved()/1e9:.2f} GB' if torch.cuda.is_initialized() else ''
+    return f'{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024/1e9:.2f} GB{on_gpu}'
 
 
 def first_steps(trainer):
@@ -228,7 +306,7 @@ def first_steps(trainer):
         began = time.perf_counter()
         trainer.step()
         times.append(time.perf_counter() - began)
-    return f'first steps: {", ".join(f"{t:.2f}" for t in times)} s; memory so far {memory():.2f} GB'
+    return f'first steps: {", ".join(f"{t:.2f}" for t in times)} s; memory so far {memory()}'
 
 
 def machine():
@@ -236,7 +314,8 @@ def machine():
     try: model = next(line.split(':')[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name'))
     except (OSError, StopIteration): model = platform.processor()
     load = os.getloadavg()[0] if hasattr(os, 'getloadavg') else float('nan')
-    return (f'device cpu, {model}, {os.cpu_count()} cores, load {load:.1f}; torch {torch.__version__} with '
+    gpu = torch.cuda.get_device_name() + ', ' if torch.cuda.is_available() else ''
+    return (f'{gpu}{model}, {os.cpu_count()} cores, load {load:.1f}; torch {torch.__version__} with '
             f'{torch.get_num_threads()} threads, '
             f'numba {numba.__version__} with {numba.get_num_threads()} threads; {WAITS or ""}').rstrip('; ')
 
@@ -247,6 +326,10 @@ def main():
     p.add_argument('--rounds', type=int, default=64, help='measured steps with the clock, and as many without')
     p.add_argument('--threads', type=int, help='of torch and Numba (default: as many as there are cores)')
     p.add_argument('--guidance', default='toybox', help='toybox, or a Stable Diffusion folder')
+    p.add_argument('--architecture', choices=list(architectures.UNETS), help='a published model at random weights')
+    p.add_argument('--device', default='cpu')
+    p.add_argument('--count', action='store_true', help='count launches, waits and bytes too')
+    p.add_argument('--pretend', action='store_true', help='count them on a pretended GPU, and measure nothing')
     p.add_argument('--start', metavar='FOLDER',
                    help='measure on from the newest checkpoint of a run instead, with the settings of that run')
     p.add_argument('--prompt', default='a hamburger')
@@ -261,21 +344,34 @@ def main():
         libc.mallopt(-1, 1 << 30), libc.mallopt(-3, 1 << 30)    # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
     lines = [machine()]
     print(lines[0], flush=True)
+    def make(device):
+        overrides = a.overrides if a.architecture else [f'guidance.name={a.guidance}', *a.overrides]
+        teacher = architectures.make(a.architecture, device, fastest_dtype(device)) if a.architecture else None
+        return Trainer(load_config(a.preset, dict(prompt=a.prompt), *overrides), teacher, device)
+    if a.pretend:
+        print(*pretended(make), sep='\n')
+        return
     if a.start:
         trainer = Trainer.resume(a.start)
         trainer.folder, a.steps = None, trainer.step_count
     else:
-        trainer = Trainer(load_config(a.preset, dict(prompt=a.prompt), {'guidance.name': a.guidance}, *a.overrides))
+        trainer = make(a.device)
         lines.append(first_steps(trainer))
         print(lines[-1], flush=True)
         trainer.fit(max(a.steps - trainer.step_count, 0))
     # the measured steps lie in the lit part of the run, which costs most
     trainer.config = trainer.config.replace(dict(latent_iter_ratio=0, albedo_iter_ratio=0))
-    steps, plain = measure(trainer, a.rounds)
+    clock = Clock(trainer.device)
+    put_clocks(clock, trainer)
+    steps, plain = measure(trainer, a.rounds, clock)
+    if a.count:
+        with Books(clock) as books: more = counted(trainer, clock, books)
+        print(*more, sep='\n')
+        lines += more
     more = [f'preset {a.preset}, {trainer.config.data.train.width}x{trainer.config.data.train.height}, after {a.steps} '
             f'steps; {state(trainer)}',
             *table(steps, plain, update_interval(trainer)), validation(trainer,
-                statistics.median(p['wall'] for p in plain)), f'memory: {memory():.2f} GB at most', *hashgrid_ratio()]
+                statistics.median(p['wall'] for p in plain)), f'memory: {memory()} at most', *hashgrid_ratio()]
     print(*more, sep='\n')
     if a.out:
         with open(a.out, 'w') as f:

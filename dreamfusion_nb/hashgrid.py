@@ -457,6 +457,7 @@ def encoder_trouble(name: str, device: torch.device) -> str:
     if name != 'warp' and device.type != ('cpu' if name == 'numba' else 'cuda'):
         return f'it needs float32 on {"the CPU" if name == "numba" else "CUDA"}'
     if device.type == 'cpu': return ''
+    @torch.enable_grad()    # the first question may come from where none is kept
     def answers(name):
         x, params = (v.to(device).requires_grad_() for v in (at, tables))
         out = ENCODERS[name](x, params, levels)

@@ -87,6 +87,7 @@ def notice_once(text: str) -> None:
 
 
 @functools.cache
+@torch.enable_grad()    # the first call may come from where no gradient is kept
 def kernels_trouble(check: Callable[[torch.device], bool],    # whether a small example comes out right on a device
                     device: torch.device
                    ) -> str:                                  # '' if it does

@@ -164,6 +164,7 @@ def nvdiffrast() -> Any:
 
 
 @functools.cache
+@torch.enable_grad()    # the first call may come from where no gradient is kept
 def nvdiffrast_trouble(device: torch.device) -> str:
     "Why nvdiffrast cannot be used on a device, or ''; a warning tells it, once, where the package is there"
     try: nvdiffrast()

@@ -109,10 +109,9 @@ class OccupancyGrid(nn.Module):
         A point outside all boxes counts to the nearest cell"""
         def here(half, occupied):
             return occupied[tuple((x*(r/(2*half))).add_(r/2).floor_().long().clamp_(0, r - 1).unbind(-1))]
-        r, found = self.resolution, None
-        for half, _, occupied in self.cascades:
-            cells = here(half, occupied)
-            found = cells if found is None else torch.where(x.abs().amax(-1) < half, cells, found)
+        r, ((half, _, occupied), *inner) = self.resolution, self.cascades
+        found = here(half, occupied)
+        for half, _, occupied in inner: found = torch.where(x.abs().amax(-1) < half, here(half, occupied), found)
         return found
 
     def mark_all(self) -> None:

@@ -7,9 +7,11 @@ its storage is in the books. So
 * what makes a program wait for the GPU is counted by the line that asks for it: `.item()`, `nonzero`, masks, copies;
 * kernels are counted, with the bytes that they touch and the most memory that was held at once. With a `limit` on
   that memory it runs out as a GPU does.
-The numbers are real, so control flow that depends on them is too. It cannot see kernels that are not PyTorch's."""
+The numbers are real, so control flow that depends on them is too. Kernels of ours that Warp compiles run too, on the
+CPU, and count as one launch each; those of others cannot be seen."""
 import sys
 from collections import Counter
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -18,6 +20,8 @@ import torch.utils.checkpoint as checkpoint
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from dreamfusion_nb import kernels
 
 HERE = torch.device('cuda', 0)
 
@@ -55,7 +59,8 @@ def size_of(tensors): return sum(t.numel()*t.element_size() for t in tensors)
 
 class Gpu:
     "The device, and its books"
-    def __init__(self):
+    def __init__(self, warp=True):    # whether Warp, if it is installed, finds a driver
+        self.warp, self.blind = warp and find_spec('warp') is not None, False
         self.held = {}         # storage -> (weak reference, bytes)
         self.pinned = {}       # likewise, of memory of the CPU that a GPU reads by itself
         self.unknown = {}      # likewise, made by C++ in a backward pass, which does not say where
@@ -145,11 +150,36 @@ class Gpu:
         # what is computed anew is compared with what was kept, which C++ did out of sight of the second mode
         self.compared = checkpoint._allowed_determinism_checks_to_fns['default']
         checkpoint._allowed_determinism_checks_to_fns['default'] = lambda x: dict(shape=x.shape, dtype=x.dtype)
+        self.offer_warp()
         for mode in self.modes: mode.__enter__()
         return self
 
+    def offer_warp(self):
+        "Let Warp find a driver, and our kernels run on the CPU"
+        if not self.warp: return
+        warp, launch = kernels._warp(), kernels._Kernels.launch
+        kept = warp.is_cuda_available, launch
+
+        def counted(page, f, dim, *arrays):
+            given = [a for a in arrays if isinstance(a, torch.Tensor)]
+            here = [self.owns(a) or a.untyped_storage()._cdata in self.unknown for a in given]
+            if not any(map(self.owns, given)): return launch(page, f, dim, *arrays)
+            if not all(here): self.refuse(RuntimeError, f'{f.__name__}: tensors on cuda and on cpu: {here}')
+            self.launch(size_of(given))
+            self.blind = True
+            try: launch(page, f, dim, *arrays)
+            finally: self.blind = False
+
+        def put(available, run):
+            warp.is_cuda_available, kernels._Kernels.launch = available, run
+            kernels.warp_trouble.cache_clear()
+            kernels.kernels_trouble.cache_clear()
+        self.withdraw_warp = lambda: put(*kept)
+        put(lambda: True, counted)
+
     def __exit__(self, *why):
         for mode in reversed(self.modes): mode.__exit__(*why)
+        if self.warp: self.withdraw_warp()
         clip_grad._group_tensors_by_device_and_dtype = self.group
         checkpoint._allowed_determinism_checks_to_fns['default'] = self.compared
 
@@ -162,6 +192,7 @@ class _Kernels(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         gpu, kwargs, name = self.gpu, kwargs or {}, func._schema.name.rpartition('::')[2]
+        if gpu.blind: return func(*args, **kwargs)
         given = tensors_of((args, kwargs))
         here = [gpu.owns(t) for t in given]
         if any(here): self.check(func, name, args, kwargs, given, here)
@@ -209,6 +240,7 @@ class _Calls(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
+        if self.gpu.blind: return func(*args, **kwargs)
         name = getattr(func, '__name__', '')
         if name == '__get__': return self.attribute(func, args)
         if func in ENGINE: return self.differentiate(func, args, kwargs)
