@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 import trimesh
 
-from dreamfusion_nb import hashgrid, kernels
+from dreamfusion_nb import hashgrid, kernels, raster_kernels, ray_kernels, splats
 from dreamfusion_nb.background import StaticBackground
 from dreamfusion_nb.cameras import orbit, projection
 from dreamfusion_nb.dmtet import MeshRenderer
@@ -477,6 +477,19 @@ def test_a_quiet_start():
             'from dreamfusion_nb.kernels import warp_trouble\nprint(repr(warp_trouble(torch.device("cpu"))))')
     done = subprocess.run([sys.executable, '-W', 'error', '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("''\n", '')
+
+
+@needs_warp
+@pytest.mark.skipif(sys.platform == 'darwin', reason='no compiler for CUDA there')
+@pytest.mark.parametrize('page', [hashgrid, ray_kernels, raster_kernels, splats], ids=lambda page: page.__name__)
+def test_every_kernel_compiles_for_a_card(page, tmp_path):
+    "Warp brings CUDA's compiler along, and that needs no card: code for the oldest that it knows (Turing)"
+    import warp
+    page._page.build()
+    warp.compile_aot_module(warp.get_module(page._page.name), arch=75, module_dir=tmp_path, use_ptx=True)
+    made, = tmp_path.glob('*.ptx')
+    kernels = {name for name, (_, types) in page._page.built.items() if types}
+    assert len(kernels) > 1 and all(f'{name}_' in made.read_text() for name in kernels)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
