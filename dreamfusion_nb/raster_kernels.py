@@ -36,6 +36,7 @@ def _edge(a: wp.vec4d, b: wp.vec4d, X: wp.float64, Y: wp.float64):
     "Edge function of a -> b at a pixel"
     return (a[0] - X*a[3])*(b[1] - Y*b[3]) - (b[0] - X*b[3])*(a[1] - Y*a[3])
 
+# %% ../nbs/06a_raster_kernels.ipynb #6a1000aa
 @_page.function
 def _is_inner(e: wp.float64, a: wp.vec4d, b: wp.vec4d, sign: wp.float64):
     "Whether a pixel is on the inner side; on the edge it counts as if it lay a little to the right, and less above"
@@ -285,6 +286,7 @@ def _crossing(pa: wp.vec4d, pb: wp.vec4d, X: wp.float64, Y: wp.float64, axis: in
     db[2] = db[2] - X*db[0] - Y*db[1]
     return t, da, db
 
+# %% ../nbs/06a_raster_kernels.ipynb #6a1000ab
 @_page.kernel
 def _smooth(pos: wp.array3d[float], rast: wp.array4d[float], edges: wp.array4d[int], color: wp.array4d[float],
             backward: bool, to_out: wp.array4d[float], out: wp.array4d[float], to_pos: wp.array3d[float]):

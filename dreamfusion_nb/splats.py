@@ -248,10 +248,9 @@ WARP_TILE = 16    # pixels of an edge
 def tile_lists(prints: Footprints, order: torch.Tensor, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
     "(the splats of each tile, one tile after the other, each from the front; where each tile's begin [tiles + 1])"
     across, down = -(-width//WARP_TILE), -(-height//WARP_TILE)
-    size = prints.center.new_tensor([across, down])
     center, reach = prints.center[order].detach()/WARP_TILE, prints.extent[order]/WARP_TILE
-    low, high = (torch.minimum(v.floor().nan_to_num(0.).clamp(min=0), size).long()
-                 for v in (center - reach, center + reach + 1))
+    def within(ends): return [v.nan_to_num(0.).clamp(0, n) for v, n in zip(ends.floor().unbind(1), (across, down))]
+    low, high = (torch.stack(within(ends), 1).long() for ends in (center - reach, center + reach + 1))
     sides = (high - low).clamp(min=0)
     count = sides.prod(1)
     note = torch.arange(len(order), device=order.device).repeat_interleave(count)    # which splat each note is of
@@ -383,6 +382,11 @@ def blend_differs(how: Callable[..., torch.Tensor],    # as `blend_torch`
     far, off = (picture - wanted).abs().max().item(), ((slope - downhill).norm()/downhill.norm()).item()
     return '' if far < .03 and off < .1 else f'three splats differ by {far:.2g}, their gradient by {off:.0%}'
 
+# %% ../nbs/08a_splats.ipynb #8a0000a7
+def splats_come_out_right(device: torch.device) -> bool:
+    "Whether the kernels draw three splats as the definition does"
+    return not blend_differs(blend_warp, device)
+
 # %% ../nbs/08a_splats.ipynb #8a000046
 def _said(error: Exception) -> str:
     "An error in a line"
@@ -402,11 +406,6 @@ def gsplat_trouble(device: torch.device) -> tuple[str, bool]:
 @functools.cache
 def _warn_of_gsplat(why: str, instead: str = 'plain torch') -> None:
     notice(f'splats: gsplat does not work here, {instead} takes its place: {why}')
-
-
-def splats_come_out_right(device: torch.device) -> bool:
-    "Whether the kernels draw three splats as the definition does"
-    return not blend_differs(blend_warp, device)
 
 
 def blend_backend(device: torch.device, backend: str = 'auto') -> str:

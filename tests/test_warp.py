@@ -11,15 +11,18 @@ import torch
 import torch.nn.functional as F
 import trimesh
 
-from dreamfusion_nb import hashgrid, kernels
+from dreamfusion_nb import hashgrid, kernels, raster_kernels, ray_kernels, splats
+from dreamfusion_nb.background import StaticBackground
 from dreamfusion_nb.cameras import orbit, projection
+from dreamfusion_nb.dmtet import MeshRenderer
 from dreamfusion_nb.errors import ConfigError
+from dreamfusion_nb.field import Field
 from dreamfusion_nb.hashgrid import ENCODERS, HashGrid, encode_torch, encode_warp, grid_levels, pick_encoder
 from dreamfusion_nb.kernels import kernels_trouble, warp_trouble
 from dreamfusion_nb.raster_kernels import NOBODY, triangles_come_out_right, visible_warp
 from dreamfusion_nb.rasterize import VISIBLE, across, antialias, interpolate, rasterize
 from dreamfusion_nb.ray_kernels import rays_come_out_right
-from dreamfusion_nb.raymarch import OccupancyGrid, composite, march, visible
+from dreamfusion_nb.raymarch import OccupancyGrid, VolumeRenderer, composite, march, visible
 from dreamfusion_nb.splats import Footprints, blend_backend, blend_torch, blend_warp, splats_come_out_right
 
 ROOT = Path(__file__).parents[1]
@@ -341,6 +344,41 @@ def test_who_blends(monkeypatch):
     assert blend_backend(CUDA) == blend_backend(CPU, 'warp') == 'warp'
 
 
+# All together
+
+def learned(make, backend):
+    "Losses of a few steps of a renderer, and what it then draws"
+    g = gen()
+    field = Field(HashGrid(n_levels=4, log2_hashmap_size=10, generator=g, backend=backend), generator=g)
+    renderer, losses = make(field, StaticBackground((1., 1., 1.)), backend), []
+    optimizer = torch.optim.Adam(renderer.parameters(), 1e-2)
+    for step in range(4):
+        renderer.update(step, g)
+        out = renderer(orbit(1), 24, 24, shading='lambertian', ambient=.5, perturb=True, generator=g)
+        loss = (out.image - .3).square().mean()
+        optimizer.zero_grad(); loss.backward(); optimizer.step()
+        losses.append(loss.item())
+    return torch.tensor(losses), out.image.detach()
+
+
+def rays_of(field, background, backend):
+    return VolumeRenderer(field, background, grid_resolution=16, max_steps=48, backend=backend)
+
+
+def mesh_of(field, background, backend):
+    renderer = MeshRenderer(field, background, resolution=12, backend=backend)
+    renderer.init_from_sphere(.6)
+    return renderer
+
+
+@needs_warp
+@pytest.mark.parametrize('make', [rays_of, mesh_of])
+def test_a_scene_learns_as_with_numba(make):
+    (losses, picture), (wanted, drawn) = (learned(make, backend) for backend in ('warp', 'auto'))
+    assert torch.allclose(losses, wanted, rtol=1e-3) and losses[-1] < losses[0]
+    assert (picture - drawn).abs().mean() < 1e-3
+
+
 # What can be wrong
 
 @needs_warp
@@ -439,6 +477,19 @@ def test_a_quiet_start():
             'from dreamfusion_nb.kernels import warp_trouble\nprint(repr(warp_trouble(torch.device("cpu"))))')
     done = subprocess.run([sys.executable, '-W', 'error', '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("''\n", '')
+
+
+@needs_warp
+@pytest.mark.skipif(sys.platform == 'darwin', reason='no compiler for CUDA there')
+@pytest.mark.parametrize('page', [hashgrid, ray_kernels, raster_kernels, splats], ids=lambda page: page.__name__)
+def test_every_kernel_compiles_for_a_card(page, tmp_path):
+    "Warp brings CUDA's compiler along, and that needs no card: code for the oldest that it knows (Turing)"
+    import warp
+    page._page.build()
+    warp.compile_aot_module(warp.get_module(page._page.name), arch=75, module_dir=tmp_path, use_ptx=True)
+    made, = tmp_path.glob('*.ptx')
+    kernels = {name for name, (_, types) in page._page.built.items() if types}
+    assert len(kernels) > 1 and all(f'{name}_' in made.read_text() for name in kernels)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
