@@ -23,7 +23,7 @@ setup(
     packages=find_packages(include=[cfg['lib_path'], f'{cfg["lib_path"]}.*']),
     package_data={cfg['lib_path']: ['prior_weights/**', '*.js', 'py.typed']},
     install_requires=words('requirements'),
-    extras_require={name: words(f'{name}_requirements') for name in ('dev', 'ray', 'cuda')},
+    extras_require={name: words(f'{name}_requirements') for name in ('dev', 'ray', 'cuda', 'openvino')},
     long_description=(root/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     entry_points=dict(console_scripts=words('console_scripts'),
                       nbdev=[f'{cfg["lib_path"]}={cfg["lib_path"]}._modidx:d']), zip_safe=False)

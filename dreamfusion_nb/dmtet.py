@@ -113,6 +113,7 @@ def _find_cut(inside, tets, found) -> int:
     return n
 
 
+# %% ../nbs/08_dmtet.ipynb #08dc0003
 @njit(nogil=True, cache=True)
 def _list_edges(inside, tets, begins, inner, outer) -> int:
     """Ends of the cut edges of tetrahedra, in order: those with the inner end v are begins[v] up to begins[v + 1].

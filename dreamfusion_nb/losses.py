@@ -134,6 +134,7 @@ def _fold(p, faces, order, begins, g):
     return total + count, count
 
 
+# %% ../nbs/12_losses.ipynb #a2a96637
 class _MeshLoss(torch.autograd.Function):
     "A mean over a mesh whose `kernel(vertices, faces, order, begins, gradient)` returns (sum, number)"
     @staticmethod

@@ -16,6 +16,7 @@ import torch
 
 import dreamfusion_nb
 from . import toybox
+from .faster_unet import faster
 from .pipelines import LatentDiffusion
 from .small_diffusion import read_small_diffusion
 
@@ -108,11 +109,13 @@ class ToyboxPrior(LatentDiffusion):
 
 def toybox_prior(device: str | torch.device = 'cpu',  # where it computes
                  dtype: torch.dtype = torch.float32,  # precision of its parts
+                 backend: str = 'auto'                # of its UNet: 'torch', 'openvino', or the fastest there is
                 ) -> ToyboxPrior:                     # pictures of 64×64, latents [B, 4, 16, 16]
     """Load the shipped prior from `PRIOR_DIR` as guidance for `sds`. No download, no diffusers: its networks are ours.
 
-    `ToyboxPrior.from_pretrained(PRIOR_DIR)` is the same with diffusers' networks."""
-    return ToyboxPrior(**read_small_diffusion(PRIOR_DIR, device, dtype))
+    `ToyboxPrior.from_pretrained(PRIOR_DIR)` is the same with diffusers' networks. Raises `ConfigError`"""
+    parts = read_small_diffusion(PRIOR_DIR, device, dtype)
+    return ToyboxPrior(**parts | dict(unet=faster(parts['unet'], backend)))
 
 # %% ../nbs/11_prior.ipynb #83ab4872
 def exam(generator: torch.Generator,  # of colours and finishes

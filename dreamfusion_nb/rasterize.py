@@ -278,6 +278,7 @@ def mesh_edges(faces: torch.Tensor,                    # vertex numbers of trian
     return torch.minimum(start, end)*n_vertices + torch.maximum(start, end), start < end
 
 
+# %% ../nbs/07_rasterize.ipynb #94b67318
 @_jit
 def _sort_sides(faces, n_vertices, order, begins):
     """Sides of faces by their lower, then by their higher vertex, and where in this order another edge begins.
@@ -311,6 +312,7 @@ def _sort_sides(faces, n_vertices, order, begins):
     return edges
 
 
+# %% ../nbs/07_rasterize.ipynb #94b67319
 def sorted_edges(faces: torch.Tensor,                    # vertex numbers of triangles [F, 3]
                  n_vertices: int                         # V
                 ) -> tuple[torch.Tensor, torch.Tensor]:  # ([3F], [E + 1])

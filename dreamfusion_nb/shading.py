@@ -198,6 +198,7 @@ def _add_normals_back(p, faces, by_angle, given, g):
         pull_triangle(g, p, a, b, c, (gx + along_n*n[0], gy + along_n*n[1], gz + along_n*n[2]))
 
 
+# %% ../nbs/05_shading.ipynb #5a400048
 class _SumNormals(torch.autograd.Function):
     @staticmethod
     def forward(ctx, vertices, faces, by_angle):

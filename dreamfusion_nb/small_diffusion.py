@@ -47,7 +47,7 @@ class Convolution(nn.Conv2d):
         return self._packed[1]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        ready = x.device.type == 'cpu' and can_pack(x.dtype) and not torch.is_grad_enabled()
+        ready = x.device.type == 'cpu' and not torch.is_grad_enabled() and can_pack(x.dtype)
         if not ready: return super().forward(x)
         return torch.ops.mkldnn._convolution_pointwise(x, self.packed(x), self.bias, self.padding, self.stride,
             self.dilation, self.groups, 'none', [], '')
@@ -246,12 +246,12 @@ class SmallUNet(nn.Module):
     def device(self) -> torch.device: return self.conv_in.weight.device
 
     def forward(self,
-                noisy: torch.Tensor,                  # [N, C, h, w]
+                noisy: torch.Tensor,                  # [N, C, h, w], or the first of them where they repeat
                 t: torch.Tensor,                      # noise levels [N]
                 encoder_hidden_states: torch.Tensor,  # of the texts [N, tokens, width]
                 return_dict: bool = False             # only False is known: the result is a tuple
                ) -> tuple[torch.Tensor]:              # ([N, C, h, w],)
-        text, total, distinct = encoder_hidden_states, len(noisy), repeats(noisy, t)
+        text, total, distinct = encoder_hidden_states, len(encoder_hidden_states), repeats(noisy, t)
         x, t = noisy[:distinct].contiguous(memory_format=torch.channels_last), t[:distinct]
         embedded = timestep_embedding(t, self.config.block_out_channels[0]).to(x.dtype)
         time = F.silu(self.time_embedding['linear_2'](F.silu(self.time_embedding['linear_1'](embedded))))
