@@ -64,7 +64,17 @@ def _parser() -> _Parser:
     _add_start(parser)
     for option, metavar, meaning in _VALUES: parser.add_argument(option, metavar=metavar, help=meaning)
     for option, meaning in _SWITCHES: parser.add_argument(option, action='store_true', help=meaning)
+    parser.add_argument('--estimate', metavar='GPU', nargs='?', const='', help='say what memory and time it needs, '
+                        'and stop; on this machine, or on a GPU by its name, such as A100, T4 or "RTX 4090"')
     return parser
+
+# %% ../nbs/23_cli.ipynb #es000001
+def _sort_estimate(args: argparse.Namespace) -> None:
+    "Give back the word behind `--estimate` that is no name of a GPU but the prompt or an override"
+    word = args.estimate
+    if word and '=' in word: args.overrides, args.estimate = [word, *args.overrides], ''
+    elif word and args.prompt is None: args.prompt, args.estimate = word, ''
+
 
 # %% ../nbs/23_cli.ipynb #b3061eab
 def _check_options(unknown: list[str], parser: _Parser) -> None:
@@ -100,6 +110,7 @@ def _read_arguments(argv: list[str]) -> tuple[argparse.Namespace, Config, dict[s
     args, unknown = parser.parse_known_intermixed_args(argv)
     _check_options(unknown, parser)
     if args.workers and args.workers.isdigit(): args.workers = int(args.workers)
+    _sort_estimate(args)
     if args.prompt is None: raise ConfigError('the prompt is missing: dreamfusion "a hamburger"')
     if args.resume and args.overwrite: raise ConfigError('--resume and --overwrite contradict each other: choose one')
     config, later = _configure(args, dict(prompt=args.prompt))
@@ -143,10 +154,21 @@ def _loading(what: str) -> None:
     if 'torch' not in sys.modules: _say(f'loading PyTorch and {what} …')
 
 # %% ../nbs/23_cli.ipynb #a9406cd4
+def _estimate(args: argparse.Namespace, config: Config, later: dict) -> None:
+    "Print memory and time of what a run would do. Nothing is loaded or written"
+    _loading('the settings of the diffusion model')
+    from dreamfusion_nb.forecast import table
+    from dreamfusion_nb.parts import pick_device
+    device = pick_device(args.device)
+    for stage in (config, load_config(mesh_preset(config), later)) if args.refine else (config,):
+        print(*table(stage, args.estimate, device), sep='\n')
+
+
 def _run(args: argparse.Namespace, config: Config, later: dict, seen: dict) -> None:
     """Train and list what was written. torch comes in here.
 
     `later`: overrides of the mesh stage; `seen` keeps the trainer's newest step."""
+    if args.estimate is not None: return _estimate(args, config, later)
     _loading(f'the diffusion model {config.guidance.name!r}, then {config.iters:,} steps of {config.prompt!r}')
     from dreamfusion_nb.estimate import Estimate, expected_cost
     from dreamfusion_nb.parts import pick_device

@@ -8,7 +8,7 @@ __all__ = []
 # %% ../nbs/18ba_forecast.ipynb #fc000002
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from .dmtet import MeshRenderer
 from .errors import ConfigError
 from .estimate import duration
 from .field import MLP, chunk_for, density_albedo_normal_at
-from .meter import Gpu, Meter, describe, memory_of
+from .meter import Gpu, Meter, describe, find_gpu, memory_of
 from .model_cost import ModelCost, bytes_of, model_cost
 from .own_parts import OwnParts, assemble
 from .pipelines import fastest_dtype
@@ -58,6 +58,8 @@ def as_on_gpu(renderer: nn.Module) -> None:
         if getattr(module, 'backend', None) == 'auto' and not isinstance(module, MeshRenderer): module.backend = 'torch'
         for name, child in module.named_children():
             if type(child) is MLP: setattr(module, name, nn.Sequential(*child))
+        # on a CPU the visible samples are found in waves, on a GPU at once; their cost is added later
+        if isinstance(module, VolumeRenderer): module.min_weight = 0
 
 # %% ../nbs/18ba_forecast.ipynb #fc00000b
 @dataclass
@@ -116,15 +118,23 @@ def small_configs(config: Config, renderer: nn.Module) -> Iterator[tuple[Config,
             few = {'renderer.max_steps': steps, 'renderer.grid_resolution': 16}
             yield sized(size, size, **few), lambda s, out: (len(out.render.t), out.image[:, 0].numel())
     elif isinstance(renderer, SplatRenderer):
-        for count in (100, 200):
+        for size, count in splat_trials(config):
             few = {'splats.count': count, 'splats.max_count': config.splats.max_count and count}
-            yield sized(*full_size(config), **few), lambda s, out: (len(s.field),)
+            yield sized(*size, **few), lambda s, out: (len(s.field),)
     elif isinstance(renderer, MeshRenderer):
         for size, resolution in ((32, 10), (32, 16), (64, 10)):
             yield (sized(size, size, **{'renderer.grid_resolution': resolution}),
                    lambda s, out: (s.renderer.sdf.numel(), out.image[:, 0].numel()))
     else:
         for size in (16, 32): yield sized(size, size), lambda s, out: (out.image[:, 0].numel(),)
+
+
+def splat_trials(config: Config) -> list[tuple[tuple[int, int], int]]:    # ((width, height), splats)
+    "Sizes of two trials: few splats in small pictures; of large ones a smaller picture, with as many a pixel"
+    (width, height), most = full_size(config), max(config.splats.count, config.splats.max_count or 0)
+    if min(width, height) <= 160: return [((width, height), n) for n in (100, 200)]
+    parts = [short/min(width, height) for short in (120, 160)]
+    return [((round(width*part), round(height*part)), max(20, round(most*part**2))) for part in parts]
 
 
 def full_size(config: Config) -> tuple[int, int]:    # width, height
@@ -157,6 +167,7 @@ class PointCost:
     learning: float   # at most while it flows
     query: float      # at most where no gradient is wanted
     moved: float      # then
+    launches: float   # then, of the whole question
 
 
 def point_cost(field: Any, with_normal: bool) -> PointCost:
@@ -172,7 +183,7 @@ def point_cost(field: Any, with_normal: bool) -> PointCost:
             del out
         with Meter() as asking, torch.no_grad(): field.density(x)
         found.append((kept, learning, asking.peak, asking.moved))
-    return PointCost(*((b - a)/256 for a, b in zip(*found)))
+    return PointCost(*((b - a)/256 for a, b in zip(*found)), asking.launches)
 
 # %% ../nbs/18ba_forecast.ipynb #fc000014
 @dataclass
@@ -221,6 +232,9 @@ def cloud_cost(ours: OurCost, trials: list[Trial], config: Config, parts: OwnPar
     formed = min(seen, rays_there*most/FORMED)
     asked = marched*formed/seen + cells/renderer.update_interval
     ours.moved = fitted(trials, 'moved', (1, formed, rays_there)) + asked*point.moved
+    questions = math.ceil(marched*formed/seen/points_at_once(gpu))
+    questions += math.ceil(cells/points_at_once(gpu))/renderer.update_interval
+    ours.launches += 30 + questions*point.launches
     ours.what = f'at most {seen:,.0f} samples on {rays_there:,} rays'
     return ours
 
@@ -309,8 +323,13 @@ class Forecast:
                  in self.moment else rest)),
                 ('the device\'s own, about', gigabytes(self.itself)),
                 (f'together at most, in {self.moment}', f'{gigabytes(self.total)} of {gigabytes(self.room)}'),
-                ('a step, once the object has formed', f'{self.seconds:.2g} s'),
-                (f'{self.config.iters:,} steps', duration(self.seconds*self.config.iters))]
+                ('a step, at least', f'{self.seconds:.2g} s'),
+                (f'{self.config.iters:,} steps, at least', duration(self.seconds*self.config.iters))]
+
+    def line(self) -> str:
+        unknown = '' if self.model else f', without the diffusion model {self.config.guidance.name}'
+        return (f'{self.gpu.name}: {gigabytes(self.total)} at most of {gigabytes(self.room)}{unknown}; at least '
+                f'{self.seconds:.2g} s a step, {duration(self.seconds*self.config.iters)} in all (counted, not measured)')
 
     @property
     def moment(self) -> str:
@@ -381,3 +400,25 @@ def check_room(found: Forecast, parts: OwnParts | None = None) -> None:
     if found.fits: return
     raise ConfigError(f'{found.config.preset} needs {gigabytes(found.total)} at most, in {found.moment}, and there are '
                       f'{gigabytes(found.room)} on {found.gpu.name}; {advice(found.config, found.gpu, parts, found.room)}')
+
+# %% ../nbs/18ba_forecast.ipynb #fc000020
+def expected_run(config: Config, parts: OwnParts, device: torch.device) -> str:    # a line, '' where nothing is known
+    "Memory and time of a run on the GPU of this machine. Raises `ConfigError` for one that cannot fit"
+    if device.type != 'cuda' or not torch.cuda.is_available(): return ''
+    room = memory_of(device)[1]*1e9
+    try: found = forecast(config, describe(device), parts, room)
+    except Exception: return ''
+    if parts.guidance is not None and found.model is not None: found.room += found.model.weights    # it is there already
+    check_room(found, parts)
+    return found.line()
+
+# %% ../nbs/18ba_forecast.ipynb #fc000023
+def table(config: Config, name: str = '', device: torch.device | None = None) -> list[str]:
+    "The lines that `--estimate` prints: for a GPU of the list, or without a name for a device that is here"
+    here = device or torch.device('cpu')
+    gpu = find_gpu(name) if name else describe(here)
+    found = forecast(config, gpu, room=None if name else memory_of(here)[1]*1e9)
+    wide = max(len(what) for what, _ in found.rows())
+    lines = [f'{config.prompt!r}, preset {config.preset}, on {gpu.name} ({gpu.how}); counted, not measured']
+    lines += [f'  {what:{wide}}  {much}' for what, much in found.rows()]
+    return lines if found.fits else [*lines, f'it does not fit: {advice(config, gpu, room=found.room)}']

@@ -52,17 +52,16 @@ def settings_of(name: str) -> tuple[Mapping, Mapping, int] | None:    # UNet, VA
     return (*known[0], 77) if known else None
 
 # %% ../nbs/16b_model_cost.ipynb #mc00000a
-def build(settings: Mapping, small: bool) -> nn.Module:    # our own classes, or diffusers'
-    "A network without numbers. Raises `ConfigError` for one that is of another kind"
-    if small:
-        with torch.device('meta'):
-            return {'UNet2DConditionModel': SmallUNet, 'AutoencoderTiny': SmallAutoencoder}[
-                settings['_class_name']](Settings(settings))
-    import diffusers
-    known = ('UNet2DConditionModel', 'AutoencoderKL', 'AutoencoderTiny')
-    kind = settings.get('_class_name', known[0])
+def build(settings: Mapping, small: bool, dtype: torch.dtype = torch.float32) -> nn.Module:
+    "A network without numbers: of our own classes if it is `small`, else of diffusers'. Raises `ConfigError`"
+    kind = settings.get('_class_name', 'UNet2DConditionModel')
+    known: Any = dict(UNet2DConditionModel=SmallUNet, AutoencoderTiny=SmallAutoencoder)
+    if not small:
+        import diffusers
+        known = {name: getattr(diffusers, name).from_config for name in (*known, 'AutoencoderKL')}
     if kind not in known: raise ConfigError(f'a {kind} can\'t be estimated; known are {", ".join(known)}')
-    with torch.device('meta'): return getattr(diffusers, kind).from_config(dict(settings))
+    with torch.device('meta'): network = known[kind](Settings(settings))
+    return nn.Module.to(network, dtype)    # diffusers' own `to` warns of what does not matter here
 
 
 def mute_model(unet: nn.Module, vae: nn.Module, tokens: int = 77) -> LatentDiffusion:
@@ -129,14 +128,14 @@ def rows_of(config: Config) -> int:
 def _counted(name: str, dtype: torch.dtype, views: int, rows: int, low_memory: bool) -> ModelCost | None:
     settings = settings_of(name)
     if settings is None: return None
-    unet, vae = (build(each, name == 'toybox').to(dtype) for each in settings[:2])
+    unet, vae = (build(each, name == 'toybox', dtype) for each in settings[:2])
     return count_step(mute_model(unet, vae, settings[2]), views, rows, low_memory)
 
 
 def _counted_object(given: Any, views: int, rows: int) -> ModelCost | None:
     if not isinstance(given, LatentDiffusion): return None    # of another's guidance nothing is known
     small = isinstance(given.unet, SmallUNet)
-    unet, vae = (build(dict(part.config), small).to(given.dtype) for part in (given.unet, given.vae))
+    unet, vae = (build(dict(part.config), small, given.dtype) for part in (given.unet, given.vae))
     return count_step(mute_model(unet, vae, given.max_tokens), views, rows, getattr(given, 'one_by_one', False))
 
 

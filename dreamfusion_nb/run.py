@@ -29,6 +29,7 @@ from .dmtet import EmptyMeshError
 from .docstrings import with_parameters
 from .errors import ConfigError, Interrupted, check_folder, did_you_mean, notice
 from .export import MESH_FORMATS, check_path, decimate, expanded, write_mesh, write_video
+from .forecast import expected_run
 from .own_parts import OwnParts, check_same_parts, record_parts, split_parts
 from .parts import parse_prompt, pick_device
 from .progress import LiveCell, Pace, ProgressBar, in_notebook
@@ -289,6 +290,7 @@ def start_run(config: Config,
     if resume is True: config = extend_run(config, folder, schedules)
     resumed = claim_folder(folder, config, resume, overwrite, parts)
     if resume is True and not resumed: raise ConfigError(f'resume: {folder} holds no unfinished run')
+    if line := expected_run(config, parts, device): notice(line)
     if resumed: trainer = Trainer.resume(folder, device=device, **parts.given())
     else: trainer = Trainer(config, device=device, folder=folder, **parts.given())
     trainer.config = config
