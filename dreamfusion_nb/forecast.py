@@ -55,7 +55,8 @@ def as_on_gpu(renderer: nn.Module) -> None:
     "Let all parts compute in plain torch, as they do on a GPU"
     for module in list(renderer.modules()):
         # a mesh finds what is visible on the CPU, wherever it is
-        if getattr(module, 'backend', None) == 'auto' and not isinstance(module, MeshRenderer): module.backend = 'torch'
+        backend = getattr(module, 'backend', None)
+        if backend == 'auto' and not isinstance(module, MeshRenderer): setattr(module, 'backend', 'torch')
         for name, child in module.named_children():
             if type(child) is MLP: setattr(module, name, nn.Sequential(*child))
         # on a CPU the visible samples are found in waves, on a GPU at once; their cost is added later
@@ -77,7 +78,8 @@ class Trial:
 NEEDS = 'rendering', 'waiting', 'learning', 'optimising', 'launches', 'moved'
 
 
-def try_step(config: Config, parts: OwnParts, units: Callable[[Stepper, Any], tuple[float, ...]]) -> tuple[Trial, float]:
+def try_step(config: Config, parts: OwnParts, units: Callable[[Stepper, Any], tuple[float, ...]]
+            ) -> tuple[Trial, float]:
     "Take one step on the CPU and count. Returns also the bytes of the optimiser's state for a byte of parameters"
     meter = Meter()
     mute = MuteGuidance(meter)
@@ -115,12 +117,12 @@ def small_configs(config: Config, renderer: nn.Module) -> Iterator[tuple[Config,
         return config.replace(usual | {'data.train.width': width, 'data.train.height': height} | more)
     if isinstance(renderer, VolumeRenderer):
         for size, steps in ((8, 48), (8, 96), (12, 48)):
-            few = {'renderer.max_steps': steps, 'renderer.grid_resolution': 16}
+            few: dict[str, Any] = {'renderer.max_steps': steps, 'renderer.grid_resolution': 16}
             yield sized(size, size, **few), lambda s, out: (len(out.render.t), out.image[:, 0].numel())
     elif isinstance(renderer, SplatRenderer):
-        for size, count in splat_trials(config):
+        for picture, count in splat_trials(config):
             few = {'splats.count': count, 'splats.max_count': config.splats.max_count and count}
-            yield sized(*size, **few), lambda s, out: (len(s.field),)
+            yield sized(*picture, **few), lambda s, out: (len(s.field),)
     elif isinstance(renderer, MeshRenderer):
         for size, resolution in ((32, 10), (32, 16), (64, 10)):
             yield (sized(size, size, **{'renderer.grid_resolution': resolution}),
@@ -143,11 +145,21 @@ def full_size(config: Config) -> tuple[int, int]:    # width, height
     return tuple(max(value_at(v, step) for step in (0, config.iters)) for v in (d.width, d.height))    # type: ignore
 
 # %% ../nbs/18ba_forecast.ipynb #fc000011
+_tried: dict[str, Any] = {}
+
+
+def remembered(what: Callable, config: Config, parts: OwnParts, *more: Any) -> Any:
+    "What a function of a configuration gave before. Parts of one's own may have changed since"
+    if set(parts.given()) - {'guidance'}: return what(config, parts, *more)
+    key = what.__name__ + repr(config.flat())    # type: ignore[attr-defined]
+    if key not in _tried: _tried[key] = what(config, parts, *more)
+    return _tried[key]
+
+# %% ../nbs/18ba_forecast.ipynb #fc000014
 @torch.no_grad()
 def fog(config: Config, parts: OwnParts) -> tuple[float, float]:
     "Samples on a ray of the first picture: in occupied cells, and of weight. Of four views the most"
-    few = config.replace({'renderer.grid_resolution': min(32, config.renderer.grid_resolution),
-                          'data.train.batch_size': 4})
+    few = config.replace({'renderer.grid_resolution': min(32, config.renderer.grid_resolution)})
     generator = torch.Generator().manual_seed(config.seed)
     r: Any = assemble(few, parts.copies(), generator)
     r.update(0, generator)
@@ -155,7 +167,7 @@ def fog(config: Config, parts: OwnParts) -> tuple[float, float]:
     origins, directions = rays(cameras, 8, 8)
     samples = march(origins, directions, r.grid, step=r.step, dt_gamma=r.dt_gamma, longest=r.longest, near=r.near,
         radius=r.radius)
-    seen = visible(r.field.density, samples, len(origins), r.min_weight, stop=r.stop) if len(samples) else samples.ray_index
+    seen = visible(r.field.density, samples, len(origins), r.min_weight, stop=r.stop)
     def most(rays: torch.Tensor) -> float: return (rays//64).bincount(minlength=4).max().item()/64
     return most(samples.ray_index), most(samples.ray_index[seen])
 
@@ -178,14 +190,15 @@ def point_cost(field: Any, with_normal: bool) -> PointCost:
         with Meter() as meter:
             out = density_albedo_normal_at(field, x) if with_normal else field(x)
             _, kept = meter.mark()
-            sum(v.sum() for v in out).backward()
+            torch.stack([v.sum() for v in out]).sum().backward()
             learning, _ = meter.mark()
             del out
         with Meter() as asking, torch.no_grad(): field.density(x)
         found.append((kept, learning, asking.peak, asking.moved))
-    return PointCost(*((b - a)/256 for a, b in zip(*found)), asking.launches)
+    kept, learning, query, moved = ((b - a)/256 for a, b in zip(*found))
+    return PointCost(kept, learning, query, moved, asking.launches)
 
-# %% ../nbs/18ba_forecast.ipynb #fc000014
+# %% ../nbs/18ba_forecast.ipynb #fc000017
 @dataclass
 class OurCost:
     "What a step needs beside the diffusion model, in bytes"
@@ -213,7 +226,7 @@ FORMED = 40    # of so many steps of a ray one is left when the object has forme
 
 def cloud_cost(ours: OurCost, trials: list[Trial], config: Config, parts: OwnParts, renderer: Any) -> OurCost:
     "The cost of a cloud: its fog at the start, asked in pieces where it is too much"
-    marched, seen = (n*number_of_rays(config) for n in fog(config, parts))
+    marched, seen = (n*number_of_rays(config) for n in remembered(fog, with_size(config), parts))
     marched, seen = max(marched, 1), max(seen, 1)
     lit = bool(config.latent_iter_ratio or config.albedo_iter_ratio < 1)
     gpu, rays_there, most = torch.device('cuda'), number_of_rays(config), config.renderer.max_steps
@@ -239,27 +252,21 @@ def cloud_cost(ours: OurCost, trials: list[Trial], config: Config, parts: OwnPar
     return ours
 
 
+def with_size(config: Config) -> Config:
+    "The same with four views of a size that does not matter"
+    return config.replace({'data.train.width': 8, 'data.train.height': 8, 'data.train.batch_size': 4})
+
+
 def number_of_rays(config: Config) -> int:
     width, height = full_size(config)
     return config.data.train.batch_size*width*height
 
-# %% ../nbs/18ba_forecast.ipynb #fc000016
-_tried: dict[str, tuple[Trial, float]] = {}
-
-
-def remembered_trial(config: Config, parts: OwnParts, count: Callable) -> tuple[Trial, float]:
-    "A trial, or the same one from before. Parts of one's own may have changed since"
-    if set(parts.given()) - {'guidance'}: return try_step(config, parts, count)
-    key = repr(config.flat())    # type: ignore[attr-defined]
-    if key not in _tried: _tried[key] = try_step(config, parts, count)
-    return _tried[key]
-
-
+# %% ../nbs/18ba_forecast.ipynb #fc000019
 def our_cost(config: Config, parts: OwnParts) -> OurCost:
     "What a step of a configuration needs on a GPU beside the diffusion model"
     with torch.random.fork_rng(devices=[]):
         renderer: Any = assemble(config, parts.copies(), torch.Generator().manual_seed(config.seed))
-        tried = [remembered_trial(small, parts, count) for small, count in small_configs(config, renderer)]
+        tried = [remembered(try_step, small, parts, count) for small, count in small_configs(config, renderer)]
         trials, state = [trial for trial, _ in tried], tried[0][1]
         most = max(config.splats.count, config.splats.max_count or 0)
         grown = most/config.splats.count if isinstance(renderer, SplatRenderer) else 1
@@ -271,6 +278,7 @@ def our_cost(config: Config, parts: OwnParts) -> OurCost:
         if isinstance(renderer, VolumeRenderer): ours = cloud_cost(ours, trials, config, parts, renderer)
         else:
             pixels, views = number_of_rays(config), config.data.train.batch_size
+            units: tuple[float, ...]
             if isinstance(renderer, SplatRenderer): units, ours.what = (1, most*views), f'at most {most:,} splats'
             elif isinstance(renderer, MeshRenderer):
                 units, ours.what = (1, renderer.sdf.numel(), pixels), f'{len(renderer.tets):,} tetrahedra'
@@ -279,7 +287,7 @@ def our_cost(config: Config, parts: OwnParts) -> OurCost:
         ours.optimising -= state*learning    # made in the first step, and counted as what stays
     return ours
 
-# %% ../nbs/18ba_forecast.ipynb #fc000019
+# %% ../nbs/18ba_forecast.ipynb #fc00001c
 CUDA_ITSELF = .8e9    # bytes: its own code and tables, and what lies unused between tensors; assumed
 HALF = .5             # of the maker's arithmetic is what models reach; assumed
 
@@ -328,8 +336,9 @@ class Forecast:
 
     def line(self) -> str:
         unknown = '' if self.model else f', without the diffusion model {self.config.guidance.name}'
+        in_all = duration(self.seconds*self.config.iters)
         return (f'{self.gpu.name}: {gigabytes(self.total)} at most of {gigabytes(self.room)}{unknown}; at least '
-                f'{self.seconds:.2g} s a step, {duration(self.seconds*self.config.iters)} in all (counted, not measured)')
+                f'{self.seconds:.2g} s a step, {in_all} in all (counted, not measured)')
 
     @property
     def moment(self) -> str:
@@ -339,7 +348,7 @@ class Forecast:
 
 def gigabytes(n: float) -> str: return f'{n/1e9:.1f} GB' if n >= 5e7 else f'{n/1e6:.1f} MB'
 
-# %% ../nbs/18ba_forecast.ipynb #fc00001a
+# %% ../nbs/18ba_forecast.ipynb #fc00001d
 def forecast(config: Config,
              gpu: Gpu,                        # from `find_gpu` or `describe`
              parts: OwnParts | None = None,   # that the run is given as objects
@@ -353,7 +362,7 @@ def forecast(config: Config,
     return Forecast(config, gpu, gpu.memory*1e9 if room is None else room,
                     model_cost(config, kind, parts.guidance), our_cost(config, parts))
 
-# %% ../nbs/18ba_forecast.ipynb #fc00001d
+# %% ../nbs/18ba_forecast.ipynb #fc000020
 def levers(config: Config) -> Iterator[dict[str, Any]]:
     "Settings that need less memory, from what costs time to what costs quality"
     d, g = config.data.train, config.guidance
@@ -378,7 +387,7 @@ def levers(config: Config) -> Iterator[dict[str, Any]]:
 
 def written(changes: dict[str, Any]) -> str:
     "Settings as they are written behind the command"
-    return ' '.join(f'{key}={str(value).lower() if isinstance(value, bool) else value}' for key, value in changes.items())
+    return ' '.join(f'{key}={str(value).lower() if value is True else value}' for key, value in changes.items())
 
 
 def advice(config: Config, gpu: Gpu, parts: OwnParts | None = None, room: float | None = None) -> str:
@@ -398,21 +407,23 @@ def advice(config: Config, gpu: Gpu, parts: OwnParts | None = None, room: float 
 def check_room(found: Forecast, parts: OwnParts | None = None) -> None:
     "Raise `ConfigError` for a run that cannot fit"
     if found.fits: return
+    less = advice(found.config, found.gpu, parts, found.room)
     raise ConfigError(f'{found.config.preset} needs {gigabytes(found.total)} at most, in {found.moment}, and there are '
-                      f'{gigabytes(found.room)} on {found.gpu.name}; {advice(found.config, found.gpu, parts, found.room)}')
+                      f'{gigabytes(found.room)} on {found.gpu.name}; {less}')
 
-# %% ../nbs/18ba_forecast.ipynb #fc000020
+# %% ../nbs/18ba_forecast.ipynb #fc000023
 def expected_run(config: Config, parts: OwnParts, device: torch.device) -> str:    # a line, '' where nothing is known
     "Memory and time of a run on the GPU of this machine. Raises `ConfigError` for one that cannot fit"
     if device.type != 'cuda' or not torch.cuda.is_available(): return ''
     room = memory_of(device)[1]*1e9
     try: found = forecast(config, describe(device), parts, room)
     except Exception: return ''
-    if parts.guidance is not None and found.model is not None: found.room += found.model.weights    # it is there already
+    # a guidance that is an object is there already
+    if parts.guidance is not None and found.model is not None: found.room += found.model.weights
     check_room(found, parts)
     return found.line()
 
-# %% ../nbs/18ba_forecast.ipynb #fc000023
+# %% ../nbs/18ba_forecast.ipynb #fc000026
 def table(config: Config, name: str = '', device: torch.device | None = None) -> list[str]:
     "The lines that `--estimate` prints: for a GPU of the list, or without a name for a device that is here"
     here = device or torch.device('cpu')

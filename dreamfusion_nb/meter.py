@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../nbs/16a_meter.ipynb #mt000002
+import functools
 import os
 import re
 import time
@@ -25,9 +26,17 @@ ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 FREE = ('aten::empty', 'aten::empty_like', 'aten::empty_strided', 'aten::new_empty', 'aten::new_empty_strided')
 
 
+@functools.cache
 def is_view(kernel: Any) -> bool:
     "Whether what a kernel returns is old memory that it does not change"
     return any(r.alias_info is not None and not r.alias_info.is_write for r in kernel._schema.returns)
+
+
+@functools.cache
+def is_composite(kernel: Any) -> bool:
+    "Whether a kernel only calls others; where nothing is to be differentiated it still comes in one piece"
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    return kernel is not ATTENTION and torch._C._dispatch_has_kernel_for_dispatch_key(kernel.name(), key)
 
 
 def size_of(tensors: Any) -> int:    # bytes
@@ -62,9 +71,8 @@ class Meter(TorchDispatchMode):
     def __torch_dispatch__(self, kernel: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if kernel is ATTENTION: self.flops += sdpa_flop_count(*(x.shape for x in args[:3]))
-        else:    # where nothing is to be differentiated, some kernels come in one piece
-            with self: out = kernel.decompose(*args, **kwargs)
-            if out is not NotImplemented: return out
+        if is_composite(kernel):
+            with self: return kernel.decompose(*args, **kwargs)
         out = kernel(*args, **kwargs)
         if count := flop_registry.get(kernel.overloadpacket): self.flops += count(*args, **kwargs, out_val=out)
         if is_view(kernel): return out

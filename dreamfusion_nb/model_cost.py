@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -67,7 +66,7 @@ def build(settings: Mapping, small: bool, dtype: torch.dtype = torch.float32) ->
 def mute_model(unet: nn.Module, vae: nn.Module, tokens: int = 77) -> LatentDiffusion:
     "A Stable Diffusion of two networks without numbers; it has no text model"
     c: Any = unet.config
-    text = nn.Module()
+    text: Any = nn.Module()
     text.config = SimpleNamespace(hidden_size=c.cross_attention_dim, max_position_embeddings=tokens)
     scheduler = SimpleNamespace(alphas_cumprod=torch.ones(1000, device='meta'),
                                 config=SimpleNamespace(prediction_type='epsilon'))
