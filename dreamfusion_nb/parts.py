@@ -182,11 +182,10 @@ def make_guidance(config: Config, device: torch.device) -> Any:
     "Return the diffusion model that a configuration names. Raises `ConfigError` if it can't be had"
     types = {'32': torch.float32, '16': torch.float16, 'bf16': torch.bfloat16, 'auto': fastest_dtype(device)}
     dtype, makers = types[config.guidance.precision], PARTS['guidance.name']
-    # a CPU has no half-precision arithmetic to gain from
-    if device.type == 'cpu' and dtype == torch.float16: dtype = torch.float32
-    name = config.guidance.name
-    return makers.get(name, makers['a folder or a Hub name'])(name, device=device, dtype=dtype,
-        low_memory=config.guidance.low_memory, compile=config.guidance.compile)
+    if device.type == 'cpu' and dtype == torch.float16: dtype = torch.float32    # it gains nothing from half precision
+    make_it = makers.get(config.guidance.name, makers['a folder or a Hub name'])
+    return make_it(config.guidance.name, device=device, dtype=dtype, low_memory=config.guidance.low_memory,
+        compile=config.guidance.compile)
 
 
 def make_optimizer(optim: Any,                          # group `optim` of the configuration

@@ -276,8 +276,7 @@ class Stepper:
         self.team: Any = None    # workers, which a trainer may have
         self.initial_parts = self.parts.copies()    # before they learn, for a reset
         self.config, self.device = recorded(config, self.parts), pick_device(device)
-        # drawn on the CPU, so that a run on another device sees the same cameras and noise
-        self.generator = torch.Generator().manual_seed(config.seed)
+        self.generator = torch.Generator().manual_seed(config.seed)    # on the CPU: the same draws for every device
         own = make_part('guidance', self.parts.guidance, config, self.generator)
         self.guidance = make_guidance(config, self.device) if own is None else own
         check_latents(config, getattr(self.guidance, 'latent_shape', (3,))[0])
@@ -336,7 +335,6 @@ class Stepper:
         return distill(self, cameras, look, out)
 
     def imagine(self, record: StepRecord, steps: int = 20) -> torch.Tensor: return imagined(self, record, steps)
-
     def regularise(self, out: RenderOutput) -> dict[str, torch.Tensor]:
         found = regularise(self, out)
         return found | weighted_losses(self.parts.losses, self.step_count, out, self.field, self.generator)
