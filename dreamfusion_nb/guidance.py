@@ -142,7 +142,7 @@ def clip_gradient(grad: torch.Tensor,        # [B, ...]
     if value is not None: grad = grad.clamp(-value, value)
     if norm is None: return grad
     length = grad.flatten(1).norm(dim=1).view(-1, *[1]*(grad.ndim - 1))
-    return grad*(norm/length.clamp(min=norm))
+    return grad*(norm/length.clamp(min=max(norm, 1e-30)))
 
 # %% ../nbs/09_guidance.ipynb #caac013c
 @dataclass

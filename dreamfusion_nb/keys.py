@@ -192,8 +192,8 @@ class Guidance(Group):
     clamp_x0: float | None = number(None, .1, 100)
     weighting: str = choice('uniform', 'sds', 'uniform', 'fantasia3d')  # w(t) of the SDS gradient
     # bounds of that gradient, of each number and of a view's whole; null: none
-    clip_value: float | None = number(None, 1e-9, 1e9, scheduled=True)
-    clip_norm: float | None = number(None, 1e-9, 1e9, scheduled=True)
+    clip_value: float | None = number(None, 0, 1e9, scheduled=True)
+    clip_norm: float | None = number(None, 0, 1e9, scheduled=True)
     # of the diffusion model alone; auto: 16 on a GPU, bf16 on a CPU that computes with it, else 32
     precision: str = choice('auto', 'auto', '32', '16', 'bf16')
     # more time, less memory: the UNet on the GPU only while it is asked, row by row, the encoder computed again

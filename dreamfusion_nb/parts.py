@@ -202,9 +202,9 @@ def make_guidance(config: Config, device: torch.device) -> Any:
     dtype, makers = types[config.guidance.precision], PARTS['guidance.name']
     # a CPU gains nothing from float16; from bfloat16 three times the speed, where it has instructions for it
     if device.type == 'cpu' and dtype == torch.float16: dtype = fastest_dtype(device)
-    name = config.guidance.name
-    return makers.get(name, makers['a folder or a Hub name'])(name, device=device, dtype=dtype,
-        low_memory=config.guidance.low_memory, compile=config.guidance.compile)
+    make_it = makers.get(config.guidance.name, makers['a folder or a Hub name'])
+    return make_it(config.guidance.name, device=device, dtype=dtype, low_memory=config.guidance.low_memory,
+        compile=config.guidance.compile)
 
 
 def make_optimizer(optim: Any,                          # group `optim` of the configuration

@@ -59,7 +59,7 @@ def pick_files(names: Iterable[str],   # files of a pipeline, "unet/config.json"
             missing.append(f'{part}/{WEIGHTS[part]}.safetensors{why}')
     return chosen + [n for n in settings_files(names) if n not in chosen], missing + missing_settings(names)
 
-
+# %% ../nbs/09a_pipelines.ipynb #6bb77f1x
 def settings_files(names: set[str]) -> list[str]:
     "The files of a pipeline that hold no weights."
     known = re.compile(r'model_index\.json|(unet|vae|text_encoder|tokenizer|scheduler)/[^/]+\.(json|txt|model)')
@@ -107,7 +107,7 @@ def _cached(name: str) -> Path | None:
     try: return Path(snapshot_download(name, local_files_only=True))
     except Exception: return None  # not in the cache
 
-
+# %% ../nbs/09a_pipelines.ipynb #de47dc3x
 def _is_full(error: BaseException | None) -> bool:
     "Whether an error, or one that led to it, is that of a full disk."
     seen: set[int] = set()
@@ -230,7 +230,7 @@ def _read_network(folder: Path,        # of a pipeline
         raise ConfigError(f'{part} of {str(folder)!r} is incomplete: no {min(report["missing_keys"])}')
     return model
 
-
+# %% ../nbs/09a_pipelines.ipynb #4bca1f3x
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     "Within this block the libraries are quiet, and whatever goes wrong is told in one line."

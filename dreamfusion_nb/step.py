@@ -131,6 +131,14 @@ def render_step(trainer: Any, cameras: Cameras, look: ShadingChoice, light: torc
         perturb=True, generator=trainer.generator, return_normal=normals)
 
 
+def imagined(trainer: Any, record: StepRecord, steps: int) -> torch.Tensor:
+    "Return what the diffusion model would draw from a step's noisy latents, all the way: pictures [B,3,H,W]"
+    seen = trainer.prompts.embeddings(trainer.view_weights(record.cameras))
+    latents = denoise(trainer.guidance, record.noisy, record.t, seen[-2*len(record.t):],
+        trainer.guidance_scale(record.step), steps)
+    return trainer.guidance.decode_latents(latents)
+
+
 def distill(trainer: Any, cameras: Cameras, look: ShadingChoice, out: RenderOutput) -> SDSOutput:
     "Return the diffusion model's opinion about a rendering"
     c, g, steering = trainer.config, trainer.config.guidance, trainer.steering
@@ -310,8 +318,7 @@ class Stepper:
         with self.limit_threads():
             rehearse(self.parts, self.guidance, self.renderer, self.device)
             self.prompts = encode_prompts(config, self.guidance)
-        self.step_count, self.steering = 0, Steering()
-        self.slowed = 0    # how often the learning rate was halved, after a step that was not finite
+        self.step_count, self.slowed, self.steering = 0, 0, Steering()    # slowed: see `set_learning_rate`
         self.history: list[dict[str, Any]] = []
 
     field = property(lambda self: getattr(self.renderer, 'field', None), doc='None if the renderer has none')
@@ -333,7 +340,7 @@ class Stepper:
         if hasattr(self.renderer, 'update'): update_renderer(self)
 
     def set_learning_rate(self) -> float:
-        "Give the optimiser the learning rate of this step, and return it. An optimiser of one's own keeps its own"
+        "Give the optimiser this step's learning rate, halved `slowed` times; one's own optimiser keeps its own"
         if self.parts.optimizer is not None: return float(self.optimizer.param_groups[0].get('lr', 0.))
         o, over = self.config.optim, progress_at(self.step_count, self.config) >= self.config.optim.lr_decay_start
         lr = value_at(o.lr, self.step_count)*(o.lr_decay if over else 1.)*.5**self.slowed
@@ -360,13 +367,7 @@ class Stepper:
     def distill(self, cameras: Cameras, look: ShadingChoice, out: RenderOutput) -> SDSOutput:
         return distill(self, cameras, look, out)
 
-    def imagine(self, record: StepRecord, steps: int = 20) -> torch.Tensor:
-        "What the diffusion model would draw from a step's noisy latents, all the way: pictures [B,3,H,W]"
-        seen = self.prompts.embeddings(self.view_weights(record.cameras))
-        latents = denoise(self.guidance, record.noisy, record.t, seen[-2*len(record.t):],
-            self.guidance_scale(record.step), steps)
-        return self.guidance.decode_latents(latents)
-
+    def imagine(self, record: StepRecord, steps: int = 20) -> torch.Tensor: return imagined(self, record, steps)
     def regularise(self, out: RenderOutput) -> dict[str, torch.Tensor]:
         found = regularise(self, out)
         return found | weighted_losses(self.parts.losses, self.step_count, out, self.field, self.generator)

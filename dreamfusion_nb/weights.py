@@ -78,9 +78,9 @@ def model_kind(index: Mapping,  # what model_index.json says
 
 # %% ../nbs/09_weights.ipynb #we00000e
 SINGLE_PARTS = {'unet': 'model.diffusion_model.', 'vae': 'first_stage_model.', 'text_encoder': 'cond_stage_model.'}
-SIGNS = {'.joint_blocks.': 'Stable Diffusion 3', 'double_blocks.': 'Flux', 'conditioner.embedders.': OTHERS[
-    'StableDiffusionXL'], 'lora_': 'a LoRA, a change to a model and no model', '.lora_': 'a LoRA', 'control_model.':
-    'a ControlNet'}
+SIGNS = {    # part of a tensor's name -> what has such tensors
+    '.joint_blocks.': 'Stable Diffusion 3', 'double_blocks.': 'Flux', 'conditioner.embedders.': 'Stable Diffusion XL',
+    'lora_': 'a LoRA, a change to a model and no model', 'control_model.': 'a ControlNet'}
 FIRST = 'model.diffusion_model.input_blocks.0.0.weight'
 
 
@@ -96,7 +96,7 @@ def single_file_version(path: Path  # of a safetensors file
     if channels == 9: raise refuse(str(path), 'an inpainting model')
     return 2 if any(name.startswith('cond_stage_model.model.') for name in names) else 1
 
-
+# %% ../nbs/09_weights.ipynb #we00000f
 def read_single_file(path: Path,         # of a safetensors file
                      settings: Path,     # folder in diffusers' format; its weights are not looked at
                      dtype: torch.dtype  # precision of the parts
@@ -121,7 +121,7 @@ def read_single_file(path: Path,         # of a safetensors file
             raise ConfigError(f'{str(path)!r} is incomplete: it lacks at least one tensor of its {part}') from None
     return parts
 
-# %% ../nbs/09_weights.ipynb #we000017
+# %% ../nbs/09_weights.ipynb #we000018
 def content_hash(paths: Iterable[Path]) -> str:    # 32 hexadecimal digits
     "A hash of what is in some files, in their order."
     total = hashlib.blake2b(digest_size=16)
