@@ -50,9 +50,7 @@ def grid_levels(n_levels: int = 16,                 # number of grids
     return Levels(scale, side, size, np.cumsum(size) - size, side**3 > limit)
 
 # %% ../nbs/02_hashgrid.ipynb #fa6a32ab
-def table_index(x: torch.Tensor,  # vertex coordinates, int64, of shapes that broadcast
-                y: torch.Tensor,
-                z: torch.Tensor,
+def table_index(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor,  # of vertices, int64, of shapes that broadcast
                 side: int,         # vertices along an axis
                 size: int,         # rows of the table
                 hashed: bool       # hash, or count through?

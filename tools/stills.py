@@ -1,6 +1,6 @@
 """Keeps of saved notebooks what a page without a kernel can show: no live widget and no state of one, of a still
 picture only the plain one, of a picture that IPython kept as PNG and as JPEG the smaller one, and of that no more than
-520 pixels across and JPEG quality 40. So all pages together stay small enough for a checkout.
+470 pixels across and JPEG quality 36. So all pages together stay small enough for a checkout.
 
     python tools/stills.py [notebook ...]          # default: all below nbs
 """
@@ -15,8 +15,8 @@ from PIL import Image
 LIVE = 'application/vnd.jupyter.widget-view+json'
 PICTURES = ('image/jpeg', 'image/png')
 STILL = 'class="dfnb-still"'    # of the HTML that `viewer.StillWidget` shows before a live widget
-QUALITY = 40
-WIDTH = 520     # pixels
+QUALITY = 36
+WIDTH = 470     # pixels
 
 
 def as_jpeg(picture):
