@@ -162,7 +162,7 @@ PARTS: dict[str, dict[str, Callable[..., Any]]] = {
         'nvdiffrast': mesh_renderer,
         'splats': splat_renderer},
     'guidance.name': {
-        'toybox': lambda name, device, dtype, **tuning: toybox_prior(device, dtype).tune(**tuning),
+        'toybox': lambda name, device, dtype, **tuning: toybox_prior(device=device, dtype=dtype).tune(**tuning),
         'a folder or a Hub name': diffusion_model},
     'optim.name': {
         'adam': adam,
