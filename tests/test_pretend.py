@@ -231,9 +231,9 @@ def test_a_step_of_dreamfusion_waits_three_times(gpu, prior):
     "For the number of samples in the march, for that of visible ones, and for the numbers of the history"
     (with_update, waits), (ordinary, waits_then) = books(gpu, lambda: small_dreamfusion(prior))
     assert waits <= 3 and waits_then <= 3, gpu.report()
-    # of Warp's kernels, or of plain torch
-    most = (400, 500) if gpu.warp else (1600, 2100)
-    assert (ordinary, with_update) <= most and with_update <= most[1], gpu.report()
+    # with Warp's kernels, or with plain torch; some seventy are the VAE's backward pass, which has no line of its own
+    most = (500, 600) if gpu.warp else (1600, 2100)
+    assert ordinary <= most[0] and with_update <= most[1], gpu.report()
 
 
 def test_steps_of_splats_and_meshes_wait_seldom(gpu, teacher):
