@@ -98,12 +98,11 @@ class OccupancyGrid(nn.Module):
         """Whether the cells of the points x [...,3] are occupied, bool [...], in the smallest box that holds the point.
 
         A point outside all boxes counts to the nearest cell"""
-        def here(half, occupied):
+        def here(half, _, occupied):
             return occupied[tuple((x*(r/(2*half))).add_(r/2).floor_().long().clamp_(0, r - 1).unbind(-1))]
-        r, found = self.resolution, None
-        for half, _, occupied in self.cascades:
-            cells = here(half, occupied)
-            found = cells if found is None else torch.where(x.abs().amax(-1) < half, cells, found)
+        r = self.resolution
+        found = here(*self.cascades[0])
+        for box in self.cascades[1:]: found = torch.where(x.abs().amax(-1) < box[0], here(*box), found)
         return found
 
     def mark_all(self) -> None:
