@@ -107,11 +107,11 @@ class OccupancyGrid(nn.Module):
         """Whether the cells of the points x [...,3] are occupied, bool [...], in the smallest box that holds the point.
 
         A point outside all boxes counts to the nearest cell"""
-        def here(half, occupied):
+        def here(half, _, occupied):
             return occupied[tuple((x*(r/(2*half))).add_(r/2).floor_().long().clamp_(0, r - 1).unbind(-1))]
-        r, ((half, _, occupied), *inner) = self.resolution, self.cascades
-        found = here(half, occupied)
-        for half, _, occupied in inner: found = torch.where(x.abs().amax(-1) < half, here(half, occupied), found)
+        r = self.resolution
+        found = here(*self.cascades[0])
+        for box in self.cascades[1:]: found = torch.where(x.abs().amax(-1) < box[0], here(*box), found)
         return found
 
     def mark_all(self) -> None:
