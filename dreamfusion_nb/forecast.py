@@ -107,7 +107,7 @@ def fitted(trials: list[Trial], name: str, units: tuple[float, ...]) -> float:
     each, _ = nnls(table.numpy(), [float(getattr(trial, name)) for trial in trials])
     return float(sum(c*u/s for c, u, s in zip(each, units, scale.tolist())))
 
-
+# %% ../nbs/18ba_forecast.ipynb #fc00000f
 def small_configs(config: Config, renderer: nn.Module) -> Iterator[tuple[Config, Callable]]:
     "Smaller configurations whose steps cost the same for each unit, with what counts the units"
     lit = config.latent_iter_ratio or config.albedo_iter_ratio < 1
@@ -144,7 +144,7 @@ def full_size(config: Config) -> tuple[int, int]:    # width, height
     d = config.data.train
     return tuple(max(value_at(v, step) for step in (0, config.iters)) for v in (d.width, d.height))    # type: ignore
 
-# %% ../nbs/18ba_forecast.ipynb #fc000011
+# %% ../nbs/18ba_forecast.ipynb #fc000012
 _tried: dict[str, Any] = {}
 
 
@@ -155,7 +155,7 @@ def remembered(what: Callable, config: Config, parts: OwnParts, *more: Any) -> A
     if key not in _tried: _tried[key] = what(config, parts, *more)
     return _tried[key]
 
-# %% ../nbs/18ba_forecast.ipynb #fc000014
+# %% ../nbs/18ba_forecast.ipynb #fc000015
 @torch.no_grad()
 def fog(config: Config, parts: OwnParts) -> tuple[float, float]:
     "Samples on a ray of the first picture: in occupied cells, and of weight. Of four views the most"
@@ -181,7 +181,7 @@ class PointCost:
     moved: float      # then
     launches: float   # then, of the whole question
 
-
+# %% ../nbs/18ba_forecast.ipynb #fc000016
 def point_cost(field: Any, with_normal: bool) -> PointCost:
     "What a field needs for a point in full, and for its density alone"
     found = []
@@ -198,7 +198,7 @@ def point_cost(field: Any, with_normal: bool) -> PointCost:
     kept, learning, query, moved = ((b - a)/256 for a, b in zip(*found))
     return PointCost(kept, learning, query, moved, asking.launches)
 
-# %% ../nbs/18ba_forecast.ipynb #fc000017
+# %% ../nbs/18ba_forecast.ipynb #fc000019
 @dataclass
 class OurCost:
     "What a step needs beside the diffusion model, in bytes"
@@ -220,7 +220,7 @@ class OurCost:
                 'learning in the renderer': there - self.gradients + self.learning,
                 'the optimiser': there - self.gradients + self.optimising}
 
-
+# %% ../nbs/18ba_forecast.ipynb #fc00001a
 FORMED = 40    # of so many steps of a ray one is left when the object has formed: 100,000 of 4.2 million
 
 
@@ -261,7 +261,7 @@ def number_of_rays(config: Config) -> int:
     width, height = full_size(config)
     return config.data.train.batch_size*width*height
 
-# %% ../nbs/18ba_forecast.ipynb #fc000019
+# %% ../nbs/18ba_forecast.ipynb #fc00001c
 def our_cost(config: Config, parts: OwnParts) -> OurCost:
     "What a step of a configuration needs on a GPU beside the diffusion model"
     with torch.random.fork_rng(devices=[]):
@@ -287,11 +287,11 @@ def our_cost(config: Config, parts: OwnParts) -> OurCost:
         ours.optimising -= state*learning    # made in the first step, and counted as what stays
     return ours
 
-# %% ../nbs/18ba_forecast.ipynb #fc00001c
+# %% ../nbs/18ba_forecast.ipynb #fc00001f
 CUDA_ITSELF = .8e9    # bytes: its own code and tables, and what lies unused between tensors; assumed
 HALF = .5             # of the maker's arithmetic is what models reach; assumed
 
-
+# %% ../nbs/18ba_forecast.ipynb #fc000020
 @dataclass
 class Forecast:
     "Memory and time of a run on a device"
@@ -345,10 +345,10 @@ class Forecast:
         moments = self.ours.moments(self.model or ModelCost())
         return max(moments, key=lambda name: moments[name])
 
-
+# %% ../nbs/18ba_forecast.ipynb #fc000021
 def gigabytes(n: float) -> str: return f'{n/1e9:.1f} GB' if n >= 5e7 else f'{n/1e6:.1f} MB'
 
-# %% ../nbs/18ba_forecast.ipynb #fc00001d
+# %% ../nbs/18ba_forecast.ipynb #fc000022
 def forecast(config: Config,
              gpu: Gpu,                        # from `find_gpu` or `describe`
              parts: OwnParts | None = None,   # that the run is given as objects
@@ -362,7 +362,7 @@ def forecast(config: Config,
     return Forecast(config, gpu, gpu.memory*1e9 if room is None else room,
                     model_cost(config, kind, parts.guidance), our_cost(config, parts))
 
-# %% ../nbs/18ba_forecast.ipynb #fc000020
+# %% ../nbs/18ba_forecast.ipynb #fc000025
 def levers(config: Config) -> Iterator[dict[str, Any]]:
     "Settings that need less memory, from what costs time to what costs quality"
     d, g = config.data.train, config.guidance
@@ -384,7 +384,7 @@ def levers(config: Config) -> Iterator[dict[str, Any]]:
     if config.nerf.log2_hashmap_size > 15: yield {'nerf.log2_hashmap_size': config.nerf.log2_hashmap_size - 3}
     yield smaller[4]
 
-
+# %% ../nbs/18ba_forecast.ipynb #fc000026
 def written(changes: dict[str, Any]) -> str:
     "Settings as they are written behind the command"
     return ' '.join(f'{key}={str(value).lower() if value is True else value}' for key, value in changes.items())
@@ -411,7 +411,7 @@ def check_room(found: Forecast, parts: OwnParts | None = None) -> None:
     raise ConfigError(f'{found.config.preset} needs {gigabytes(found.total)} at most, in {found.moment}, and there are '
                       f'{gigabytes(found.room)} on {found.gpu.name}; {less}')
 
-# %% ../nbs/18ba_forecast.ipynb #fc000023
+# %% ../nbs/18ba_forecast.ipynb #fc000029
 def expected_run(config: Config, parts: OwnParts, device: torch.device) -> str:    # a line, '' where nothing is known
     "Memory and time of a run on the GPU of this machine. Raises `ConfigError` for one that cannot fit"
     if device.type != 'cuda' or not torch.cuda.is_available(): return ''
@@ -423,7 +423,7 @@ def expected_run(config: Config, parts: OwnParts, device: torch.device) -> str: 
     check_room(found, parts)
     return found.line()
 
-# %% ../nbs/18ba_forecast.ipynb #fc000026
+# %% ../nbs/18ba_forecast.ipynb #fc00002c
 def table(config: Config, name: str = '', device: torch.device | None = None) -> list[str]:
     "The lines that `--estimate` prints: for a GPU of the list, or without a name for a device that is here"
     here = device or torch.device('cpu')

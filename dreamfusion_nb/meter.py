@@ -132,7 +132,7 @@ def memory_of(device: torch.device) -> tuple[float, float]:    # GB there, GB fr
     size = pages['SC_PAGE_SIZE']/1e9
     return size*pages['SC_PHYS_PAGES'], size*pages['SC_AVPHYS_PAGES']
 
-
+# %% ../nbs/16a_meter.ipynb #mt000014
 def rate(work: Any, device: torch.device, seconds: float = .25) -> float:
     "How often a second a function runs"
     def wait() -> None:

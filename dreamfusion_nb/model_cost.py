@@ -93,7 +93,7 @@ def residents(guidance: Any) -> int:
     kept = guidance.residents() if hasattr(guidance, 'residents') else [guidance.unet, guidance.vae]
     return sum(map(bytes_of, kept))
 
-
+# %% ../nbs/16b_model_cost.ipynb #mc00000e
 def count_step(guidance: Any, views: int, rows: int, low_memory: bool = False) -> ModelCost:
     "Count one step of a model without numbers: pictures of so many views, and rows of noise"
     if low_memory:
@@ -114,7 +114,7 @@ def count_step(guidance: Any, views: int, rows: int, low_memory: bool = False) -
     return ModelCost(residents(guidance) - visit, max(encoding, asking + visit), learning, meter.flops,
                      meter.launches, meter.moved)
 
-# %% ../nbs/16b_model_cost.ipynb #mc000012
+# %% ../nbs/16b_model_cost.ipynb #mc000013
 def rows_of(config: Config) -> int:
     "Rows of noise that the model is asked about in a step"
     g = config.guidance
