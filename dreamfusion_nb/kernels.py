@@ -80,6 +80,7 @@ def check_warp(what: str,              # is asked for
     "Raise `ConfigError` unless Warp can run kernels on a device"
     if why := warp_trouble(device): raise ConfigError(f'{what}: backend "warp": {why}; "auto" takes what works')
 
+# %% ../nbs/00d_kernels.ipynb #0d00008a
 @functools.cache
 def notice_once(text: str) -> None:
     "Tell the user something when it is so for the first time"

@@ -206,7 +206,7 @@ def make_guidance(config: Config, device: torch.device) -> Any:
     return make_it(config.guidance.name, device=device, dtype=dtype, low_memory=config.guidance.low_memory,
         compile=config.guidance.compile)
 
-
+# %% ../nbs/15_parts.ipynb #87b9168c
 def make_optimizer(optim: Any,                          # group `optim` of the configuration
                    params: Iterable[nn.Parameter],      # what it changes
                    scales: dict[nn.Parameter, float] | None = None  # of the learning rate, where it is not 1

@@ -309,8 +309,8 @@ class Stepper:
         self.initial_parts = self.parts.copies()    # before they learn, for a reset
         self.config, self.device = recorded(config, self.parts), pick_device(device)
         self.generator = torch.Generator().manual_seed(config.seed)    # the CPU's: any device sees the same noise
-        own = make_part('guidance', self.parts.guidance, config, self.generator)
         with room_for_parts(self.device):
+            own = make_part('guidance', self.parts.guidance, config, self.generator)
             self.guidance = make_guidance(config, self.device) if own is None else own
             check_latents(config, getattr(self.guidance, 'latent_shape', (3,))[0])
             self.renderer: Any = assemble(config, self.parts, self.generator).to(self.device).train()
@@ -357,7 +357,6 @@ class Stepper:
             angle_front=d.angle_front, nearest=nearest))
 
     def guidance_scale(self, step: int) -> float:
-        "Guidance scale of a step, as configured or steered"
         steered = self.steering.guidance_scale
         return guidance_scale_at(step, self.config) if steered is None else steered
 
