@@ -3,6 +3,7 @@ import os
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.setdefault('NUMBA_NUM_THREADS', '1')
+os.environ.setdefault('DREAMFUSION_OPENVINO', '0')    # only tests that ask for it use that backend
 
 import tempfile
 from pathlib import Path
