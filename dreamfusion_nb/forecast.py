@@ -22,6 +22,7 @@ from .dmtet import MeshRenderer
 from .errors import ConfigError
 from .estimate import duration
 from .field import MLP, chunk_for, density_albedo_normal_at
+from .kernels import warp_trouble
 from .meter import Gpu, Meter, describe, find_gpu, memory_of
 from .model_cost import ModelCost, bytes_of, model_cost
 from .own_parts import OwnParts, assemble
@@ -52,11 +53,13 @@ class MuteGuidance:
 
 # %% ../nbs/18ba_forecast.ipynb #fc000009
 def as_on_gpu(renderer: nn.Module) -> None:
-    "Let all parts compute in plain torch, as they do on a GPU"
+    "Let all parts compute as they do on a GPU: by Warp's kernels, or without it in plain torch"
+    how = 'torch' if warp_trouble(torch.device('cpu')) else 'warp'
     for module in list(renderer.modules()):
-        # a mesh finds what is visible on the CPU, wherever it is
+        # without Warp a mesh finds what is visible on the CPU, wherever it is
         backend = getattr(module, 'backend', None)
-        if backend == 'auto' and not isinstance(module, MeshRenderer): setattr(module, 'backend', 'torch')
+        on_cpu = how == 'torch' and isinstance(module, MeshRenderer)
+        if backend == 'auto' and not on_cpu: setattr(module, 'backend', how)
         for name, child in module.named_children():
             if type(child) is MLP: setattr(module, name, nn.Sequential(*child))
         # on a CPU the visible samples are found in waves, on a GPU at once; their cost is added later
