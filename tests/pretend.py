@@ -21,7 +21,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dreamfusion_nb import kernels
+from dreamfusion_nb import hashgrid, kernels
 
 HERE = torch.device('cuda', 0)
 
@@ -174,6 +174,8 @@ class Gpu:
             warp.is_cuda_available, kernels._Kernels.launch = available, run
             kernels.warp_trouble.cache_clear()
             kernels.kernels_trouble.cache_clear()
+            hashgrid.encoder_trouble.cache_clear()
+            hashgrid._on_device.clear()    # what an earlier GPU held is not here
         self.withdraw_warp = lambda: put(*kept)
         put(lambda: True, counted)
 
