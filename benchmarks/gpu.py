@@ -45,7 +45,7 @@ def jobs(device, rehearse, folder):
         step += ['--architecture', 'sd21', '--steps', '200', '--rounds', '32']
         cheap = []
     prompts = Path(folder)/'prompts.txt'
-    prompts.write_text('\n'.join(PROMPTS[:1 if rehearse else None]) + '\n')
+    prompts.write_text('\n'.join(PROMPTS[:2 if rehearse else None]) + '\n')
     whole = ['-m', 'dreamfusion_nb.cli', 'a hamburger', '--device', device, '--out', f'{folder}/hamburger', '--refine']
     small = ['--rehearse'] if rehearse else []
     points = ['--points', '1024', '--rounds', '1'] if rehearse else ['--points', '262144']
