@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from .config import Config, Optim, load_config
 from .dmtet import MeshRenderer
-from .errors import ConfigError, notice
+from .errors import ConfigError, one_line, notice
 from .export import expanded, write_whole
 from .parts import make_optimizer
 from .splat_renderer import Splats
@@ -30,11 +30,6 @@ VIDEO_KINDS = ('rgb', 'depth', 'normal')    # in the order of `Result.maps`
 RESULT_FILES = ('config.yaml', 'history.jsonl', 'checkpoints', 'preview.png', 'turntable.mp4', 'model.glb', 'log.txt',
     'validation',
                 'validation.png', *(f'test-{kind}.mp4' for kind in VIDEO_KINDS))
-
-
-def one_line(error: BaseException) -> str:
-    "Return an error's message in one line of at most 150 characters"
-    return ' '.join(str(error).split())[:150]
 
 
 @contextmanager

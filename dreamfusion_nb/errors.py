@@ -42,6 +42,14 @@ def did_you_mean(word: object,            # what was written
     close = difflib.get_close_matches(re.sub('[-_ ]', '', str(word)).lower(), plain, n=1, cutoff=.6)
     return f'; did you mean {plain[close[0]]!r}?' if close else ''
 
+# %% ../nbs/00_errors.ipynb #0e000002
+def one_line(error: object,            # an exception
+             with_kind: bool = False   # begin with the name of its class
+            ) -> str:                  # at most 200 characters
+    "What an error says, without line breaks"
+    said = f'{type(error).__name__}: {error}' if with_kind else str(error)
+    return ' '.join(said.split())[:200]
+
 # %% ../nbs/00_errors.ipynb #c300c1c2
 def is_whole(n: object, least: int, most: float = math.inf) -> bool:
     "Whether `n` is a whole number from `least` to `most`. True and False are not numbers here"

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from . import small_diffusion
-from .errors import ConfigError, did_you_mean, notice
+from .errors import ConfigError, did_you_mean, one_line, notice
 from .small_diffusion import SmallUNet, repeats
 
 # %% ../nbs/10b_faster_unet.ipynb #ou000008
@@ -111,7 +111,7 @@ class FasterUNet(SmallUNet):
             request = None
             try: request = compile_unet(self)
             except Exception as error:
-                reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:150]
+                reason = one_line(error, with_kind=True)
                 notice(f'OpenVINO does not work here, PyTorch takes its place ({reason})')
             self._made = made_of, request, threading.Lock()
         return self._made[1] is not None

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .devices import send
-from .errors import ConfigError, did_you_mean, notice
+from .errors import ConfigError, did_you_mean, one_line, notice
 from .kernels import _Kernels, notice_once, plain_gradients, run_parallel, warp_trouble
 
 if TYPE_CHECKING: import warp as wp
@@ -248,6 +248,11 @@ def _empty(*shape): return torch.from_numpy(np.empty(shape, f4))
 def _flat(x): return x.contiguous().view(-1).numpy()
 
 # %% ../nbs/02_hashgrid.ipynb #90f17f7b
+def _learned_again(ctx, dout):
+    "What the backward passes below return where it will be differentiated itself"
+    def definition(x, params): return encode_torch(x, params, ctx.levels, ctx.width, ctx.smooth)
+    return *plain_gradients(definition, ctx.saved_tensors, ctx.needs_input_grad[:2], dout), None, None, None
+
 class _NumbaEncode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, params, levels, width, smooth):
@@ -262,10 +267,8 @@ class _NumbaEncode(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dout):
+        if torch.is_grad_enabled(): return _learned_again(ctx, dout)
         (x, params), levels, n = ctx.saved_tensors, ctx.levels, len(dout)
-        if torch.is_grad_enabled():  # these gradients will be differentiated themselves
-            definition = lambda x, params: encode_torch(x, params, levels, ctx.width, ctx.smooth)
-            return *plain_gradients(definition, (x, params), ctx.needs_input_grad[:2], dout), None, None, None
         if not dout.t().is_contiguous(): dout = _empty(*dout.t().shape).copy_(dout.t()).t()
         points, common, last = _flat(x), (ctx.width, *levels, ctx.smooth, _flat(dout.t()), n), len(levels.scale) - 1
         dx = dparams = None
@@ -397,10 +400,8 @@ class _WarpEncode(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dout):
+        if torch.is_grad_enabled(): return _learned_again(ctx, dout)
         (x, params), levels, n = ctx.saved_tensors, ctx.levels, len(dout)
-        if torch.is_grad_enabled():  # these gradients will be differentiated themselves
-            definition = lambda x, params: encode_torch(x, params, levels, ctx.width, ctx.smooth)
-            return *plain_gradients(definition, (x, params), ctx.needs_input_grad[:2], dout), None, None, None
         dout = dout.t().contiguous().view(len(levels.scale), ctx.width, n)
         common = *_levels_on(levels, x.device), ctx.smooth, dout
         dx = dparams = None
@@ -413,13 +414,9 @@ class _WarpEncode(torch.autograd.Function):
         return dx, dparams, None, None, None
 
 # %% ../nbs/02_hashgrid.ipynb #02a00009
-def encode_warp(x: torch.Tensor,       # points [N, 3] in the unit cube, float32
-                params: torch.Tensor,  # all tables, flat, float32
-                levels: Levels,        # from `grid_levels`
-                n_features: int = 2,   # features of a row
-                smooth: bool = True    # smoothstep or linear weights
-               ) -> torch.Tensor:      # features [N, L*n_features], a view of [L*n_features, N]
-    "`encode_torch`, compiled by Warp for the device of the points; its second derivatives are plain torch's"
+def encode_warp(x: torch.Tensor, params: torch.Tensor, levels: Levels, n_features: int = 2,
+                smooth: bool = True) -> torch.Tensor:    # a view of [L*n_features, N]
+    "`encode_torch` in float32, compiled by Warp for the points' device; its second derivatives are plain torch's"
     return _WarpEncode.apply(x, params, levels, n_features, smooth)
 
 # %% ../nbs/02_hashgrid.ipynb #02a0000b
@@ -451,9 +448,9 @@ ENCODERS = {'torch': encode_torch, 'numba': encode_numba, 'warp': encode_warp, '
 def encoder_trouble(name: str, device: torch.device) -> str:
     "Why a backend cannot encode on a device, in a few words; '' if it can"
     if name == 'torch' or name == 'numba' and device.type == 'cpu': return ''
+    if name == 'numba': return 'it needs float32 on the CPU'
+    if name == 'tinycudann' and device.type != 'cuda': return 'it needs float32 on CUDA'
     if name == 'warp' and (why := warp_trouble(device)): return why
-    if name != 'warp' and device.type != ('cpu' if name == 'numba' else 'cuda'):
-        return f'it needs float32 on {"the CPU" if name == "numba" else "CUDA"}'
     if device.type == 'cpu': return ''
     @torch.enable_grad()    # the first question may come from where none is kept
     def answers(name):
@@ -461,12 +458,14 @@ def encoder_trouble(name: str, device: torch.device) -> str:
         out = ENCODERS[name](x, params, levels)
         return torch.cat([v.flatten() for v in (out.detach(), *torch.autograd.grad(out.sin().sum(), [x, params]))])
     levels = grid_levels(4, 5, 1.7, 8)
-    at, tables = torch.rand(256, 3, generator=(g := torch.Generator().manual_seed(0))), torch.empty(levels.size.sum()*2)
-    tables.uniform_(-1, 1, generator=g)
-    try: off = ((answers(name) - (plain := answers('torch'))).abs().max()/plain.abs().max()).item()
+    g = torch.Generator().manual_seed(0)
+    at, tables = torch.rand(256, 3, generator=g), 2*torch.rand(2*levels.size.sum(), generator=g) - 1
+    try: found, wanted = answers(name), answers('torch')
     except ImportError: return 'it is not installed'
-    except Exception as error: why = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
-    else: why = f'a small grid differs by {off:.1g} of its largest value' if not off < 1e-2 else ''
+    except Exception as error: why = one_line(error, with_kind=True)
+    else:
+        off = ((found - wanted).abs().max()/wanted.abs().max()).item()
+        why = '' if off < 1e-2 else f'a small grid differs by {off:.1g} of its largest value'
     if why: notice(f'hash grid: {name} does not work here, another backend takes its place: {why}')
     return why
 

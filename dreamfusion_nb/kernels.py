@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from .errors import ConfigError, notice
+from .errors import ConfigError, one_line, notice
 
 # %% auto #0
 __all__ = []
@@ -96,7 +96,7 @@ def kernels_trouble(check: Callable[[torch.device], bool],    # whether a small 
     if why := warp_trouble(device): return why
     if device.type == 'cpu': return ''
     try: why = '' if check(device) else f'{check.__name__}: no'
-    except Exception as error: why = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+    except Exception as error: why = one_line(error, with_kind=True)
     if why: notice(f'Warp does not work here, plain torch takes its place: {why}')
     return why
 

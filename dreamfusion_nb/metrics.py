@@ -22,7 +22,7 @@ from trimesh import Trimesh
 from . import toybox
 from .cameras import Cameras, orbit
 from .dmtet import EmptyMeshError
-from .errors import ConfigError
+from .errors import ConfigError, one_line
 from .judge import Judge
 from .prior import ToyboxPrior
 
@@ -254,7 +254,7 @@ def read_clip(folder: Path) -> tuple:  # (`CLIPModel`, `CLIPTokenizer`, mean and
         how = json.loads(settings.read_text()) if settings.exists() else {}
     except ConfigError: raise
     except Exception as error:  # a damaged file shows as one of a dozen kinds of error
-        raise ConfigError(f'cannot read the CLIP in {str(folder)!r}: {" ".join(str(error).split())[:150]}') from error
+        raise ConfigError(f'cannot read the CLIP in {str(folder)!r}: {one_line(error)}') from error
     # where the folder does not say: the statistics of OpenAI's CLIP
     return model, tokenizer, how.get('image_mean', (.4815, .4578, .4082)), how.get('image_std', (.2686, .2613, .2758))
 

@@ -22,7 +22,7 @@ from torch import nn
 from .cameras import orbit
 from .config import Config
 from .dmtet import MeshRenderer
-from .errors import ConfigError
+from .errors import ConfigError, one_line
 from .parts import make_renderer
 from .pipelines import Pipeline
 from .raymarch import Renderer, RenderOutput
@@ -192,7 +192,7 @@ def _blame(kind: str, part: Any, doing: str) -> Iterator[None]:
     try: yield
     except ConfigError: raise
     except Exception as error:
-        said = ' '.join(str(error).split())[:200]
+        said = one_line(error)
         what = f'{kind}: {short_name(part)} failed {doing}'
         raise ConfigError(f'{what}: {type(error).__name__}: {said}; {PAGE}') from error
 

@@ -19,7 +19,7 @@ from .background import LearnedBackground, MixedBackground, RandomBackground, St
 from .cameras import Cameras
 from .config import Config
 from .dmtet import MeshRenderer
-from .errors import ConfigError, notice
+from .errors import ConfigError, one_line, notice
 from .field import Field
 from .hashgrid import FrequencyEncoding, HashGrid, SphericalHarmonicsEncoding
 from .pipelines import fastest_dtype
@@ -124,7 +124,7 @@ def triton_works(device: torch.device) -> bool:
     probe.grad = torch.ones_like(probe)
     try: Adan([probe], lr=.1, triton=True).step()
     except Exception as error:    # no C compiler, no headers of Python, an old driver: each has its own kind
-        said = ' '.join(str(error).split())[:150]
+        said = one_line(error)
         notice(f'optim.name adan: its Triton kernel does not work here, plain torch takes its place: {said}')
         return False
     return True

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .errors import ConfigError, notice
+from .errors import ConfigError, one_line, notice
 from .guidance import _randn, classifier_free
 from .thrift import compiled, key_of, remembered, visiting
 from .weights import (KNOWN_NAMES, PICKLES, content_hash, header, model_kind, precisions,
@@ -238,7 +238,7 @@ def reading(path: Path) -> Iterator[None]:
         with _quiet(): yield
     except ConfigError: raise
     except Exception as error:  # a damaged file shows as one of a dozen kinds of error
-        reason = ' '.join(str(error).split())[:200]
+        reason = one_line(error)
         raise ConfigError(f'cannot read the pipeline in {str(path)!r}: {reason}') from error
 
 # %% ../nbs/09a_pipelines.ipynb #4bca1f3b

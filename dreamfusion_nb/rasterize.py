@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from numba import njit
 
-from .errors import did_you_mean, notice
+from .errors import did_you_mean, one_line, notice
 from .kernels import kernels_trouble, run_parallel
 from dreamfusion_nb.raster_kernels import (
     _WarpAntialias,
@@ -176,7 +176,7 @@ def nvdiffrast_trouble(device: torch.device) -> str:
         seen = dr.rasterize(dr.RasterizeCudaContext(device), pos, tri, (8, 8))[0]
         dr.antialias(dr.interpolate(pos[..., :1].contiguous(), seen, tri)[0], seen, pos, tri).sum().backward()
         why = '' if seen[..., 3].any() else 'it does not see a triangle'
-    except Exception as error: why = ' '.join(f'{type(error).__name__}: {error}'.split())[:150]
+    except Exception as error: why = one_line(error, with_kind=True)
     if why: notice(f'rasterize: nvdiffrast does not work here, our own backend takes its place: {why}')
     return why
 

@@ -208,14 +208,15 @@ def _see_backward(density: wp.array[float], color: wp.array2d[float], t: wp.arra
         tau -= _depth(density[i], dt[i])
 
 # %% ../nbs/05b_ray_kernels.ipynb #5b000010
-class _WarpComposite(torch.autograd.Function):
+class _Composite(torch.autograd.Function):
+    "What rays see, by two `loops` over them, forward and backward; `end` is where a ray ends, as the loops take it"
     @staticmethod
-    def forward(ctx, density, color, t, dt, first, stop):
-        n, m, dark = len(first) - 1, len(density), -math.log(stop) if stop else math.inf
+    def forward(ctx, loops, density, color, t, dt, first, end):
+        n, m = len(first) - 1, len(density)
         out = [density.new_zeros(shape) for shape in ((n, color.shape[1]), n, n, m)]
-        _page.launch(_see, n, density, color, t, dt, first, dark, *out)
+        loops[0](n, density, color, t, dt, first, end, *out)
         ctx.save_for_backward(density, color, t, dt, first, out[3])
-        ctx.dark = dark
+        ctx.loops, ctx.end = loops, end
         return tuple(out)
 
     @staticmethod
@@ -223,8 +224,19 @@ class _WarpComposite(torch.autograd.Function):
     def backward(ctx, *grads):
         density, color = ctx.saved_tensors[:2]
         out = torch.zeros_like(density), torch.zeros_like(color)
-        _page.launch(_see_backward, len(grads[1]), *ctx.saved_tensors, ctx.dark, *grads, *out)
-        return *out, None, None, None, None
+        ctx.loops[1](len(grads[1]), *ctx.saved_tensors, ctx.end, *grads, *out)
+        return None, *out, None, None, None, None
+
+
+def _see_rays(*arguments): _page.launch(_see, *arguments)
+def _see_rays_backward(*arguments): _page.launch(_see_backward, *arguments)
+
+
+def see_warp(density: torch.Tensor, color: torch.Tensor, t: torch.Tensor, dt: torch.Tensor, first: torch.Tensor,
+             stop: float) -> tuple[torch.Tensor, ...]:
+    "Image, opacity, depth and weights, as of `composite` on the next page; float32"
+    dark = -math.log(stop) if stop else math.inf
+    return _Composite.apply((_see_rays, _see_rays_backward), density, color, t, dt, first, dark)
 
 # %% ../nbs/05b_ray_kernels.ipynb #5b000012
 def rays_come_out_right(device: torch.device) -> bool:
@@ -232,7 +244,7 @@ def rays_come_out_right(device: torch.device) -> bool:
     density = torch.tensor([0., .5, 20, 20], device=device, requires_grad=True)
     half, first = torch.full((4,), .5, device=device), torch.tensor([0, 4], device=device)
     color = torch.eye(4, device=device)[:, :3]
-    image, _, _, weights = _WarpComposite.apply(density, color, half, half, first, 0.)
+    image, _, _, weights = see_warp(density, color, half, half, first, 0.)
     alpha = 1 - torch.exp(-density*half)
     wanted = torch.cumprod(torch.cat([half[:1]*2, 1 - alpha]), 0)[:-1]*alpha
     pull = torch.arange(4., device=device)

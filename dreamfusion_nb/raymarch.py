@@ -22,12 +22,13 @@ from .field import ask_in_chunks, chunk_for
 from .kernels import kernels_trouble
 from dreamfusion_nb.ray_kernels import (
     _all_rays,
+    _Composite,
     _find,
     _find_nested,
-    _WarpComposite,
     _write,
     march_warp,
     rays_come_out_right,
+    see_warp,
 )
 from .renderer import Renderer, RenderOutput, backdrop, view_lights
 from .shading import Material, shade
@@ -348,23 +349,14 @@ def _composite_backward(begin, end, density, color, t, dt, first, weights, stop,
             behind += weights[i]*g
 
 # %% ../nbs/06_raymarch.ipynb #cc2ffb3d
-class _Composite(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, density, color, t, dt, first, stop):
-        n, m = len(first) - 1, len(density)
-        out = [density.new_zeros(shape) for shape in ((n, color.shape[1]), n, n, m)]
-        _all_rays(_composite_forward, n, density, color, t, dt, first, stop, *out)
-        ctx.save_for_backward(density, color, t, dt, first, out[3])
-        ctx.stop = stop
-        return tuple(out)
+def _see_rays(*arguments): _all_rays(_composite_forward, *arguments)
+def _see_rays_backward(*arguments): _all_rays(_composite_backward, *arguments)
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, *grads):
-        density, color = ctx.saved_tensors[:2]
-        out = torch.zeros_like(density), torch.zeros_like(color)
-        _all_rays(_composite_backward, len(grads[1]), *ctx.saved_tensors, ctx.stop, *grads, *out)
-        return *out, None, None, None, None
+
+def see_numba(density: torch.Tensor, color: torch.Tensor, t: torch.Tensor, dt: torch.Tensor, first: torch.Tensor,
+              stop: float) -> tuple[torch.Tensor, ...]:
+    "Image, opacity, depth and weights, as of `composite`; on the CPU"
+    return _Composite.apply((_see_rays, _see_rays_backward), density, color, t, dt, first, stop)
 
 # %% ../nbs/06_raymarch.ipynb #3cb74a38
 def composite(density: torch.Tensor,    # [M], not negative; float32 or float64
@@ -385,9 +377,10 @@ def composite(density: torch.Tensor,    # [M], not negative; float32 or float64
     color, t, dt = color.to(density.dtype), t.detach().to(density.dtype), dt.detach().to(density.dtype)
     how = pick_marcher(density, backend)
     if how == 'torch': return _composite_torch(density, color, t, dt, ray_index, n_rays, stop, first)
-    inputs = density, color, t, dt, _first(ray_index, n_rays) if first is None else first
-    compiled = _Composite if how == 'numba' else _WarpComposite
-    return Composite(*compiled.apply(*(v.contiguous() for v in inputs), float(stop)))
+    if first is None: first = _first(ray_index, n_rays)
+    see = see_numba if how == 'numba' else see_warp
+    density, color, t, dt, first = (v.contiguous() for v in (density, color, t, dt, first))
+    return Composite(*see(density, color, t, dt, first, float(stop)))
 
 # %% ../nbs/06_raymarch.ipynb #40478557
 def _ask_in_waves(density: Density, samples: Samples, first: torch.Tensor, wave: int, chunk: int,

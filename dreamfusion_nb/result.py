@@ -18,13 +18,13 @@ import torch
 from PIL import Image
 
 from .cameras import Cameras, fit_radius, orbit
-from dreamfusion_nb.checkpoints import (VIDEO_KINDS, check_finite, check_state, find_result, one_line, read_checkpoint,
+from dreamfusion_nb.checkpoints import (VIDEO_KINDS, check_finite, check_state, find_result, read_checkpoint,
     read_history)
 from .config import Config, Preview, Video, load_config, mesh_preset
 from .devices import enough_memory
 from .dmtet import MeshRenderer
 from .docstrings import with_parameters
-from .errors import ConfigError, did_you_mean, is_whole, notice
+from .errors import ConfigError, did_you_mean, is_whole, notice, one_line
 from dreamfusion_nb.export import (MESH_FORMATS, Isosurfaces, bake, check_faces, check_path, check_resolution,
     check_seconds, check_share,
     check_texture_size, check_threshold, decimate, drop_pieces, normals_of, six_view, unwrap, write_mesh, write_video,

@@ -30,7 +30,7 @@ import torch.distributed as dist
 
 from .cameras import Cameras
 from .config import Config
-from .errors import ConfigError, did_you_mean, is_whole
+from .errors import ConfigError, did_you_mean, one_line, is_whole
 from .guidance import SDSOutput
 from .own_parts import OwnParts, short_name
 from .raymarch import RenderOutput
@@ -193,7 +193,7 @@ def packed(parts: OwnParts) -> bytes:
             try: row = pickle.dumps(each)
             except Exception as error:
                 raise ConfigError(f'{kind}: {short_name(each)} cannot be sent to a worker '
-                    f'({" ".join(str(error).split())[:150]}); {way}') from None
+                    f'({one_line(error)}); {way}') from None
             if b'__main__' in row:
                 raise ConfigError(f'{kind}: {short_name(each)} is defined in a notebook or script, where no worker can '
                     f'import it; {way}')
@@ -289,7 +289,7 @@ def look_after(team: Any, error: Exception | None = None) -> None:
         if time.monotonic() >= until or not team.helpers: break
         time.sleep(.02)
     if not ended and error is None: return
-    what = 'the first process is gone' if team.rank else f'one is gone ({" ".join(str(error).split())[:150]})'
+    what = 'the first process is gone' if team.rank else f'one is gone ({one_line(error)})'
     if ended: what = f'worker {ended[0][0] + 1} of {team.size} has stopped: {ended[0][1]}'
     team.stop()
     raise WorkerLost(f'workers: {what}') from None

@@ -139,19 +139,22 @@ def sum_normals(vertices: torch.Tensor, faces: torch.Tensor, by_angle: bool) -> 
 _jit = njit(nogil=True, cache=True, error_model='numpy')
 
 @_jit
-def edge_of(p, a, b): return p[b, 0] - p[a, 0], p[b, 1] - p[a, 1], p[b, 2] - p[a, 2]
+def edge_of(p, a, b) -> tuple[float, float, float]:
+    "From vertex a to vertex b of p [V, 3]"
+    return p[b, 0] - p[a, 0], p[b, 1] - p[a, 1], p[b, 2] - p[a, 2]
 
 
 @_jit
-def cross(a, b): return a[1]*b[2] - a[2]*b[1], a[2]*b[0] - a[0]*b[2], a[0]*b[1] - a[1]*b[0]
+def cross(a, b) -> tuple[float, float, float]:
+    return a[1]*b[2] - a[2]*b[1], a[2]*b[0] - a[0]*b[2], a[0]*b[1] - a[1]*b[0]
 
 
 @_jit
-def dot(a, b): return a[0]*b[0] + a[1]*b[1] + a[2]*b[2]
+def dot(a, b) -> float: return a[0]*b[0] + a[1]*b[1] + a[2]*b[2]
 
 
 @_jit
-def pull_triangle(g, p, a, b, c, gn):
+def pull_triangle(g, p, a, b, c, gn) -> None:
     "To the gradient of vertices [V, 3], that of (b - a) × (c - a) of one triangle times gn"
     gb, gc = cross(edge_of(p, a, c), gn), cross(gn, edge_of(p, a, b))
     for axis in range(3):

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from .errors import ConfigError
+from .errors import ConfigError, one_line
 
 # %% ../nbs/10a_small_diffusion.ipynb #sd00000a
 def timestep_embedding(t: torch.Tensor,   # noise levels [N]
@@ -443,5 +443,5 @@ def read_small_diffusion(folder: str | Path,                         # as `PRIOR
             scheduler=read_schedule(root/'scheduler'/'scheduler_config.json'))
     except ConfigError: raise
     except Exception as error:    # a damaged file shows as one of a dozen kinds of error
-        reason = ' '.join(str(error).split())[:200]
+        reason = one_line(error)
         raise ConfigError(f'cannot read the small pipeline in {str(root)!r}: {reason}') from error

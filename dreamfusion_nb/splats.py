@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .cameras import Cameras
 from .devices import send
-from .errors import ConfigError, notice
+from .errors import ConfigError, one_line, notice
 from .kernels import _Kernels, kernels_trouble
 
 if TYPE_CHECKING: import warp as wp
@@ -388,11 +388,6 @@ def splats_come_out_right(device: torch.device) -> bool:
     return not blend_differs(blend_warp, device)
 
 # %% ../nbs/08a_splats.ipynb #8a000046
-def _said(error: Exception) -> str:
-    "An error in a line"
-    return ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
-
-
 @functools.cache
 def gsplat_trouble(device: torch.device) -> tuple[str, bool]:
     "(why gsplat cannot blend on a device, or ''; whether that is worth a warning)"
@@ -400,7 +395,7 @@ def gsplat_trouble(device: torch.device) -> tuple[str, bool]:
     try: import gsplat    # noqa: F401
     except ImportError: return 'it is not installed (pip install gsplat)', False
     try: return blend_differs(blend_gsplat, device), True
-    except Exception as error: return _said(error), True
+    except Exception as error: return one_line(error, with_kind=True), True
 
 
 @functools.cache
@@ -449,7 +444,7 @@ def blend(prints: Footprints,      # of N splats, from `project`
         try: return blend_gsplat(prints, opacity, feature, order, height, width)
         except RuntimeError as error:    # it has worked before: out of memory, say
             if backend == 'gsplat': raise
-            _warn_of_gsplat(_said(error))
+            _warn_of_gsplat(one_line(error, with_kind=True))
     if how == 'warp' and feature.dtype == torch.float32:
         return blend_warp(prints, opacity, feature, order, height, width, count)
     return blend_tiles(prints, opacity, feature, order, height, width, count)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import notice
+from .errors import one_line, notice
 
 # %% ../nbs/09_thrift.ipynb #th000007
 @contextmanager
@@ -84,7 +84,7 @@ def compiled(call: Callable,   # a network
             except torch.OutOfMemoryError: raise
             except Exception as error:    # a dozen kinds, which differ from version to version
                 quick.clear()
-                reason = ' '.join(str(error).split())[:150]
+                reason = one_line(error)
                 notice(f'torch.compile failed ({type(error).__name__}: {reason}); going on without')
         return call(*args, **named)
     return guarded
