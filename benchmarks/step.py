@@ -326,7 +326,7 @@ def main():
     p.add_argument('--rounds', type=int, default=64, help='measured steps with the clock, and as many without')
     p.add_argument('--threads', type=int, help='of torch and Numba (default: as many as there are cores)')
     p.add_argument('--guidance', default='toybox', help='toybox, or a Stable Diffusion folder')
-    p.add_argument('--architecture', choices=list(architectures.UNETS), help='a published model at random weights')
+    p.add_argument('--architecture', choices=architectures.NAMES, help='a published model at random weights')
     p.add_argument('--device', default='cpu')
     p.add_argument('--count', action='store_true', help='count launches, waits and bytes too')
     p.add_argument('--pretend', action='store_true', help='count them on a pretended GPU, and measure nothing')

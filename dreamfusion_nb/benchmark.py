@@ -257,6 +257,9 @@ def benchmark(prompts: Iterable[str],           # texts that differ
 
     Raises `ConfigError` before anything is made."""
     out, prompts = Path(out), list(prompts)
+    if len(set(prompts)) < 2:
+        raise ConfigError(f'a benchmark compares prompts, so it needs two that differ, not {len(set(prompts))}; '
+            'dreamfusion PROMPT makes one')
     scorer = load_scorer(clip)
     if ray: check_ray(ray)
     folders = [out/f'{i:02d}-{slug(p)}' for i, p in enumerate(prompts)]

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from .config import Config, Optim, load_config
 from .dmtet import MeshRenderer
-from .errors import ConfigError, one_line, notice
+from .errors import ConfigError, notice, one_line
 from .export import expanded, write_whole
 from .parts import make_optimizer
 from .splat_renderer import Splats

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from . import small_diffusion
-from .errors import ConfigError, did_you_mean, one_line, notice
+from .errors import ConfigError, did_you_mean, notice, one_line
 from .small_diffusion import SmallUNet, repeats
 
 # %% ../nbs/10b_faster_unet.ipynb #ou000008

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .devices import send
-from .errors import ConfigError, did_you_mean, one_line, notice
+from .errors import ConfigError, did_you_mean, notice, one_line
 from .kernels import _Kernels, notice_once, plain_gradients, run_parallel, warp_trouble
 
 if TYPE_CHECKING: import warp as wp

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from .errors import ConfigError, one_line, notice
+from .errors import ConfigError, notice, one_line
 
 # %% auto #0
 __all__ = []

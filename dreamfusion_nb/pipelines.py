@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .errors import ConfigError, one_line, notice
+from .errors import ConfigError, notice, one_line
 from .guidance import _randn, classifier_free
 from .thrift import compiled, key_of, remembered, visiting
 from .weights import (KNOWN_NAMES, PICKLES, content_hash, header, model_kind, precisions,

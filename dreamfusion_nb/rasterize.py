@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from numba import njit
 
-from .errors import did_you_mean, one_line, notice
+from .errors import did_you_mean, notice, one_line
 from .kernels import kernels_trouble, run_parallel
 from dreamfusion_nb.raster_kernels import (
     _WarpAntialias,

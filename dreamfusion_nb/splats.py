@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .cameras import Cameras
 from .devices import send
-from .errors import ConfigError, one_line, notice
+from .errors import ConfigError, notice, one_line
 from .kernels import _Kernels, kernels_trouble
 
 if TYPE_CHECKING: import warp as wp

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import one_line, notice
+from .errors import notice, one_line
 
 # %% ../nbs/09_thrift.ipynb #th000007
 @contextmanager

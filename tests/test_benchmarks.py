@@ -16,14 +16,10 @@ from conftest import CHEAP
 from dreamfusion_nb import Trainer, load_config
 
 
-@pytest.mark.parametrize('name, unet, vae', [('sd15', 859.5, 83.7), ('sd21', 865.9, 83.7)])
-def test_architectures_have_the_published_size(name, unet, vae):
-    "Millions of parameters, as their model cards and papers say"
-    for network, millions in zip(architectures.networks(name), (unet, vae)):
-        assert round(sum(p.numel() for p in network.parameters())/1e6, 1) == millions
-
-
-def test_pixels_have_no_autoencoder():
+def test_architectures_are_those_of_the_estimate():
+    "Which a test of the estimate compares with the published sizes; pixels have no autoencoder"
+    for name in architectures.NAMED:
+        assert all(network.device.type == 'meta' for network in architectures.networks(name))
     unet, vae = architectures.networks('if')
     assert vae is None and unet.config.in_channels == 3 and unet.config.out_channels == 6
 

@@ -45,6 +45,7 @@ def two_at_a_time(tmp_path_factory):
     (['--prompts', 'heldout23'], "did you mean 'heldout24'"),
     (['--prompts', 'empty.txt'], 'is empty'),
     (['--prompts', 'twice.txt'], "'A duck' occurs twice"),
+    (['--prompts', 'single.txt'], 'needs two that differ, not 1'),
     (['--prompts', 'unknown.txt'], 'names no toy'),
     (['--prompts', 'bytes.txt'], 'cannot be read as text'),
     (['--prompts', 'one.txt', '--clip', 'nowhere'], "no CLIP folder 'nowhere'"),
@@ -55,7 +56,7 @@ def two_at_a_time(tmp_path_factory):
 ])
 def test_bad_input_is_one_line_and_leaves_nothing(words, complaint, tmp_path, monkeypatch, capsys):
     files = {'empty.txt': '# a comment\n\n', 'twice.txt': 'a duck\na mug\nA duck\n',
-             'unknown.txt': 'a duck\na pangolin\n', 'one.txt': 'a duck\na mug\n'}
+             'single.txt': 'a duck\n', 'unknown.txt': 'a duck\na pangolin\n', 'one.txt': 'a duck\na mug\n'}
     for name, text in files.items(): (tmp_path/name).write_text(text)
     (tmp_path/'bytes.txt').write_bytes(b'\xff\xfe\xfa')
     (tmp_path/'noclip').mkdir()
