@@ -91,7 +91,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], d
                 f'reads {FORMAT}): upgrade to read it')
         return {name: load_file(folder/f'{name}.safetensors') for name in ('model', 'optimizer')}, state
     except ConfigError: raise
-    except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise ConfigError(f'checkpoint {folder} is damaged: {one_line(error)}; delete that folder to go on from an '
             'earlier one') from None
 
@@ -140,7 +140,8 @@ def read_history(folder: str | Path, steps: int) -> list[dict]:
     path = Path(folder)/'history.jsonl'
     rows, wrong = [], ''
     try: rows = [json.loads(line) for line in path.read_text().splitlines()[:steps]]
-    except (OSError, ValueError) as error: wrong = one_line(error)
+    except (OSError, ValueError, RecursionError) as error: wrong = one_line(error)
+    if not all(isinstance(row, dict) for row in rows): rows, wrong = [], 'a line is no {name: value}'
     if len(rows) < steps:
         wrong = wrong or f'{len(rows)} lines for {steps} steps'
         raise ConfigError(f'{path} is damaged, it does not go with checkpoint step-{steps:06d}: {wrong}')

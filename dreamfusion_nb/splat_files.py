@@ -190,7 +190,11 @@ def _list(tree: dict[str, Any], body: bytes, number: int) -> torch.Tensor:
     step = view.get('byteStride', wide*kind.itemsize)
     if 'sparse' in said or step < wide*kind.itemsize: raise ConfigError('one of its lists is packed')
     begin = view.get('byteOffset', 0) + said.get('byteOffset', 0)
-    rows = np.ndarray((said['count'], wide), kind, body, begin, (step, kind.itemsize)).astype(np.float64)
+    count = said['count']
+    # NumPy checks this too, but not where there are no bytes at all
+    if begin < 0 or count < 0 or begin + max(0, (count - 1)*step + wide*kind.itemsize) > len(body):
+        raise ConfigError('one of its lists does not lie in it')
+    rows = np.ndarray((count, wide), kind, body, begin, (step, kind.itemsize)).astype(np.float64)
     if said.get('normalized'): rows = (rows/np.iinfo(kind.type).max).clip(-1)
     return torch.tensor(rows)
 

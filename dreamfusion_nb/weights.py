@@ -30,12 +30,13 @@ def header(path: Path  # of a safetensors file
     size = path.stat().st_size
     with open(path, 'rb') as file:
         length = int.from_bytes(file.read(8), 'little')
-        try: found = json.loads(file.read(length) if length < 10**8 else '')
-        except ValueError:
+        try:
+            found = json.loads(file.read(length) if length < 10**8 else '')
+            found.pop('__metadata__', None)
+            wanted = 8 + length + max((tensor['data_offsets'][1] for tensor in found.values()), default=0)
+        except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
             raise ConfigError(f'{str(path)!r} is no safetensors file, or only the beginning of one '
                               f'({size:,} bytes)') from None
-    found.pop('__metadata__', None)
-    wanted = 8 + length + max((tensor['data_offsets'][1] for tensor in found.values()), default=0)
     if size < wanted:
         raise ConfigError(f'{str(path)!r} is cut off: {size:,} of {wanted:,} bytes; download or copy it again')
     return found
