@@ -109,7 +109,8 @@ def listed(**changes):
     accessor = dict(bufferView=0, componentType=5126, count=1, type='VEC3') | changes
     kind = 'KHR_gaussian_splatting'
     names = ['POSITION', *(f'{kind}:{name}' for name in ('ROTATION', 'SCALE', 'OPACITY', 'SH_DEGREE_0_COEF_0'))]
-    part = dict(attributes=dict.fromkeys(names, 0), mode=0, extensions={kind: dict(kernel='ellipse', colorSpace='srgb_rec709_display')})
+    said = dict(kernel='ellipse', colorSpace='srgb_rec709_display')
+    part = dict(attributes=dict.fromkeys(names, 0), mode=0, extensions={kind: said})
     return glb(dict(asset=dict(version='2.0'), meshes=[dict(primitives=[part])], accessors=[accessor],
                     bufferViews=[dict(buffer=0, byteLength=0)], buffers=[dict(byteLength=0)]))
 
