@@ -21,6 +21,7 @@ from .kernels import plain_gradients
 
 # %% ../nbs/03_field.ipynb #0cc68834
 def _square(x):
+    if x.device.type != 'cpu': return x.square().sum(-1)
     a, b, c = x.unbind(-1)  # many times faster than a sum over three neighbours in memory
     return a*a + b*b + c*c
 
@@ -228,8 +229,8 @@ class Field(nn.Module):
 
     def raw_density(self, x: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         "Density before the activation [N]"
-        blob = self.blob(x, self.blob_density, self.blob_radius)
-        return self.density_net(features).squeeze(-1) + blob + self.density_bias
+        raw = self.density_net(features).squeeze(-1) + self.blob(x, self.blob_density, self.blob_radius)
+        return raw + self.density_bias if self.density_bias else raw
 
     def density(self, x: torch.Tensor) -> torch.Tensor:
         "Density [N] of points [N,3], per unit of length"
@@ -261,10 +262,13 @@ class Field(nn.Module):
             here, raw, gradient = self._slope(x)
             return self.activation(raw), self.albedo_net(here).sigmoid(), normal_from_gradient(gradient)
         near = neighbours(x, self.normal_eps, self.normal_type, self.bound)
+        points, sizes = torch.cat([x, near]), [len(x), len(near)]
+        features = self.encode(points)
         # split the transpose: features lie in memory point after point, so their gradient needs no shuffle
-        here, there = (f.t() for f in self.encode(torch.cat([x, near])).t().split([len(x), len(near)], 1))
-        raw = self.raw_density(x, here)
-        normal = normal_from_differences(raw, self.raw_density(near, there), self.normal_type)
+        here, there = (f.t() for f in features.t().split(sizes, 1))
+        if x.device.type == 'cpu': raw, around = self.raw_density(x, here), self.raw_density(near, there)
+        else: raw, around = self.raw_density(points, features).split(sizes)    # a GPU is asked once
+        normal = normal_from_differences(raw, around, self.normal_type)
         return self.activation(raw), self.albedo_net(here).sigmoid(), normal
 
 # %% ../nbs/03_field.ipynb #f3cfe66c
