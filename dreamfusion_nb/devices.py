@@ -21,7 +21,7 @@ def points_at_once(device: torch.device | str,  # where the field is
                   ) -> int:
     "How many points a field is asked about at once, for memory that is bounded"
     if torch.device(device).type == 'cpu': return 2**16
-    return 2**19 if learns else 2**20
+    return 2**19 if learns else 2**21
 
 # %% ../nbs/00d_devices.ipynb #68b79367
 def send(values: torch.Tensor, device: torch.device | str) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .devices import points_at_once
+from .devices import points_at_once, send
 from .errors import ConfigError, did_you_mean
 from .hashgrid import HashGrid
 from .kernels import plain_gradients
@@ -136,8 +136,9 @@ def neighbours(x: torch.Tensor,   # points [N,3], world coordinates
                bound: float       # half the side of the box
               ) -> torch.Tensor:  # [3N,3] or [6N,3]: all x steps, all y steps, all z steps; then backwards
     "The points that a normal asks besides `x`, kept within the box"
-    steps = torch.eye(3, dtype=x.dtype, device=x.device)[:, None]*eps
-    return (x + torch.cat([sign*steps for sign in DIFFERENCES[kind]])).clamp(-bound, bound).flatten(0, 1)
+    steps = torch.eye(3, dtype=x.dtype)[:, None]*eps
+    steps = send(torch.cat([sign*steps for sign in DIFFERENCES[kind]]), x.device)
+    return (x + steps).clamp(-bound, bound).flatten(0, 1)
 
 # %% ../nbs/03_field.ipynb #34bda288
 def normal_from_gradient(gradient: torch.Tensor  # slope or differences [3,N]

@@ -110,8 +110,8 @@ class Gpu:
     # Books
 
     def place(self):
-        """The line of the package that asks for something, or else the one of whoever does. What autograd's C++ asks for
-        in a backward pass is booked on the line of the forward pass whose derivative it is"""
+        """The line of the package that asks for something, or else the one of whoever does. What autograd's C++ asks
+        for in a backward pass is booked on the line of the forward pass whose derivative it is"""
         frame, outside = sys._getframe(1), None
         while frame is not None:
             path = frame.f_code.co_filename
