@@ -188,6 +188,18 @@ def _or(value: Any, other: Any) -> Any:
     "The value, or the other if there is none"
     return other if value is None else value
 
+# %% ../nbs/03_field.ipynb #fa3cbf5c
+def _ask_around(field: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    "(features, raw density, normal by differences) of points, with one call of the encoding"
+    near = neighbours(x, field.normal_eps, field.normal_type, field.bound)
+    points, sizes = torch.cat([x, near]), [len(x), len(near)]
+    features = field.encode(points)
+    # split the transpose: features lie in memory point after point, so their gradient needs no shuffle
+    here, there = (f.t() for f in features.t().split(sizes, 1))
+    if x.device.type == 'cpu': raw, around = field.raw_density(x, here), field.raw_density(near, there)
+    else: raw, around = field.raw_density(points, features).split(sizes)    # a GPU is asked once
+    return here, raw, normal_from_differences(raw, around, field.normal_type)
+
 # %% ../nbs/03_field.ipynb #fa3cbf5d
 class Field(nn.Module):
     "Density, albedo and normal at points [N,3] within ±bound (N may be 0). Raises `ConfigError` for an unknown name."
@@ -262,14 +274,7 @@ class Field(nn.Module):
         if self.normal_type == 'autograd':
             here, raw, gradient = self._slope(x)
             return self.activation(raw), self.albedo_net(here).sigmoid(), normal_from_gradient(gradient)
-        near = neighbours(x, self.normal_eps, self.normal_type, self.bound)
-        points, sizes = torch.cat([x, near]), [len(x), len(near)]
-        features = self.encode(points)
-        # split the transpose: features lie in memory point after point, so their gradient needs no shuffle
-        here, there = (f.t() for f in features.t().split(sizes, 1))
-        if x.device.type == 'cpu': raw, around = self.raw_density(x, here), self.raw_density(near, there)
-        else: raw, around = self.raw_density(points, features).split(sizes)    # a GPU is asked once
-        normal = normal_from_differences(raw, around, self.normal_type)
+        here, raw, normal = _ask_around(self, x)
         return self.activation(raw), self.albedo_net(here).sigmoid(), normal
 
 # %% ../nbs/03_field.ipynb #f3cfe66c

@@ -423,7 +423,7 @@ def _seen(density: Density, samples: Samples, n_rays: int, min_weight: float, wa
     no_color = samples.positions[:, :0]
     return composite(sigma, no_color, samples.t, samples.dt, ray, n_rays, backend, stop, first).weights > min_weight
 
-
+# %% ../nbs/06_raymarch.ipynb #40478558
 @torch.no_grad()
 def visible(density: Density,  # function of points [N,3] -> densities [N]
             samples: Samples,                                 # packed `Samples`
