@@ -445,7 +445,7 @@ def visible_in_room(density: Density, samples: Samples, n_rays: int, min_weight:
                    ) -> tuple[torch.Tensor, int]:
     "(`visible`, samples that are no filling) of samples that were given room: two numbers, one look of a GPU"
     seen = _seen(density, samples, n_rays, min_weight, None, None, backend, stop)
-    n_seen, n_real = torch.stack([seen.sum(), (samples.dt > 0).sum()]).tolist()
+    n_seen, n_real = torch.stack([seen.sum(), (samples.ray_index < n_rays).sum()]).tolist()
     return first_true(seen, n_seen), n_real
 
 # %% ../nbs/06_raymarch.ipynb #aa808293

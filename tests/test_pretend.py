@@ -328,7 +328,7 @@ def in_waves(density, samples, n_rays, min_weight, backend, stop):
     sigma = raymarch._ask_in_waves(density, samples, first, 16, 2**16, raymarch.STOP)
     weights = raymarch.composite(sigma, samples.positions[:, :0], samples.t, samples.dt, samples.ray_index, n_rays,
                                  first=first).weights
-    return (weights > min_weight).nonzero()[:, 0], int((samples.dt > 0).sum())
+    return (weights > min_weight).nonzero()[:, 0], int((samples.ray_index < n_rays).sum())
 
 
 def one_by_one(tensors): return {name: tensor.reshape(-1).tolist() for name, tensor in tensors.items()}
