@@ -173,7 +173,7 @@ def pretended(make):
 def put_clocks(clock, trainer):
     "A clock in every part of the step"
     clock.wrap(raymarch, 'march', 'march')
-    clock.wrap(raymarch, 'visible', 'visible')
+    for name in ('visible', 'visible_in_room'): clock.wrap(raymarch, name, 'visible')
     for name, part in (('project', 'project'), ('front_to_back', 'order'), ('carried_by', 'carried')):
         clock.wrap(splat_renderer, name, part)
     for module, name in ((hashgrid, 'encode'), (field, 'nets'), (raymarch, 'composite'), (splats, 'composite')):

@@ -244,10 +244,10 @@ def rays(cameras: Cameras,                       # batch of B cameras
 
     Directions have unit length, so a distance along a ray is a distance in the world."""
     if height < 1 or width < 1: raise ValueError(f"height, width: must be positive, not {height} x {width}")
-    kind: dict[str, Any] = dict(dtype=cameras.c2w.dtype, device=cameras.c2w.device)
+    dtype, device = cameras.c2w.dtype, cameras.c2w.device
     window = torch.tan(torch.deg2rad(cameras.fovy)/2)[:, None, None, None]
-    y = 1 - (torch.arange(height, **kind) + .5)*2/height
-    x = ((torch.arange(width, **kind) + .5)*2/width - 1)*width/height
+    y = send(1 - (torch.arange(height, dtype=dtype) + .5)*2/height, device)
+    x = send(((torch.arange(width, dtype=dtype) + .5)*2/width - 1)*width/height, device)
     right, up, back = (v[:, None, None] for v in cameras.c2w[:, :3, :3].unbind(-1))
     directions = window*(x[:, None]*right + y[:, None, None]*up) - back
     origins = cameras.position[:, None, None].expand_as(directions)

@@ -21,7 +21,7 @@ def points_at_once(device: torch.device | str,  # where the field is
                   ) -> int:
     "How many points a field is asked about at once, for memory that is bounded"
     if torch.device(device).type == 'cpu': return 2**16
-    return 2**19 if learns else 2**20
+    return 2**19 if learns else 2**21
 
 # %% ../nbs/00d_devices.ipynb #68b79367
 def send(values: torch.Tensor, device: torch.device | str) -> torch.Tensor:
@@ -29,6 +29,13 @@ def send(values: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     device = torch.device(device)
     if device.type != 'cuda' or values.device.type != 'cpu': return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
+
+# %% ../nbs/00d_devices.ipynb #0d0e0002
+def first_true(mask: torch.Tensor,  # bool [N]
+               n: int               # how many to look for
+              ) -> torch.Tensor:    # ascending int64 [n], N where there are fewer
+    "Indices of the first `n` that are true. A GPU is not waited for"
+    return torch.searchsorted(mask.cumsum(0), torch.arange(1, n + 1, device=mask.device))
 
 # %% ../nbs/00d_devices.ipynb #439648a8
 def read(tensors: Mapping[str, torch.Tensor]   # small ones of any shapes and types

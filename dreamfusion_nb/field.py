@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .devices import points_at_once
+from .devices import points_at_once, send
 from .errors import ConfigError, did_you_mean
 from .hashgrid import HashGrid
 from .kernels import plain_gradients
 
 # %% ../nbs/03_field.ipynb #0cc68834
 def _square(x):
+    if x.device.type != 'cpu': return x.square().sum(-1)
     a, b, c = x.unbind(-1)  # many times faster than a sum over three neighbours in memory
     return a*a + b*b + c*c
 
@@ -135,8 +136,9 @@ def neighbours(x: torch.Tensor,   # points [N,3], world coordinates
                bound: float       # half the side of the box
               ) -> torch.Tensor:  # [3N,3] or [6N,3]: all x steps, all y steps, all z steps; then backwards
     "The points that a normal asks besides `x`, kept within the box"
-    steps = torch.eye(3, dtype=x.dtype, device=x.device)[:, None]*eps
-    return (x + torch.cat([sign*steps for sign in DIFFERENCES[kind]])).clamp(-bound, bound).flatten(0, 1)
+    steps = torch.eye(3, dtype=x.dtype)[:, None]*eps
+    steps = send(torch.cat([sign*steps for sign in DIFFERENCES[kind]]), x.device)
+    return (x + steps).clamp(-bound, bound).flatten(0, 1)
 
 # %% ../nbs/03_field.ipynb #34bda288
 def normal_from_gradient(gradient: torch.Tensor  # slope or differences [3,N]
@@ -186,6 +188,18 @@ def _or(value: Any, other: Any) -> Any:
     "The value, or the other if there is none"
     return other if value is None else value
 
+# %% ../nbs/03_field.ipynb #fa3cbf5c
+def _ask_around(field: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    "(features, raw density, normal by differences) of points, with one call of the encoding"
+    near = neighbours(x, field.normal_eps, field.normal_type, field.bound)
+    points, sizes = torch.cat([x, near]), [len(x), len(near)]
+    features = field.encode(points)
+    # split the transpose: features lie in memory point after point, so their gradient needs no shuffle
+    here, there = (f.t() for f in features.t().split(sizes, 1))
+    if x.device.type == 'cpu': raw, around = field.raw_density(x, here), field.raw_density(near, there)
+    else: raw, around = field.raw_density(points, features).split(sizes)    # a GPU is asked once
+    return here, raw, normal_from_differences(raw, around, field.normal_type)
+
 # %% ../nbs/03_field.ipynb #fa3cbf5d
 class Field(nn.Module):
     "Density, albedo and normal at points [N,3] within ±bound (N may be 0). Raises `ConfigError` for an unknown name."
@@ -228,8 +242,8 @@ class Field(nn.Module):
 
     def raw_density(self, x: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         "Density before the activation [N]"
-        blob = self.blob(x, self.blob_density, self.blob_radius)
-        return self.density_net(features).squeeze(-1) + blob + self.density_bias
+        raw = self.density_net(features).squeeze(-1) + self.blob(x, self.blob_density, self.blob_radius)
+        return raw + self.density_bias if self.density_bias else raw
 
     def density(self, x: torch.Tensor) -> torch.Tensor:
         "Density [N] of points [N,3], per unit of length"
@@ -260,11 +274,7 @@ class Field(nn.Module):
         if self.normal_type == 'autograd':
             here, raw, gradient = self._slope(x)
             return self.activation(raw), self.albedo_net(here).sigmoid(), normal_from_gradient(gradient)
-        near = neighbours(x, self.normal_eps, self.normal_type, self.bound)
-        # split the transpose: features lie in memory point after point, so their gradient needs no shuffle
-        here, there = (f.t() for f in self.encode(torch.cat([x, near])).t().split([len(x), len(near)], 1))
-        raw = self.raw_density(x, here)
-        normal = normal_from_differences(raw, self.raw_density(near, there), self.normal_type)
+        here, raw, normal = _ask_around(self, x)
         return self.activation(raw), self.albedo_net(here).sigmoid(), normal
 
 # %% ../nbs/03_field.ipynb #f3cfe66c

@@ -134,7 +134,8 @@ def adan(optim: Any, groups: list[dict], options: dict) -> torch.optim.Optimizer
     "Return Adan (Xie et al. 2022) from torch-optimi"
     from optimi import Adan
     # decided here: left to itself it decides at the first step, and a run that is resumed has none
-    options = options | dict(triton=triton_works(groups[0]['params'][0].device))
+    triton = triton_works(groups[0]['params'][0].device)
+    options = options | dict(triton=triton, foreach=not triton)    # else one launch for all tensors at a time
     if not optim.no_prox: return Adan(groups, **options)
 
     class DecayFirst(Adan):    # torch-optimi 0.3 has an option `adam_wd` for that, which its step does not read

@@ -129,8 +129,8 @@ def _march_kernel(origins: wp.array2d[float], directions: wp.array2d[float], bou
         y = wp.float64(origins[ray, 1]) + s*wp.float64(directions[ray, 1])
         z = wp.float64(origins[ray, 2]) + s*wp.float64(directions[ray, 2])
         if _is_live(x, y, z, bound, occupied, inner):
-            if writing:
-                i = int(begin[ray]) + n
+            i = int(begin[ray]) + n
+            if writing and i < t.shape[0]:
                 t[i] = float(s)
                 dt[i] = float(ds)
                 ray_index[i] = wp.int64(ray)
@@ -147,7 +147,8 @@ def march_warp(origins: torch.Tensor,     # [N,3]
                occupied: torch.Tensor,    # its cells [R,R,R]
                inner: torch.Tensor,       # those of the boxes in it [C-1,R,R,R]
                pieces: Any,               # how each ray is cut, a `raymarch.RaySegments`
-               offset: torch.Tensor       # where in a piece its sample sits, float64 [N]
+               offset: torch.Tensor,      # where in a piece its sample sits, float64 [N]
+               room: int | None = None    # M, unlooked at: what is beyond is cut, what is left belongs to ray N
               ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     "(t [M], dt [M], ray index [M], positions [M,3]) of the samples in occupied cells"
     n, device, p = len(origins), origins.device, pieces
@@ -155,13 +156,13 @@ def march_warp(origins: torch.Tensor,     # [N,3]
     rays = origins.float(), directions.float(), bound, occupied, inner
     cuts = p.near, p.far, p.count, p.length, p.first, p.marks, offset
     def walk(writing, m):
-        out = [torch.empty(size, device=device) for size in (m, m, (m, 3))]
-        index = torch.empty(m, dtype=torch.int64, device=device)
-        _page.launch(_march_kernel, n, *rays, *cuts, writing, begin, *out[:2], index, out[2])
-        return out[0], out[1], index, out[2]
+        t, dt, positions = torch.zeros(5*m, device=device).split([m, m, 3*m])
+        out = t, dt, torch.full((m,), n, device=device), positions.view(m, 3)
+        _page.launch(_march_kernel, n, *rays, *cuts, writing, begin, *out)
+        return out
     walk(False, 0)
     begin.cumsum_(0)
-    return walk(True, int(begin[-1]))
+    return walk(True, int(begin[-1]) if room is None else room)
 
 # %% ../nbs/05b_ray_kernels.ipynb #5b00000e
 @_page.function

@@ -17,7 +17,7 @@ from numba import njit
 from torch import nn
 
 from .cameras import Cameras, rays
-from .devices import points_at_once, send
+from .devices import first_true, points_at_once, send
 from .field import ask_in_chunks, chunk_for
 from .kernels import kernels_trouble
 from dreamfusion_nb.ray_kernels import (
@@ -188,21 +188,23 @@ def segment_rays(near: torch.Tensor, far: torch.Tensor,  # of each ray, float64 
 # %% ../nbs/06_raymarch.ipynb #eac98601
 _TABLE = 2**24    # steps that are tried at once: some 70 bytes each
 
+
 def _march_torch(origins: torch.Tensor, directions: torch.Tensor, grid: OccupancyGrid, pieces: RaySegments,
-                 offset: torch.Tensor) -> Samples:
+                 offset: torch.Tensor, room: int | None) -> Samples:
     # the most pieces that any ray can have: how many there are here would have to be looked at
     most = len(pieces.marks) or math.ceil(2*math.sqrt(3)*grid.bound/pieces.step)
     found, rows = [], max(1, _TABLE//most)
+    if rows < len(origins): room = None    # of each table the number is looked at
     for begin in range(0, max(len(origins), 1), rows):
         part = slice(begin, begin + rows)
         few = replace(pieces, **{k: v[part] for k, v in vars(pieces).items() if k not in ('marks', 'step')})
-        found.append(_march_table(origins[part], directions[part], grid, few, offset[part], most))
+        found.append(_march_table(origins[part], directions[part], grid, few, offset[part], most, room))
         found[-1].ray_index += begin
     return Samples(*map(torch.cat, zip(*(vars(samples).values() for samples in found))))
 
 
 def _march_table(origins: torch.Tensor, directions: torch.Tensor, grid: OccupancyGrid, pieces: RaySegments,
-                 offset: torch.Tensor, most: int) -> Samples:
+                 offset: torch.Tensor, most: int, room: int | None) -> Samples:
     p, k = pieces, torch.arange(most, device=origins.device)
     if len(p.marks):
         mark = (p.first[:, None] + k).clamp_max(len(p.marks) - 2)
@@ -214,13 +216,18 @@ def _march_table(origins: torch.Tensor, directions: torch.Tensor, grid: Occupanc
         dt = p.length[:, None].expand_as(t)
     x = origins.double()[:, None] + t[..., None]*directions.double()[:, None]
     live = (k < p.count[:, None]) & grid.contains(x)
-    kept = live.view(-1).nonzero()[:, 0]    # the one look: how many there are
-    return Samples(t.view(-1)[kept].float(), dt.reshape(-1)[kept].float(), kept//most, x.view(-1, 3)[kept].float())
+    def read(values, i): return values.reshape(live.numel(), *values.shape[2:])[i].float()
+    if room is None:
+        kept = live.view(-1).nonzero()[:, 0]    # the one look: how many there are
+        return Samples(read(t, kept), read(dt, kept), kept//most, read(x, kept))
+    kept = first_true(live.view(-1), room)
+    here = kept.clamp_max(live.numel() - 1)
+    return Samples(read(t, here), read(dt, here)*(kept < live.numel()), kept//most, read(x, here))
 
 # %% ../nbs/06_raymarch.ipynb #c368e845
 def _march_numba(origins: torch.Tensor, directions: torch.Tensor, grid: OccupancyGrid, pieces: RaySegments,
-                 offset: torch.Tensor) -> Samples:
-    n, p = len(origins), pieces
+                 offset: torch.Tensor, room: int | None = None) -> Samples:
+    n, p = len(origins), pieces    # on the CPU a look costs nothing: no room is needed
     hits = torch.empty(n, int(p.count.max()) if n else 0, dtype=torch.int32)   # which pieces of each ray are kept
     first = torch.zeros(n + 1, dtype=torch.int64)
     if len(p.marks) or len(grid.inner_occupied):
@@ -237,8 +244,9 @@ def _march_numba(origins: torch.Tensor, directions: torch.Tensor, grid: Occupanc
 
 # %% ../nbs/06_raymarch.ipynb #b5fd8113
 def _march_warp(origins: torch.Tensor, directions: torch.Tensor, grid: OccupancyGrid, pieces: RaySegments,
-                offset: torch.Tensor) -> Samples:
-    return Samples(*march_warp(origins, directions, grid.bound, grid.occupied, grid.inner_occupied, pieces, offset))
+                offset: torch.Tensor, room: int | None) -> Samples:
+    boxes = grid.bound, grid.occupied, grid.inner_occupied
+    return Samples(*march_warp(origins, directions, *boxes, pieces, offset, room))
 
 def pick_marcher(x: torch.Tensor, backend: str) -> str:
     """'torch', 'numba' or 'warp': one place decides for marching and compositing.
@@ -265,9 +273,12 @@ def march(origins: torch.Tensor,                     # [N,3]
           longest: float | None = None,              # what it may grow to
           near: float = .05,                         # nothing nearer to the eye than this is seen
           radius: float | None = None,               # also only inside this ball around the origin
-          perturb: bool = False,                     # shift a ray's samples by a random part of a step
+          perturb: bool | torch.Tensor = False,      # shift a ray's samples by a random part of a step, or by this
+                                                     # part [N]
           generator: torch.Generator | None = None,  # torch.Generator of the shift
           backend: str = 'auto',                     # 'torch', 'numba', 'warp'; see `pick_marcher`
+          room: int | None = None,                   # M, so that a GPU's own number is not waited for: samples
+                                                     # beyond it are cut, room to spare is filled with dt = 0
          ) -> Samples:                               # the samples in occupied cells, M of them
     """Samples along rays, in the occupied cells. A ray is cut into equal pieces of at most `step`, or by `dt_gamma`.
 
@@ -277,9 +288,10 @@ def march(origins: torch.Tensor,                     # [N,3]
     if dt_gamma < 0: raise ValueError(f'dt_gamma: must be positive, or 0 for equal steps, not {dt_gamma}')
     pieces = segment_rays(*clip_rays(origins, directions, grid.bound, near, radius), step, near, dt_gamma, longest)
     offset = torch.full_like(pieces.near, .5)    # the middle of a piece
-    if perturb: offset = _uniform(len(origins), generator=generator, device=origins.device).double()
+    if isinstance(perturb, torch.Tensor): offset = perturb.double()
+    elif perturb: offset = _uniform(len(origins), generator=generator, device=origins.device).double()
     run = dict(torch=_march_torch, numba=_march_numba, warp=_march_warp)[pick_marcher(origins, backend)]
-    return run(origins, directions, grid, pieces, offset)
+    return run(origins, directions, grid, pieces, offset, room)
 
 # %% ../nbs/06_raymarch.ipynb #ec6e16bb
 STOP = 1e-4   # a ray ends where less light than this is left, unless said otherwise
@@ -301,13 +313,15 @@ def _first(ray_index: torch.Tensor, n_rays: int, check: bool = True) -> torch.Te
         raise ValueError(f'ray_index: must ascend within 0..{n_rays - 1}')
     return torch.searchsorted(ray_index, torch.arange(n_rays + 1, device=ray_index.device, dtype=ray_index.dtype))
 
-def _composite_torch(density, color, t, dt, ray_index, n_rays, stop=STOP, first=None):
-    if first is None: first = _first(ray_index, n_rays)
+def _weights_torch(density, dt, ray_index, stop, first):
     tau = density.double()*dt.double()
     # e^-80 is nothing; an infinite density must not spoil the rays behind it
     before = F.pad(tau.clamp_max(80.).cumsum(0), (1, 0))
     light = torch.exp(before[first[ray_index]] - before[:-1])
-    weights = torch.where(light < stop, 0., -torch.expm1(-tau)*light)
+    return torch.where(light < stop, 0., -torch.expm1(-tau)*light)
+
+def _composite_torch(density, color, t, dt, ray_index, n_rays, stop=STOP, first=None):
+    weights = _weights_torch(density, dt, ray_index, stop, _first(ray_index, n_rays) if first is None else first)
     def add(values):
         return values.new_zeros(n_rays, *values.shape[1:]).index_add(0, ray_index, values).to(density.dtype)
     return Composite(add(weights[:, None]*color), add(weights), add(weights*t), weights.to(density.dtype))
@@ -398,6 +412,18 @@ def _ask_in_waves(density: Density, samples: Samples, first: torch.Tensor, wave:
     return sigma
 
 
+def _seen(density: Density, samples: Samples, n_rays: int, min_weight: float, wave: int | None, chunk: int | None,
+          backend: str, stop: float) -> torch.Tensor:
+    "Whether each sample's weight in the picture exceeds `min_weight`; wave None: all are asked at once"
+    ray = samples.ray_index
+    first, chunk = _first(ray, n_rays, check=wave is not None), chunk or points_at_once(ray.device)
+    if wave is None: sigma = torch.cat([density(x).float() for x in samples.positions.split(chunk)])
+    else: sigma = _ask_in_waves(density, samples, first, wave, chunk, stop)
+    if pick_marcher(sigma, backend) == 'torch': return _weights_torch(sigma, samples.dt, ray, stop, first) > min_weight
+    no_color = samples.positions[:, :0]
+    return composite(sigma, no_color, samples.t, samples.dt, ray, n_rays, backend, stop, first).weights > min_weight
+
+# %% ../nbs/06_raymarch.ipynb #40478558
 @torch.no_grad()
 def visible(density: Density,  # function of points [N,3] -> densities [N]
             samples: Samples,                                 # packed `Samples`
@@ -409,16 +435,39 @@ def visible(density: Density,  # function of points [N,3] -> densities [N]
             stop: float = STOP,                               # of `composite`
            ) -> torch.Tensor:                                 # indices of the samples that are kept, ascending
     "The samples whose weight in the picture exceeds `min_weight`, found with as few questions to the field as possible"
-    ray, on_gpu = samples.ray_index, samples.ray_index.device.type != 'cpu'
-    first, chunk = _first(ray, n_rays, check=not on_gpu), chunk or points_at_once(ray.device)
     # waves save questions, and each must be waited for: a GPU has answered all of them sooner
-    if on_gpu: sigma = torch.cat([density(x).float() for x in samples.positions.split(chunk)])
-    else: sigma = _ask_in_waves(density, samples, first, wave, chunk, stop)
-    weights = composite(sigma, samples.positions[:, :0], samples.t, samples.dt, ray, n_rays, backend, stop,
-        first).weights
-    return (weights > min_weight).nonzero()[:, 0]
+    waves = wave if samples.t.device.type == 'cpu' else None
+    return _seen(density, samples, n_rays, min_weight, waves, chunk, backend, stop).nonzero()[:, 0]
+
+
+@torch.no_grad()
+def visible_in_room(density: Density, samples: Samples, n_rays: int, min_weight: float, backend: str, stop: float
+                   ) -> tuple[torch.Tensor, int]:
+    "(`visible`, samples that are no filling) of samples that were given room: two numbers, one look of a GPU"
+    seen = _seen(density, samples, n_rays, min_weight, None, None, backend, stop)
+    n_seen, n_real = torch.stack([seen.sum(), (samples.ray_index < n_rays).sum()]).tolist()
+    return first_true(seen, n_seen), n_real
 
 # %% ../nbs/06_raymarch.ipynb #aa808293
+def samples_in_room(renderer: 'VolumeRenderer',
+                    n_rays: int,                                    # N
+                    walk: Callable[[int | None], Samples]           # `march`, with room for so many samples
+                   ) -> Samples:
+    """The visible samples, for which a GPU is waited for once, and the number of all is not asked before.
+
+    Room is made for a quarter more than the most that the pictures before had, where each counts 2 % less than the
+    next. Were there more, nothing is cut: all is done again"""
+    r = renderer
+    room = math.ceil(1.25*r.samples_a_ray*n_rays)
+    samples = walk(room or None)
+    kept, found = visible_in_room(r.field.density, samples, n_rays, r.min_weight, r.backend, r.stop)
+    if room and found == room:
+        samples = walk(None)
+        kept, found = visible_in_room(r.field.density, samples, n_rays, r.min_weight, r.backend, r.stop)
+    r.samples_a_ray = max(found/n_rays, .98*r.samples_a_ray)
+    return samples[kept]
+
+
 def samples_to_ask(renderer: 'VolumeRenderer',
                    origins: torch.Tensor,     # [N,3]
                    directions: torch.Tensor,  # unit length [N,3]
@@ -426,12 +475,16 @@ def samples_to_ask(renderer: 'VolumeRenderer',
                    generator: torch.Generator | None,
                   ) -> Samples:
     "The samples that the field is asked about in full, at least one"
-    r = renderer
-    samples = march(origins, directions, r.grid, step=r.step, dt_gamma=r.dt_gamma, longest=r.longest, near=r.near,
-        radius=r.radius, perturb=perturb, generator=generator, backend=r.backend)
-    if r.min_weight > 0:
-        kept = visible(r.field.density, samples, len(origins), r.min_weight, backend=r.backend, stop=r.stop)
-        samples = samples[kept]
+    r, n = renderer, len(origins)
+    shift = _uniform(n, generator=generator, device=origins.device) if perturb else False
+    def walk(room=None):
+        return march(origins, directions, r.grid, step=r.step, dt_gamma=r.dt_gamma, longest=r.longest, near=r.near,
+            radius=r.radius, perturb=shift, backend=r.backend, room=room)
+    if not r.min_weight: samples = walk()
+    elif origins.device.type == 'cpu' or not torch.is_grad_enabled():
+        samples = walk()
+        samples = samples[visible(r.field.density, samples, n, r.min_weight, backend=r.backend, stop=r.stop)]
+    else: samples = samples_in_room(r, n, walk)
     if len(samples): return samples
     nothing = torch.zeros(1, device=origins.device)
     return Samples(nothing, nothing, nothing.long(), origins.new_zeros(1, 3))
@@ -505,6 +558,7 @@ class VolumeRenderer(Renderer):
         self.near, self.radius = near, radius
         self.min_weight, self.stop = min_weight, stop
         self.update_interval, self.backend, self.chunk = update_interval, backend, chunk
+        self.samples_a_ray = 0.    # that pictures had lately: see `samples_in_room`
 
     def update(self, step: int, generator: torch.Generator | None = None) -> None:
         "Refresh the grid at every `update_interval`-th step"

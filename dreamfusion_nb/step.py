@@ -193,11 +193,11 @@ def look(cameras: Cameras, out: RenderOutput, opinion: SDSOutput, losses: dict[s
     norms = torch.stack([g.norm() for g in opinion.grad])
     of_views = dict(t=opinion.t, azimuth=cameras.azimuth, polar=cameras.polar, opacity=out.opacity.mean(),
         grad_norm=norms)
-    def most(values): return torch.linalg.vector_norm(values, math.inf)
     # what the diffusion model predicts comes first: it is the cause where the others are not finite either
-    return read(of_views | {'what the diffusion model predicts': most(opinion.noise_pred)}
+    predicted, *most = torch._foreach_norm([opinion.noise_pred, *gradients.values()], math.inf)    # the largest of each
+    return read(of_views | {'what the diffusion model predicts': predicted}
         | {f'the loss {name}': loss for name, loss in losses.items()}
-        | {f'the gradient of {name}': most(g) for name, g in gradients.items()})
+        | {f'the gradient of {name}': largest for name, largest in zip(gradients, most)})
 
 
 def check_numbers(step: int, numbers: dict[str, list[float]]) -> None:

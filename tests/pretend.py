@@ -64,6 +64,7 @@ class Gpu:
         self.held = {}         # storage -> (weak reference, bytes)
         self.pinned = {}       # likewise, of memory of the CPU that a GPU reads by itself
         self.unknown = {}      # likewise, made by C++ in a backward pass, which does not say where
+        self.made_by = {}      # number of a node of the graph -> the line that made it
         self.callers = []      # of the calls that Python is in: whether one of its tensors is here; None: unknown
         self.limit, self.bytes_held = None, 0    # bytes of its memory; None: there is always more
         self.refused = []      # what CUDA would not have done, also where a program went on
@@ -73,6 +74,7 @@ class Gpu:
     def reset(self):
         "Begin new books; memory stays as it is"
         self.launches, self.waits, self.moved = Counter(), Counter(), Counter()    # by place
+        self.made_by.clear()
         self.tidy()
         self.peak = self.bytes_held
 
@@ -108,10 +110,14 @@ class Gpu:
     # Books
 
     def place(self):
-        "The line of the package that asks for something, or else the one of whoever does"
+        """The line of the package that asks for something, or else the one of whoever does. What autograd's C++ asks
+        for in a backward pass is booked on the line of the forward pass whose derivative it is"""
         frame, outside = sys._getframe(1), None
         while frame is not None:
             path = frame.f_code.co_filename
+            if path == __file__ and frame.f_code is _run.__code__:
+                node = torch._C._current_autograd_node()
+                if node is not None and (line := self.made_by.get(node._sequence_nr())): return f'{line}, backward'
             if '/dreamfusion_nb/' in path: return f'{path.rpartition("/")[2]}:{frame.f_lineno} {frame.f_code.co_name}'
             if outside is None and path != __file__ and '/torch/' not in path:
                 outside = f'{path.rpartition("site-packages/")[2]}:{frame.f_lineno} {frame.f_code.co_name}'
@@ -195,6 +201,8 @@ class _Kernels(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         gpu, kwargs, name = self.gpu, kwargs or {}, func._schema.name.rpartition('::')[2]
         if gpu.blind: return func(*args, **kwargs)
+        # autograd has numbered the node of this call, if it makes one, before it passes the call on
+        if torch.is_grad_enabled(): gpu.made_by.setdefault(torch._C._autograd._get_sequence_nr() - 1, gpu.place())
         given = tensors_of((args, kwargs))
         here = [gpu.owns(t) for t in given]
         if any(here): self.check(func, name, args, kwargs, given, here)
@@ -307,7 +315,7 @@ class _Calls(TorchFunctionMode):
         if given:
             gpu.wait(f'{name}: numbers of the CPU')
             if func is not torch.tensor: out = self.copied(out)    # it may share memory with what is on the CPU
-        else: gpu.launch(size_of([out]))
+        elif name not in FREE: gpu.launch(size_of([out]))
         return gpu.take(out)
 
     def convert(self, func, name, args, kwargs):

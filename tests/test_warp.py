@@ -155,6 +155,23 @@ def test_march(cascades, options):
 
 
 @needs_warp
+@pytest.mark.parametrize('options', [{}, dict(dt_gamma=.02, longest=.05)])
+@pytest.mark.parametrize('more', [-10**6, -40, 0, 1, 500])
+def test_march_with_room(options, more):
+    "What fits is what is there, and what fills has no length and no ray"
+    o, d = torch.randn(60, 3, generator=gen()), F.normalize(torch.randn(60, 3, generator=gen(1)), dim=-1)
+    grid, shift = OccupancyGrid(16), torch.rand(60, generator=gen(2))
+    grid.occupied.copy_(torch.rand(16, 16, 16, generator=gen(3)) < .5)
+    plain = march(o, d, grid, step=.03, perturb=shift, backend='torch', **options)
+    room = max(1, len(plain) + more)
+    n = min(room, len(plain))
+    for backend in ('warp', 'torch'):
+        mine = march(o, d, grid, step=.03, perturb=shift, backend=backend, room=room, **options)
+        for a, b in zip(vars(mine).values(), vars(plain).values()): assert a.dtype == b.dtype and a[:n].equal(b[:n])
+        assert len(mine) == room and not mine.dt[n:].any() and (mine.ray_index[n:] == 60).all() and (plain.dt > 0).all()
+
+
+@needs_warp
 def test_march_of_nothing():
     o, d = torch.zeros(5, 3), F.normalize(torch.ones(5, 3), dim=-1)
     grid = OccupancyGrid(4)
