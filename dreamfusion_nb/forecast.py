@@ -374,9 +374,11 @@ def levers(config: Config) -> Iterator[dict[str, Any]]:
     if g.precision == '32': yield {'guidance.precision': '16'}
     if d.batch_size > 1: yield {'data.train.batch_size': 1}
     if config.renderer.name == 'splats':
+        count, most = config.splats.count, config.splats.max_count
         for n in (4, 16):
-            if config.splats.max_count: yield {'splats.max_count': config.splats.max_count//n}
-            else: yield {'splats.count': max(1, config.splats.count//n)}
+            if most and most//n >= count: yield {'splats.max_count': most//n}
+            elif most: yield {'splats.max_count': max(1, most//n), 'splats.count': max(1, most//n)}
+            else: yield {'splats.count': max(1, count//n)}
     smaller = {2: {'data.train.width': max(8, width//2), 'data.train.height': max(8, height//2)},
                4: {'data.train.width': max(8, width//4), 'data.train.height': max(8, height//4)}}
     if config.renderer.name == 'torchngp_raymarching' and config.renderer.max_steps > 128:
@@ -413,6 +415,20 @@ def check_room(found: Forecast, parts: OwnParts | None = None) -> None:
     less = advice(found.config, found.gpu, parts, found.room)
     raise ConfigError(f'{found.config.preset} needs {gigabytes(found.total)} at most, in {found.moment}, and there are '
                       f'{gigabytes(found.room)} on {found.gpu.name}; {less}')
+
+# %% ../nbs/18ba_forecast.ipynb #fc000035
+def needing_less(config: Config, device: torch.device, parts: OwnParts | None = None, most: int = 3) -> str:
+    "Settings with which a run needs less memory, those first that cost least, and how much less; '' if there are none"
+    place = Gpu('this CPU' if device.type == 'cpu' else str(device), math.inf, 1, 1)    # its time is not asked for
+    def counted(asked: Config) -> float:
+        found = forecast(asked, place, parts)
+        return found.total - found.itself
+    held, said = counted(config), []
+    for change in levers(config):
+        saved = held - counted(config.replace(change))
+        if saved > .05*held: said.append(f'{written(change)} ({gigabytes(saved)} less)')
+        if len(said) == most: break
+    return f'of {gigabytes(held)} that were counted, these save: {", ".join(said)}' if said else ''
 
 # %% ../nbs/18ba_forecast.ipynb #fc000029
 def expected_run(config: Config, parts: OwnParts, device: torch.device) -> str:    # a line, '' where nothing is known
