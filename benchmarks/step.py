@@ -15,9 +15,9 @@ all. On a GPU `wall` is taken by CUDA's events.
 
 `--architecture` takes a published diffusion model at random weights (`benchmarks/architectures.py`); a line divides the
 step by what its model takes alone. `--from-disk` writes the model into a folder first, where room for its weights in
-half precision must be, and reads it from there as a user's would be; the folder goes afterwards. `--count` also counts, part by part and on any device, what PyTorch
-is asked to launch, where Python waits for it, and the bytes that are read and written. `--pretend` counts a step on a
-GPU that is pretended (`tests/pretend.py`) and measures no time.
+half precision must be, and reads it from there as a user's would be; the folder goes afterwards. `--count` also counts,
+part by part and on any device, what PyTorch is asked to launch, where Python waits for it, and the bytes that are read
+and written. `--pretend` counts a step on a GPU that is pretended (`tests/pretend.py`) and measures no time.
 
 Preset dreamfusion takes hours to form an object on a CPU. Its networks form one in minutes under the settings of preset
 toybox; then its own steps are measured:

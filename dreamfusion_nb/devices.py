@@ -43,8 +43,8 @@ def is_full(error: BaseException) -> bool:
     "Whether an error says that there is no memory left"
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)): return True
     said = str(error)
-    return isinstance(error, RuntimeError) and any(words in said for words in (
-        "can't allocate memory", 'not enough memory', 'Failed to allocate', 'CUDA error: out of memory', 'ALLOC_FAILED'))
+    return isinstance(error, RuntimeError) and any(words in said for words in ("can't allocate memory",
+        'not enough memory', 'Failed to allocate', 'CUDA error: out of memory', 'ALLOC_FAILED'))
 
 
 class MemoryFull(ConfigError):

@@ -19,9 +19,22 @@ from dreamfusion_nb import Trainer, load_config
 def test_architectures_are_those_of_the_estimate():
     "Which a test of the estimate compares with the published sizes; pixels have no autoencoder"
     for name in architectures.NAMED:
-        assert all(network.device.type == 'meta' for network in architectures.networks(name))
+        assert all(network is None or network.device.type == 'meta' for network in architectures.networks(name))
     unet, vae = architectures.networks('if')
     assert vae is None and unet.config.in_channels == 3 and unet.config.out_channels == 6
+
+
+def test_a_written_architecture_is_a_folder_of_a_users(tmp_path, monkeypatch):
+    "Read by its name in a configuration; and a step of it, part by part, as the benchmark prints it"
+    architectures.write('tiny', tmp_path/'tiny')
+    config = load_config('toybox', CHEAP, {'prompt': 'a hamburger', 'guidance.name': str(tmp_path/'tiny')})
+    trainer = Trainer(config, device='cpu')
+    assert trainer.guidance.max_tokens == 77 and trainer.step().sds.noise_pred.isfinite().all()
+    clock = step.Clock('cpu')
+    step.put_clocks(clock, trainer)
+    with clock.step(): trainer.step()
+    assert all(part in clock.steps[0] for part in step.MODEL)
+    with pytest.raises(SystemExit, match='9 GB'): architectures.write('if', tmp_path/'if')
 
 
 def tiny(device):
