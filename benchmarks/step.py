@@ -185,6 +185,7 @@ def put_clocks(clock, trainer):
     clock.wrap(trainer.guidance, 'predict_noise', 'UNet')
     clock.wrap(trainer.optimizer, 'step', 'optimiser')
     clock.wrap(trainer.renderer, 'update', 'grid update')
+    if not hasattr(trainer.guidance, 'vae'): return    # a model of pixels
     encode = clock.timed('VAE encode', trainer.guidance.encode_image)
 
     def encode_image(image, generator=None):
@@ -262,9 +263,10 @@ def table(steps, plain, interval):
         lines.append(f'{name:22}     {milliseconds(wall)}     {milliseconds(cpu)}   mean '
                      f'{statistics.mean(wall)*1e3:.1f} and {statistics.mean(cpu)*1e3:.1f}, {len(found)} steps')
     model = [sum(step[part][i] for step in steps for part in MODEL if part in step) for i in (0, 1)]
+    networks = 'UNet and VAE' if any('VAE encode' in step for step in steps) else 'UNet'
     if all(model):
         wall, cpu = (sum(times[i] for step in steps for times in step.values())/model[i] for i in (0, 1))
-        lines.append(f'a step takes {wall:.2f} times its model alone (VAE and UNet), by processor time {cpu:.2f}')
+        lines.append(f'a step takes {wall:.2f} times its model alone ({networks}), by processor time {cpu:.2f}')
     lines.append(f'page faults a step: {statistics.median(p["faults"] for p in plain):.0f}; system time: '
                  f'{statistics.mean(p["system"] for p in plain)*1e3:.1f} ms; '
                  f'samples: {statistics.median(p["samples"] for p in plain):.0f}')

@@ -330,7 +330,8 @@ class Forecast:
     def rows(self) -> list[tuple[str, str]]:
         "What to print: (what, how much)"
         model = self.model or ModelCost()
-        ours = self.total - self.itself - model.weights - self.ours.beside(model, self.moment)
+        moments = self.ours.moments(model)
+        ours = max(n - model.weights - self.ours.beside(model, name) for name, n in moments.items())
         def known(n: int) -> str: return gigabytes(n) if self.model else 'unknown: not counted'
         return [(f'diffusion model {self.config.guidance.name}, weights', known(model.weights)),
                 ('diffusion model, in a step', known(max(model.asked, model.learning))),

@@ -179,7 +179,7 @@ def count_step(guidance: Any, views: int, rows: int, low_memory: bool = False) -
     "Count one step of a model without numbers: pictures of so many views, and rows of noise"
     if low_memory:
         guidance.one_by_one = True
-        vae = getattr(guidance, 'vae', None)
+        vae: Any = getattr(guidance, 'vae', None)
         if hasattr(vae, 'enable_gradient_checkpointing'): vae.enable_gradient_checkpointing()
     size, unet = guidance.image_size, bytes_of(guidance.unet)
     image = torch.empty(views, 3, size, size, device='meta', requires_grad=True)
@@ -208,18 +208,18 @@ def rows_of(config: Config) -> int:
 @functools.cache
 def _counted(name: str, dtype: torch.dtype, views: int, rows: int, low_memory: bool) -> ModelCost:
     shape = settings_of(name)
-    unet, vae = (None if each is None else build(each, name == 'toybox', dtype) for each in shape[:2])
-    assert unet is not None
-    cost = count_step(mute_model(unet, vae, shape.tokens), views, rows, low_memory)
+    def made(settings: Mapping) -> nn.Module: return build(settings, name == 'toybox', dtype)
+    vae = None if shape.vae is None else made(shape.vae)
+    cost = count_step(mute_model(made(shape.unet), vae, shape.tokens), views, rows, low_memory)
     return replace(cost, reading=shape.text*dtype.itemsize)
 
 
 def _counted_object(given: Any, views: int, rows: int) -> ModelCost | None:
     if not isinstance(given, Pipeline): return None    # of another's guidance nothing is known
     small = isinstance(given.unet, SmallUNet)
-    unet, vae = (part and build(dict(part.config), small, given.dtype) for part in (given.unet, getattr(given, 'vae',
-        None)))
-    cost = count_step(mute_model(unet, vae, given.max_tokens), views, rows, given.one_by_one)
+    def copy(part: Any) -> nn.Module: return build(dict(part.config), small, given.dtype)
+    vae = copy(given.vae) if hasattr(given, 'vae') else None
+    cost = count_step(mute_model(copy(given.unet), vae, given.max_tokens), views, rows, given.one_by_one)
     text = given.text_encoder
     return replace(cost, reading=bytes_of(text)) if isinstance(text, nn.Module) else cost
 

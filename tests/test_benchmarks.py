@@ -15,6 +15,8 @@ from conftest import CHEAP
 
 from dreamfusion_nb import Trainer, load_config
 
+PLAIN = [dict(wall=1., cpu=1., faults=0, system=0., shading='albedo', samples=1)]    # a step without a clock
+
 
 def test_architectures_are_those_of_the_estimate():
     "Which a test of the estimate compares with the published sizes; pixels have no autoencoder"
@@ -34,7 +36,17 @@ def test_a_written_architecture_is_a_folder_of_a_users(tmp_path, monkeypatch):
     step.put_clocks(clock, trainer)
     with clock.step(): trainer.step()
     assert all(part in clock.steps[0] for part in step.MODEL)
+    assert 'times its model alone (UNet and VAE)' in '\n'.join(step.table(clock.steps, PLAIN, 1))
     with pytest.raises(SystemExit, match='9 GB'): architectures.write('if', tmp_path/'if')
+
+
+def test_a_model_of_pixels_has_no_autoencoder_in_the_table(pixels):
+    trainer = Trainer(load_config('toybox', CHEAP, {'prompt': 'a hamburger', 'guidance.name': str(pixels)}))
+    clock = step.Clock('cpu')
+    step.put_clocks(clock, trainer)
+    with clock.step(): trainer.step()
+    lines = '\n'.join(step.table(clock.steps, PLAIN, 1))
+    assert '\nUNet  ' in lines and 'VAE' not in lines and 'times its model alone (UNet)' in lines
 
 
 def tiny(device):
