@@ -428,11 +428,14 @@ def needing_less(config: Config, device: torch.device, parts: OwnParts | None = 
     def counted(asked: Config) -> float:
         found = forecast(asked, place, parts)
         return found.total - found.itself
-    held, said = counted(config), []
+    held, keys = counted(config), set()
+    said: list[str] = []
     for change in levers(config):
+        if keys & set(change) or len(said) == most: continue
         saved = held - counted(config.replace(change))
-        if saved > .05*held: said.append(f'{written(change)} ({gigabytes(saved)} less)')
-        if len(said) == most: break
+        if saved < .05*held: continue
+        keys |= set(change)
+        said.append(f'{written(change)} ({gigabytes(saved)} less)')
     return f'of {gigabytes(held)} that were counted, these save: {", ".join(said)}' if said else ''
 
 # %% ../nbs/18ba_forecast.ipynb #fc000029
