@@ -428,8 +428,7 @@ def needing_less(config: Config, device: torch.device, parts: OwnParts | None = 
     def counted(asked: Config) -> float:
         found = forecast(asked, place, parts)
         return found.total - found.itself
-    held, keys = counted(config), set()
-    said: list[str] = []
+    held, keys, said = counted(config), set[str](), list[str]()
     for change in levers(config):
         if keys & set(change) or len(said) == most: continue
         saved = held - counted(config.replace(change))

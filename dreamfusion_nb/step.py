@@ -377,11 +377,9 @@ class Stepper:
 
     def step(self) -> StepRecord:
         "Take one step. If it raises, restore random state and occupancy grid, so that it can be tried again"
-        drawn, undo = self.generator.get_state(), lambda: None
+        with room_for_step(self): drawn, undo = self.generator.get_state(), undo_update(self)
         try:
-            with self.limit_threads(), room_for_step(self):
-                undo = undo_update(self)
-                return take_step(self)
+            with self.limit_threads(), room_for_step(self): return take_step(self)
         except BaseException:
             self.generator.set_state(drawn)
             undo()
