@@ -382,11 +382,14 @@ def main():
         with Books(clock) as books: more = counted(trainer, clock, books)
         print(*more, sep='\n')
         lines += more
-    more = [f'preset {a.preset}, {trainer.config.data.train.width}x{trainer.config.data.train.height}, after {a.steps} '
-            f'steps; {state(trainer)}',
-            *table(steps, plain, update_interval(trainer)), validation(trainer,
-                statistics.median(p['wall'] for p in plain)), f'memory: {memory()} at most', *hashgrid_ratio()]
+    size = trainer.config.data.train
+    parts = [f'preset {a.preset}, {size.width}x{size.height}, after {a.steps} steps; {state(trainer)}',
+             *table(steps, plain, update_interval(trainer)), f'memory so far: {memory()}']
+    print(*parts, sep='\n', flush=True)    # what follows takes its time
+    more = [validation(trainer, statistics.median(p['wall'] for p in plain)), f'memory: {memory()} at most',
+            *hashgrid_ratio()]
     print(*more, sep='\n')
+    lines += parts
     if a.out:
         with open(a.out, 'w') as f:
             json.dump(dict(lines=lines + more, parts=[dict(step) for step in steps], steps=plain), f, indent=1)
