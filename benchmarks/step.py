@@ -3,7 +3,8 @@ splats`); and the Numba hash grid against plain torch.
 
     python benchmarks/step.py [--steps 100] [--rounds 64] [--threads 2] [--guidance toybox] [--start FOLDER] [--trim]
         [--device cuda] [--out table.json] [key=value ...]
-    python benchmarks/step.py --architecture sd15 --preset dreamfusion [--device cuda] [--count | --pretend] ...
+    python benchmarks/step.py --architecture sd15 --preset dreamfusion [--device cuda] [--from-disk]
+        [--count | --pretend] ...
 
 A real trainer does `--steps` steps first, so that the field and its occupancy are those of a run, then twice `--rounds`
 more: in turns of 16, from one refresh of the occupancy grid to the next, without and with a clock in every part. The
@@ -12,10 +13,11 @@ clock is exclusive: a part's time leaves out the parts inside it, so that the co
 that passed, `cpu` the processor time of all threads together. Times beside other jobs mean little, the walls least of
 all. On a GPU `wall` is taken by CUDA's events.
 
-`--architecture` takes a published diffusion model at random weights (`benchmarks/architectures.py`); the last line but
-one divides the step by what its model takes alone. `--count` also counts, part by part and on any device, what PyTorch
-is asked to launch, where Python waits for it, and the bytes that are read and written. `--pretend` counts a step on a
-GPU that is pretended (`tests/pretend.py`) and measures no time.
+`--architecture` takes a published diffusion model at random weights (`benchmarks/architectures.py`); a line divides the
+step by what its model takes alone. `--from-disk` writes the model into a folder first, where room for its weights in
+half precision must be, and reads it from there as a user's would be; the folder goes afterwards. `--count` also counts,
+part by part and on any device, what PyTorch is asked to launch, where Python waits for it, and the bytes that are read
+and written. `--pretend` counts a step on a GPU that is pretended (`tests/pretend.py`) and measures no time.
 
 Preset dreamfusion takes hours to form an object on a CPU. Its networks form one in minutes under the settings of preset
 toybox; then its own steps are measured:
@@ -25,6 +27,8 @@ toybox; then its own steps are measured:
         nerf.base_resolution=16 nerf.desired_resolution=2048 nerf.hidden_dims=64 nerf.n_hidden_layers=2 \\
         nerf.blob_density=5 nerf.density_bias=0
     python benchmarks/step.py --preset dreamfusion --steps 16 --rounds 32 resume_from_checkpoint=formed
+
+A model of random numbers would tear the object apart again: with `--architecture` add `optim.lr=1e-9`, and it stays.
 """
 import argparse
 import ctypes
@@ -181,6 +185,7 @@ def put_clocks(clock, trainer):
     clock.wrap(trainer.guidance, 'predict_noise', 'UNet')
     clock.wrap(trainer.optimizer, 'step', 'optimiser')
     clock.wrap(trainer.renderer, 'update', 'grid update')
+    if not hasattr(trainer.guidance, 'vae'): return    # a model of pixels
     encode = clock.timed('VAE encode', trainer.guidance.encode_image)
 
     def encode_image(image, generator=None):
@@ -257,9 +262,11 @@ def table(steps, plain, interval):
         wall, cpu = zip(*found)
         lines.append(f'{name:22}     {milliseconds(wall)}     {milliseconds(cpu)}   mean '
                      f'{statistics.mean(wall)*1e3:.1f} and {statistics.mean(cpu)*1e3:.1f}, {len(found)} steps')
-    if model := sum(step[part][0] for step in steps for part in MODEL if part in step):
-        everything = sum(wall for step in steps for wall, _ in step.values())
-        lines.append(f'a step takes {everything/model:.2f} times its model alone (VAE and UNet)')
+    model = [sum(step[part][i] for step in steps for part in MODEL if part in step) for i in (0, 1)]
+    networks = 'UNet and VAE' if any('VAE encode' in step for step in steps) else 'UNet'
+    if all(model):
+        wall, cpu = (sum(times[i] for step in steps for times in step.values())/model[i] for i in (0, 1))
+        lines.append(f'a step takes {wall:.2f} times its model alone ({networks}), by processor time {cpu:.2f}')
     lines.append(f'page faults a step: {statistics.median(p["faults"] for p in plain):.0f}; system time: '
                  f'{statistics.mean(p["system"] for p in plain)*1e3:.1f} ms; '
                  f'samples: {statistics.median(p["samples"] for p in plain):.0f}')
@@ -327,6 +334,7 @@ def main():
     p.add_argument('--threads', type=int, help='of torch and Numba (default: as many as there are cores)')
     p.add_argument('--guidance', default='toybox', help='toybox, or a Stable Diffusion folder')
     p.add_argument('--architecture', choices=architectures.NAMES, help='a published model at random weights')
+    p.add_argument('--from-disk', action='store_true', help='write that model into a folder, and read it from there')
     p.add_argument('--device', default='cpu')
     p.add_argument('--count', action='store_true', help='count launches, waits and bytes too')
     p.add_argument('--pretend', action='store_true', help='count them on a pretended GPU, and measure nothing')
@@ -338,6 +346,7 @@ def main():
     p.add_argument('--out', help='also write the table as JSON')
     p.add_argument('overrides', nargs='*', metavar='key=value')
     a = p.parse_args()
+    if a.from_disk and not a.architecture: p.error('--from-disk is for an --architecture')
     if a.threads: torch.set_num_threads(a.threads); numba.set_num_threads(a.threads)
     if a.trim:
         libc = ctypes.CDLL('libc.so.6')
@@ -345,9 +354,14 @@ def main():
     lines = [machine()]
     print(lines[0], flush=True)
     def make(device):
-        overrides = a.overrides if a.architecture else [f'guidance.name={a.guidance}', *a.overrides]
-        teacher = architectures.make(a.architecture, device, fastest_dtype(device)) if a.architecture else None
-        return Trainer(load_config(a.preset, dict(prompt=a.prompt), *overrides), teacher, device)
+        named = dict(prompt=a.prompt)
+        if a.architecture and not a.from_disk:
+            teacher = architectures.make(a.architecture, device, fastest_dtype(device))
+            return Trainer(load_config(a.preset, named, *a.overrides), teacher, device)
+        with tempfile.TemporaryDirectory() as folder:
+            if a.from_disk: architectures.write(a.architecture, folder)
+            named['guidance.name'] = folder if a.from_disk else a.guidance
+            return Trainer(load_config(a.preset, named, *a.overrides), device=device)
     if a.pretend:
         print(*pretended(make), sep='\n')
         return
@@ -368,11 +382,14 @@ def main():
         with Books(clock) as books: more = counted(trainer, clock, books)
         print(*more, sep='\n')
         lines += more
-    more = [f'preset {a.preset}, {trainer.config.data.train.width}x{trainer.config.data.train.height}, after {a.steps} '
-            f'steps; {state(trainer)}',
-            *table(steps, plain, update_interval(trainer)), validation(trainer,
-                statistics.median(p['wall'] for p in plain)), f'memory: {memory()} at most', *hashgrid_ratio()]
+    size = trainer.config.data.train
+    parts = [f'preset {a.preset}, {size.width}x{size.height}, after {a.steps} steps; {state(trainer)}',
+             *table(steps, plain, update_interval(trainer)), f'memory so far: {memory()}']
+    print(*parts, sep='\n', flush=True)    # what follows takes its time
+    more = [validation(trainer, statistics.median(p['wall'] for p in plain)), f'memory: {memory()} at most',
+            *hashgrid_ratio()]
     print(*more, sep='\n')
+    lines += parts
     if a.out:
         with open(a.out, 'w') as f:
             json.dump(dict(lines=lines + more, parts=[dict(step) for step in steps], steps=plain), f, indent=1)

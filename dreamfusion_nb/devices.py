@@ -50,19 +50,25 @@ def is_full(error: BaseException) -> bool:
     "Whether an error says that there is no memory left"
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)): return True
     said = str(error)
-    return isinstance(error, RuntimeError) and any(words in said for words in (
-        "can't allocate memory", 'CUDA error: out of memory', 'ALLOC_FAILED'))
+    return isinstance(error, RuntimeError) and any(words in said for words in ("can't allocate memory",
+        'not enough memory', 'Failed to allocate', 'CUDA error: out of memory', 'ALLOC_FAILED'))
+
+
+class MemoryFull(ConfigError):
+    "Memory ran out. `args`: what was being done, and what needs less"
+    def __str__(self) -> str: return '; '.join(self.args)
 
 
 @contextmanager
 def enough_memory(what: str,    # is being done
-                  advice: str   # which settings need less
+                  advice: str,  # which settings need less
+                  kind: type[MemoryFull] = MemoryFull
                  ) -> Iterator[None]:
-    "Turn memory that runs out within the block into a `ConfigError` of one line"
+    "Turn memory that runs out within the block into an error of one line"
     try: yield
     except (RuntimeError, MemoryError) as error:
         if not is_full(error): raise
-        wanted = re.search(r'tried to allocate ([\d.]+ ?\w+)', str(error), re.I)
+        wanted = re.search(r'(?:tried|failed|unable) to allocate ([\d.]+ ?\w+)', str(error), re.I)
         asked = f' ({wanted[1]} were asked for)' if wanted else ''
         traceback.clear_frames(error.__traceback__)
-        raise ConfigError(f'{what}: out of memory{asked}; {advice}') from None
+        raise kind(f'{what}: out of memory{asked}', advice) from None

@@ -24,7 +24,7 @@ from .estimate import duration
 from .field import MLP, chunk_for, density_albedo_normal_at
 from .kernels import warp_trouble
 from .meter import Gpu, Meter, describe, find_gpu, memory_of
-from .model_cost import ModelCost, bytes_of, model_cost
+from .model_cost import ModelCost, bytes_of, model_cost, settings_of
 from .own_parts import OwnParts, assemble
 from .pipelines import fastest_dtype
 from .raymarch import _TABLE, VolumeRenderer, march, visible
@@ -216,12 +216,18 @@ class OurCost:
     what: str             # how many samples, splats, triangles
 
     def moments(self, model: ModelCost) -> dict[str, float]:
-        "Bytes at each moment of a step in which something is at its most"
+        "Bytes at each moment of a run in which something is at its most"
         there = self.stay + self.gradients + model.weights
-        return {'rendering': there + self.rendering, 'asking the diffusion model': there + self.waiting + model.asked,
+        return {'reading the prompts': there - self.gradients + model.reading, 'rendering': there + self.rendering,
+                'asking the diffusion model': there + self.waiting + model.asked,
                 'learning in its encoder': there - self.gradients + self.waiting + model.learning,
                 'learning in the renderer': there - self.gradients + self.learning,
                 'the optimiser': there - self.gradients + self.optimising}
+
+    def beside(self, model: ModelCost, moment: str) -> int:
+        "What the diffusion model needs at a moment beside its weights"
+        return {'reading the prompts': model.reading, 'asking the diffusion model': model.asked,
+                'learning in its encoder': model.learning}.get(moment, 0)
 
 # %% ../nbs/18ba_forecast.ipynb #fc00001a
 FORMED = 40    # of so many steps of a ray one is left when the object has formed: 100,000 of 4.2 million
@@ -323,15 +329,14 @@ class Forecast:
 
     def rows(self) -> list[tuple[str, str]]:
         "What to print: (what, how much)"
-        model, moments = self.model or ModelCost(), self.ours.moments(self.model or ModelCost())
-        rest = max(moments.values()) - model.weights
-        beside = max(model.asked, model.learning)
-        known = self.model is not None
-        name = self.config.guidance.name
-        return [(f'diffusion model {name}, weights', gigabytes(model.weights) if known else 'unknown: not counted'),
-                ('diffusion model, in a step', gigabytes(beside) if known else 'unknown: not counted'),
-                (f'ours, {self.ours.what}', gigabytes(max(0., rest - beside) if 'asking' in self.moment or 'encoder'
-                 in self.moment else rest)),
+        model = self.model or ModelCost()
+        moments = self.ours.moments(model)
+        ours = max(n - model.weights - self.ours.beside(model, name) for name, n in moments.items())
+        def known(n: int) -> str: return gigabytes(n) if self.model else 'unknown: not counted'
+        return [(f'diffusion model {self.config.guidance.name}, weights', known(model.weights)),
+                ('diffusion model, in a step', known(max(model.asked, model.learning))),
+                ('its text model, before the first step', known(model.reading)),
+                (f'ours, {self.ours.what}', gigabytes(ours)),
                 ('the device\'s own, about', gigabytes(self.itself)),
                 (f'together at most, in {self.moment}', f'{gigabytes(self.total)} of {gigabytes(self.room)}'),
                 ('a step, at least', f'{self.seconds:.2g} s'),
@@ -374,9 +379,11 @@ def levers(config: Config) -> Iterator[dict[str, Any]]:
     if g.precision == '32': yield {'guidance.precision': '16'}
     if d.batch_size > 1: yield {'data.train.batch_size': 1}
     if config.renderer.name == 'splats':
+        count, most = config.splats.count, config.splats.max_count
         for n in (4, 16):
-            if config.splats.max_count: yield {'splats.max_count': config.splats.max_count//n}
-            else: yield {'splats.count': max(1, config.splats.count//n)}
+            if most and most//n >= count: yield {'splats.max_count': most//n}
+            elif most: yield {'splats.max_count': max(1, most//n), 'splats.count': max(1, most//n)}
+            else: yield {'splats.count': max(1, count//n)}
     smaller = {2: {'data.train.width': max(8, width//2), 'data.train.height': max(8, height//2)},
                4: {'data.train.width': max(8, width//4), 'data.train.height': max(8, height//4)}}
     if config.renderer.name == 'torchngp_raymarching' and config.renderer.max_steps > 128:
@@ -414,6 +421,22 @@ def check_room(found: Forecast, parts: OwnParts | None = None) -> None:
     raise ConfigError(f'{found.config.preset} needs {gigabytes(found.total)} at most, in {found.moment}, and there are '
                       f'{gigabytes(found.room)} on {found.gpu.name}; {less}')
 
+# %% ../nbs/18ba_forecast.ipynb #fc000035
+def needing_less(config: Config, device: torch.device, parts: OwnParts | None = None, most: int = 3) -> str:
+    "Settings with which a run needs less memory, those first that cost least, and how much less; '' if there are none"
+    place = Gpu('this CPU' if device.type == 'cpu' else str(device), math.inf, 1, 1)    # its time is not asked for
+    def counted(asked: Config) -> float:
+        found = forecast(asked, place, parts)
+        return found.total - found.itself
+    held, keys, said = counted(config), set[str](), list[str]()
+    for change in levers(config):
+        if keys & set(change) or len(said) == most: continue
+        saved = held - counted(config.replace(change))
+        if saved < .05*held: continue
+        keys |= set(change)
+        said.append(f'{written(change)} ({gigabytes(saved)} less)')
+    return f'of {gigabytes(held)} that were counted, these save: {", ".join(said)}' if said else ''
+
 # %% ../nbs/18ba_forecast.ipynb #fc000029
 def expected_run(config: Config, parts: OwnParts, device: torch.device) -> str:    # a line, '' where nothing is known
     "Memory and time of a run on the GPU of this machine. Raises `ConfigError` for one that cannot fit"
@@ -428,8 +451,11 @@ def expected_run(config: Config, parts: OwnParts, device: torch.device) -> str: 
 
 # %% ../nbs/18ba_forecast.ipynb #fc00002c
 def table(config: Config, name: str = '', device: torch.device | None = None) -> list[str]:
-    "The lines that `--estimate` prints: for a GPU of the list, or without a name for a device that is here"
+    """The lines that `--estimate` prints: for a GPU of the list, or without a name for a device that is here.
+
+    Raises `ConfigError`"""
     here = device or torch.device('cpu')
+    settings_of(config.guidance.name)    # says in a line why nothing is known of it
     gpu = find_gpu(name) if name else describe(here)
     found = forecast(config, gpu, room=None if name else memory_of(here)[1]*1e9)
     wide = max(len(what) for what, _ in found.rows())

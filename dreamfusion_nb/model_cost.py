@@ -8,11 +8,13 @@ __all__ = []
 # %% ../nbs/16b_model_cost.ipynb #mc000002
 import functools
 import json
+import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -20,9 +22,12 @@ from torch import nn
 from .config import Config
 from .errors import ConfigError
 from .meter import Meter
-from .pipelines import LatentDiffusion, find_pipeline
+from .pipelines import (PARTS_OF, LatentDiffusion, Pipeline, _listing, find_pipeline, folder_kind,
+    pick_files, settings_beside)
+from .pixel import PixelDiffusion
 from .prior import PRIOR_DIR
 from .small_diffusion import Settings, SmallAutoencoder, SmallUNet
+from .weights import KNOWN_NAMES, SINGLE_PARTS, header, single_file_version
 
 # %% ../nbs/16b_model_cost.ipynb #mc000007
 _UNET = dict(_class_name='UNet2DConditionModel', sample_size=64, in_channels=4, out_channels=4, layers_per_block=2,
@@ -31,24 +36,94 @@ _SD1 = dict(cross_attention_dim=768, attention_head_dim=8)
 _SD2 = dict(cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True)
 _VAE = dict(_class_name='AutoencoderKL', sample_size=512, block_out_channels=(128, 256, 512, 512), layers_per_block=2,
             latent_channels=4, down_block_types=('DownEncoderBlock2D',)*4, up_block_types=('UpDecoderBlock2D',)*4)
-SHAPES = {    # pattern of the last part of a Hub name -> settings of UNet and VAE
-    r'stable-diffusion-(v)?1[-.]\d.*': (_UNET | _SD1, _VAE),
-    r'stable-diffusion-2(-\d)?-base': (_UNET | _SD2, _VAE),
-    r'stable-diffusion-2(-\d)?': (_UNET | _SD2 | dict(sample_size=96), _VAE | dict(sample_size=768))}
+_IF = dict(_class_name='UNet2DConditionModel', sample_size=64, in_channels=3, out_channels=6, layers_per_block=3,
+           encoder_hid_dim=4096, attention_head_dim=64, act_fn='gelu', addition_embed_type='text',
+           cross_attention_norm='group_norm', resnet_time_scale_shift='scale_shift',
+           mid_block_type='UNetMidBlock2DSimpleCrossAttn',
+           down_block_types=('ResnetDownsampleBlock2D',) + ('SimpleCrossAttnDownBlock2D',)*3,
+           up_block_types=('SimpleCrossAttnUpBlock2D',)*3 + ('ResnetUpsampleBlock2D',))
 
 
-def settings_of(name: str) -> tuple[Mapping, Mapping, int] | None:    # UNet, VAE, tokens of a text; None: unknown
-    "The settings of a model: from its folder, from the cache of the Hub, or as the table has them"
-    try: folder = PRIOR_DIR if name == 'toybox' else find_pipeline(name, local_files_only=True)
-    except ConfigError: folder = None
-    if folder is not None and folder.is_dir():
-        try:
-            unet, vae, text = (json.loads((folder/part/'config.json').read_text())
-                               for part in ('unet', 'vae', 'text_encoder'))
-            return unet, vae, text.get('max_position_embeddings', 77)
-        except (OSError, ValueError): return None    # what is wrong is told where it is loaded
-    known = [shapes for pattern, shapes in SHAPES.items() if re.fullmatch(pattern, name.rpartition('/')[2])]
-    return (*known[0], 77) if known else None
+class Shape(NamedTuple):
+    "What is known of a model before it is loaded"
+    unet: Mapping         # settings
+    vae: Mapping | None   # likewise; None: it works on pixels
+    tokens: int           # of a text
+    text: int             # numbers in the text model
+
+
+def _pixels(channels: int) -> Shape:
+    widths = tuple(channels*n for n in (1, 2, 3, 4))
+    return Shape(_IF | dict(block_out_channels=widths, cross_attention_dim=widths[3]), None, 77, 4_762_310_656)
+
+
+_SD2_TEXT, _LARGE = 340_387_840, dict(sample_size=768)
+SHAPES = {    # pattern of the last part of a Hub name -> shape
+    r'stable-diffusion-(v)?1[-.]\d.*': Shape(_UNET | _SD1, _VAE, 77, 123_060_480),
+    r'stable-diffusion-2(-\d)?-base': Shape(_UNET | _SD2, _VAE, 77, _SD2_TEXT),
+    r'stable-diffusion-2(-\d)?': Shape(_UNET | _SD2 | dict(sample_size=96), _VAE | _LARGE, 77, _SD2_TEXT),
+    'IF-I-M-.*': _pixels(192), 'IF-I-L-.*': _pixels(320), 'IF-I-XL-.*': _pixels(704)}
+
+
+def known_shape(name: str) -> Shape | None:
+    "The shape of a model that is known by its Hub name"
+    last = name.rpartition('/')[2]
+    return next((shape for pattern, shape in SHAPES.items() if re.fullmatch(pattern, last)), None)
+
+# %% ../nbs/16b_model_cost.ipynb #mc00001d
+def numbers_in(tensors: Iterable[Mapping]) -> int:
+    "How many numbers the tensors of a header hold"
+    return sum(math.prod(tensor['shape']) for tensor in tensors)
+
+
+def read_shape(folder: Path,           # in diffusers' format
+               kind: str = 'latents',  # what the model works on
+               text: int = 0           # numbers in its text model
+              ) -> Shape:
+    "The settings in a folder. Raises `ConfigError`"
+    try: found = {part: json.loads((folder/part/'config.json').read_text()) for part in PARTS_OF[kind]}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f'the settings of the pipeline in {str(folder)!r} can\'t be read: {error}') from None
+    return Shape(found['unet'], found.get('vae'), found['text_encoder'].get('max_position_embeddings', 77), text)
+
+
+def shape_of_folder(folder: Path) -> Shape:
+    "The shape of a pipeline. Raises `ConfigError` for one of another kind, one that is not whole, one that is damaged"
+    kind = folder_kind(folder)
+    chosen, missing = pick_files(_listing(folder), kind=kind)
+    if missing: raise ConfigError(f'{str(folder)!r} is no pipeline that can teach: it lacks {", ".join(missing)}')
+    headers = {name: header(folder/name) for name in chosen if name.endswith('.safetensors')}
+    text = sum(numbers_in(held.values()) for name, held in headers.items() if name.startswith('text_encoder/'))
+    return read_shape(folder, kind, text)
+
+# %% ../nbs/16b_model_cost.ipynb #mc00001e
+def shape_of_file(path: Path) -> Shape:
+    "The shape of a Stable Diffusion in one file. Raises `ConfigError`"
+    known = KNOWN_NAMES[single_file_version(path) - 1]
+    counts = {part: numbers_in(tensor for name, tensor in header(path).items() if name.startswith(start))
+              for part, start in SINGLE_PARTS.items()}
+    beside, shape = settings_beside(path), known_shape(known)
+    if beside is not None: shape = read_shape(beside)
+    assert shape is not None
+    described = sum(p.numel() for p in build(shape.unet, small=False).parameters())
+    if described != counts['unet']:
+        raise ConfigError(f'the UNet in {str(path)!r} has {counts["unet"]:,} numbers, and by the settings of '
+                          f'{beside or known} it would have {described:,}; its own can lie in a folder {path.stem!r} '
+                          'beside it')
+    return shape._replace(text=counts['text_encoder'])
+
+
+def settings_of(name: str) -> Shape:
+    "The shape of a model: from its folder or file, from the cache of the Hub, or by its name. Raises `ConfigError`"
+    if name == 'toybox': return shape_of_folder(PRIOR_DIR)
+    try: path = find_pipeline(name, local_files_only=True)
+    except ConfigError as error:
+        if not str(error).startswith('cannot get the model'): raise
+        if shape := known_shape(name): return shape
+        raise ConfigError(f'nothing is known of {name!r} before it is downloaded; there are estimates of '
+                          f'{", ".join(KNOWN_NAMES)}, DeepFloyd/IF-I-M-v1.0 (L, XL), "toybox", and of a folder or a '
+                          '.safetensors file that is here') from None
+    return shape_of_folder(path) if path.is_dir() else shape_of_file(path)
 
 # %% ../nbs/16b_model_cost.ipynb #mc00000a
 def build(settings: Mapping, small: bool, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -63,14 +138,19 @@ def build(settings: Mapping, small: bool, dtype: torch.dtype = torch.float32) ->
     return nn.Module.to(network, dtype)    # diffusers' own `to` warns of what does not matter here
 
 
-def mute_model(unet: nn.Module, vae: nn.Module, tokens: int = 77) -> LatentDiffusion:
-    "A Stable Diffusion of two networks without numbers; it has no text model"
-    c: Any = unet.config
+def text_width(unet: Any) -> int:
+    "How many numbers a token of the text has, as a UNet wants it"
+    return getattr(unet.config, 'encoder_hid_dim', None) or unet.config.cross_attention_dim
+
+
+def mute_model(unet: nn.Module, vae: nn.Module | None, tokens: int = 77) -> Pipeline:
+    "A Stable Diffusion, or without a VAE a DeepFloyd IF, of networks without numbers; it has no text model"
     text: Any = nn.Module()
-    text.config = SimpleNamespace(hidden_size=c.cross_attention_dim, max_position_embeddings=tokens)
+    text.config = SimpleNamespace(hidden_size=text_width(unet), max_position_embeddings=tokens)
     scheduler = SimpleNamespace(alphas_cumprod=torch.ones(1000, device='meta'),
                                 config=SimpleNamespace(prediction_type='epsilon'))
-    return LatentDiffusion(unet, vae, text, SimpleNamespace(model_max_length=tokens), scheduler)
+    others = text, SimpleNamespace(model_max_length=tokens), scheduler
+    return PixelDiffusion(unet, *others) if vae is None else LatentDiffusion(unet, vae, *others)
 
 # %% ../nbs/16b_model_cost.ipynb #mc00000d
 @dataclass(frozen=True)
@@ -79,6 +159,7 @@ class ModelCost:
     weights: int = 0         # bytes that stay on the device
     asked: int = 0           # bytes beside, until the gradient begins to flow: encoding and asking
     learning: int = 0        # bytes beside, while it flows
+    reading: int = 0         # bytes beside, while the text model reads the prompts, before the first step
     flops: int = 0
     launches: int = 0
     moved: int = 0           # bytes
@@ -98,10 +179,11 @@ def count_step(guidance: Any, views: int, rows: int, low_memory: bool = False) -
     "Count one step of a model without numbers: pictures of so many views, and rows of noise"
     if low_memory:
         guidance.one_by_one = True
-        if hasattr(guidance.vae, 'enable_gradient_checkpointing'): guidance.vae.enable_gradient_checkpointing()
+        vae: Any = getattr(guidance, 'vae', None)
+        if hasattr(vae, 'enable_gradient_checkpointing'): vae.enable_gradient_checkpointing()
     size, unet = guidance.image_size, bytes_of(guidance.unet)
     image = torch.empty(views, 3, size, size, device='meta', requires_grad=True)
-    embeddings = torch.empty(rows, guidance.max_tokens, guidance.unet.config.cross_attention_dim, device='meta')
+    embeddings = torch.empty(rows, guidance.max_tokens, text_width(guidance.unet), device='meta')
     with Meter() as meter:
         latents = guidance.encode_image(image)
         encoding, _ = meter.mark()
@@ -111,7 +193,7 @@ def count_step(guidance: Any, views: int, rows: int, low_memory: bool = False) -
         latents.backward(torch.empty_like(latents))
         learning, _ = meter.mark()
     visit = unet if low_memory else 0
-    return ModelCost(residents(guidance) - visit, max(encoding, asking + visit), learning, meter.flops,
+    return ModelCost(residents(guidance) - visit, max(encoding, asking + visit), learning, 0, meter.flops,
                      meter.launches, meter.moved)
 
 # %% ../nbs/16b_model_cost.ipynb #mc000013
@@ -124,18 +206,22 @@ def rows_of(config: Config) -> int:
 
 
 @functools.cache
-def _counted(name: str, dtype: torch.dtype, views: int, rows: int, low_memory: bool) -> ModelCost | None:
-    settings = settings_of(name)
-    if settings is None: return None
-    unet, vae = (build(each, name == 'toybox', dtype) for each in settings[:2])
-    return count_step(mute_model(unet, vae, settings[2]), views, rows, low_memory)
+def _counted(name: str, dtype: torch.dtype, views: int, rows: int, low_memory: bool) -> ModelCost:
+    shape = settings_of(name)
+    def made(settings: Mapping) -> nn.Module: return build(settings, name == 'toybox', dtype)
+    vae = None if shape.vae is None else made(shape.vae)
+    cost = count_step(mute_model(made(shape.unet), vae, shape.tokens), views, rows, low_memory)
+    return replace(cost, reading=shape.text*dtype.itemsize)
 
 
 def _counted_object(given: Any, views: int, rows: int) -> ModelCost | None:
-    if not isinstance(given, LatentDiffusion): return None    # of another's guidance nothing is known
+    if not isinstance(given, Pipeline): return None    # of another's guidance nothing is known
     small = isinstance(given.unet, SmallUNet)
-    unet, vae = (build(dict(part.config), small, given.dtype) for part in (given.unet, given.vae))
-    return count_step(mute_model(unet, vae, given.max_tokens), views, rows, getattr(given, 'one_by_one', False))
+    def copy(part: Any) -> nn.Module: return build(dict(part.config), small, given.dtype)
+    vae = copy(given.vae) if hasattr(given, 'vae') else None
+    cost = count_step(mute_model(copy(given.unet), vae, given.max_tokens), views, rows, given.one_by_one)
+    text = given.text_encoder
+    return replace(cost, reading=bytes_of(text)) if isinstance(text, nn.Module) else cost
 
 
 def model_cost(config: Config,       # whose `guidance` says which model, and how it is asked

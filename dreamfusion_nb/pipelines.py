@@ -241,12 +241,18 @@ def reading(path: Path) -> Iterator[None]:
         reason = one_line(error)
         raise ConfigError(f'cannot read the pipeline in {str(path)!r}: {reason}') from error
 
-# %% ../nbs/09a_pipelines.ipynb #4bca1f3b
-def _settings_of(path: Path, local_files_only: bool | None) -> Path:
-    "The folder with settings and tokenizer for a single file: beside it, or those of a model that we know."
+
+def settings_beside(path: Path) -> Path | None:
+    "The folder beside a single file, or around it, that holds its settings and tokenizer."
     for folder in (path.with_suffix(''), path.parent):
         names = set(_listing(folder)) if folder.is_dir() else set()
         if 'unet/config.json' in names and not missing_settings(names): return folder
+    return None
+
+# %% ../nbs/09a_pipelines.ipynb #4bca1f3b
+def _settings_of(path: Path, local_files_only: bool | None) -> Path:
+    "The folder with settings and tokenizer for a single file: beside it, or those of a model that we know."
+    if beside := settings_beside(path): return beside
     version = single_file_version(path)
     known = KNOWN_NAMES[version - 1]
     try: folder = find_pipeline(known, local_files_only=local_files_only, settings_only=True)

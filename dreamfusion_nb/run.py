@@ -13,7 +13,7 @@ import reprlib
 import shutil
 import time
 import weakref
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
 
@@ -29,14 +29,14 @@ from .dmtet import EmptyMeshError
 from .docstrings import with_parameters
 from .errors import ConfigError, Interrupted, check_folder, did_you_mean, notice
 from .export import MESH_FORMATS, check_path, decimate, expanded, write_mesh, write_video
-from .forecast import expected_run
+from .forecast import expected_run, needing_less
 from .own_parts import OwnParts, check_same_parts, record_parts, split_parts
 from .parts import parse_prompt, pick_device
 from .progress import LiveCell, Pace, ProgressBar, in_notebook
 from .result import Result, SuggestedFolder, load, missing_surface, orbit_of, save_picture, sheet_of
 from .scale import at_work, check_workers, launched_team, own_device, team_for
 from .show import to_pil
-from .step import Stepper
+from .step import StepFull, Stepper
 from .threads import check_threads, limit_threads
 from .trainer import Trainer, open_folder
 
@@ -270,6 +270,23 @@ def check_still(folder: Path, config: Config, resume: str | bool, overwrite: boo
     except ConfigError as error: raise FolderTaken(str(error)) from None
     if now != resumed: raise FolderTaken(f'out: another run has begun in {folder}')
 
+# %% ../nbs/19a_run.ipynb #7b4068b1
+def what_stays(folder: Path | None) -> list[str]:
+    "Return what is saved of a run that cannot go on as it is, and what it is good for: one clause, or none"
+    found = list_checkpoints(folder) if folder else []
+    if not found: return []
+    return [f'step {int(found[-1].name[5:])} stays saved, and resume_from_checkpoint={folder} begins a run with it']
+
+
+@contextmanager
+def advised(config: Config, parts: OwnParts, device: torch.device, folder: Path | None) -> Iterator[None]:
+    "Say of memory that runs out within the block which settings need less, as they are counted for this run"
+    try: yield
+    except StepFull as error:
+        what, less = error.args
+        with suppress(Exception): less = needing_less(config, device, parts) or less    # if there is room to count
+        raise StepFull(what, less, *what_stays(folder)) from None
+
 # %% ../nbs/19a_run.ipynb #7b4068af
 def start_run(config: Config,
               folder: Path | None = None,                # of the result; None: nothing is written
@@ -291,8 +308,9 @@ def start_run(config: Config,
     resumed = claim_folder(folder, config, resume, overwrite, parts)
     if resume is True and not resumed: raise ConfigError(f'resume: {folder} holds no unfinished run')
     if line := expected_run(config, parts, device): notice(line)
-    if resumed: trainer = Trainer.resume(folder, device=device, **parts.given())
-    else: trainer = Trainer(config, device=device, folder=folder, **parts.given())
+    with advised(config, parts, device, folder):
+        if resumed: trainer = Trainer.resume(folder, device=device, **parts.given())
+        else: trainer = Trainer(config, device=device, folder=folder, **parts.given())
     trainer.config = config
     if hold is not None:
         with writing(folder): folder.mkdir(parents=True, exist_ok=True)
@@ -469,7 +487,8 @@ def run_to_end(trainer: Trainer, callbacks: list[Callable], display: LiveCell | 
     if warning := parse_prompt(trainer.guidance, trainer.config.prompt)[1]: notice(warning)
     shown = [] if display is None else [display]
     try:
-        trainer.fit(callbacks=[*callbacks, *shown])
+        with advised(trainer.config, trainer.parts, trainer.device, trainer.folder):
+            trainer.fit(callbacks=[*callbacks, *shown])
         if trainer.team is not None: trainer.team.rest()
         result = Result(trainer.config, trainer.renderer, trainer.folder, trainer.history, trainer.parts)
         write_outputs(result, display.tell if display else lambda text: None)

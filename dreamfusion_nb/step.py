@@ -17,7 +17,7 @@ import torch
 
 from .cameras import Cameras, progressive_ranges, sample_cameras, view_weights
 from .config import Config, check_latents
-from .devices import enough_memory, read
+from .devices import MemoryFull, enough_memory, read
 from .errors import ConfigError
 from .guidance import SDSOutput, ViewPrompts, denoise, sds
 from .losses import LOSSES
@@ -288,17 +288,21 @@ def undo_update(trainer: Any) -> Callable[[], None]:
     return undo
 
 # %% ../nbs/17b_step.ipynb #643de947
+class StepFull(MemoryFull):
+    "Memory ran out for a step, or for the parts of a run"
+
+
 def room_for_parts(device: torch.device) -> AbstractContextManager[None]:
     "A block in which the parts of a run are made; memory that runs out is one line, see `enough_memory`"
     return enough_memory(f'the parts of a run on {device}', 'a smaller diffusion model (guidance.name), one in half '
-        'precision (guidance.precision) or fewer rows (nerf.log2_hashmap_size) need less')
+        'precision (guidance.precision) or fewer rows (nerf.log2_hashmap_size) need less', StepFull)
 
 
 def room_for_step(trainer: Any) -> AbstractContextManager[None]:
     "The same for a step"
     return enough_memory(f'step {trainer.step_count} on {trainer.device}', 'smaller pictures (data.train.width, '
         'data.train.height), fewer steps along a ray (renderer.max_steps) or fewer views (data.train.batch_size) need '
-        'less; what has been saved stays')
+        'less; what has been saved stays', StepFull)
 
 # %% ../nbs/17b_step.ipynb #97516137
 class Stepper:
@@ -315,7 +319,7 @@ class Stepper:
             check_latents(config, getattr(self.guidance, 'latent_shape', (3,))[0])
             self.renderer: Any = assemble(config, self.parts, self.generator).to(self.device).train()
         self.optimizer = optimizer_of(config.optim, self.renderer, self.parts.optimizer)
-        with self.limit_threads():
+        with self.limit_threads(), room_for_parts(self.device):    # the text model may be larger than all others
             rehearse(self.parts, self.guidance, self.renderer, self.device)
             self.prompts = encode_prompts(config, self.guidance)
         self.step_count, self.slowed, self.steering = 0, 0, Steering()    # slowed: see `set_learning_rate`
@@ -373,7 +377,7 @@ class Stepper:
 
     def step(self) -> StepRecord:
         "Take one step. If it raises, restore random state and occupancy grid, so that it can be tried again"
-        drawn, undo = self.generator.get_state(), undo_update(self)
+        with room_for_step(self): drawn, undo = self.generator.get_state(), undo_update(self)
         try:
             with self.limit_threads(), room_for_step(self): return take_step(self)
         except BaseException:

@@ -65,6 +65,35 @@ def pipeline(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
+def pixels(tmp_path_factory):
+    "The folder of a DeepFloyd IF with random weights, for pictures of 16x16"
+    import torch
+    from diffusers import DDPMScheduler, IFPipeline, UNet2DConditionModel
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+    torch.manual_seed(0)
+    pieces = ['<pad>', '</s>', '<unk>', '▁', *map(chr, range(33, 127))]
+    rules = Tokenizer(models.Unigram([(piece, -float(i > 2)) for i, piece in enumerate(pieces)], unk_id=2))
+    rules.pre_tokenizer = pre_tokenizers.Metaspace()
+    rules.post_processor = processors.TemplateProcessing(single='$A </s>', special_tokens=[('</s>', 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=rules, pad_token='<pad>', eos_token='</s>', unk_token='<unk>',
+        model_max_length=77)
+    unet = UNet2DConditionModel(sample_size=16, layers_per_block=1, block_out_channels=(8, 16), in_channels=3,
+        out_channels=6, down_block_types=('ResnetDownsampleBlock2D', 'SimpleCrossAttnDownBlock2D'), norm_num_groups=4,
+        mid_block_type='UNetMidBlock2DSimpleCrossAttn', cross_attention_dim=32, encoder_hid_dim=16,
+        up_block_types=('SimpleCrossAttnUpBlock2D', 'ResnetUpsampleBlock2D'), attention_head_dim=4,
+        addition_embed_type='text', addition_embed_type_num_heads=2, cross_attention_norm='group_norm',
+        resnet_time_scale_shift='scale_shift', act_fn='gelu')
+    text = T5EncoderModel(T5Config(vocab_size=98, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2,
+        pad_token_id=0, eos_token_id=1, decoder_start_token_id=0))
+    folder = tmp_path_factory.mktemp('pixels')/'if'
+    IFPipeline(tokenizer=tokenizer, text_encoder=text, unet=unet, safety_checker=None, feature_extractor=None,
+        scheduler=DDPMScheduler(beta_schedule='squaredcos_cap_v2', thresholding=True, variance_type='learned_range'),
+        watermarker=None, requires_safety_checker=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope='session')
 def model(pipeline):
     "The same, loaded as a run that is given the folder would load it"
     from dreamfusion_nb.guidance import LatentDiffusion, fastest_dtype

@@ -15,13 +15,38 @@ from conftest import CHEAP
 
 from dreamfusion_nb import Trainer, load_config
 
+PLAIN = [dict(wall=1., cpu=1., faults=0, system=0., shading='albedo', samples=1)]    # a step without a clock
+
 
 def test_architectures_are_those_of_the_estimate():
     "Which a test of the estimate compares with the published sizes; pixels have no autoencoder"
     for name in architectures.NAMED:
-        assert all(network.device.type == 'meta' for network in architectures.networks(name))
+        assert all(network is None or network.device.type == 'meta' for network in architectures.networks(name))
     unet, vae = architectures.networks('if')
     assert vae is None and unet.config.in_channels == 3 and unet.config.out_channels == 6
+
+
+def test_a_written_architecture_is_a_folder_of_a_users(tmp_path, monkeypatch):
+    "Read by its name in a configuration; and a step of it, part by part, as the benchmark prints it"
+    architectures.write('tiny', tmp_path/'tiny')
+    config = load_config('toybox', CHEAP, {'prompt': 'a hamburger', 'guidance.name': str(tmp_path/'tiny')})
+    trainer = Trainer(config, device='cpu')
+    assert trainer.guidance.max_tokens == 77 and trainer.step().sds.noise_pred.isfinite().all()
+    clock = step.Clock('cpu')
+    step.put_clocks(clock, trainer)
+    with clock.step(): trainer.step()
+    assert all(part in clock.steps[0] for part in step.MODEL)
+    assert 'times its model alone (UNet and VAE)' in '\n'.join(step.table(clock.steps, PLAIN, 1))
+    with pytest.raises(SystemExit, match='9 GB'): architectures.write('if', tmp_path/'if')
+
+
+def test_a_model_of_pixels_has_no_autoencoder_in_the_table(pixels):
+    trainer = Trainer(load_config('toybox', CHEAP, {'prompt': 'a hamburger', 'guidance.name': str(pixels)}))
+    clock = step.Clock('cpu')
+    step.put_clocks(clock, trainer)
+    with clock.step(): trainer.step()
+    lines = '\n'.join(step.table(clock.steps, PLAIN, 1))
+    assert '\nUNet  ' in lines and 'VAE' not in lines and 'times its model alone (UNet)' in lines
 
 
 def tiny(device):

@@ -1,11 +1,17 @@
 """Memory and time of a run before it starts: against what a pretended GPU counts, at the command, refused"""
+import json
+import math
+import pickle
+import re
 import warnings
 
 import pytest
 import torch
+from conftest import CHEAP
 from pretend import Gpu
 
-from dreamfusion_nb import Trainer, cli, forecast, load_config, meter, model_cost, run
+from dreamfusion_nb import Trainer, cli, forecast, load_config, meter, model_cost, run, step, train
+from dreamfusion_nb.devices import enough_memory
 from dreamfusion_nb.errors import ConfigError
 from dreamfusion_nb.own_parts import OwnParts
 
@@ -51,11 +57,59 @@ def test_it_is_what_a_step_holds_and_launches(name, pipeline):
     assert .7 < (found.model.launches + found.ours.launches)/launches < 1.4
 
 
+def test_a_model_of_pixels_is_counted_as_a_step_holds_it(pixels):
+    "By its folder and as an object; the model alone, which is far smaller than ours"
+    from dreamfusion_nb.pixel import PixelDiffusion
+    config = small('toybox', 16).replace({'guidance.name': str(pixels)})
+    model = PixelDiffusion.from_pretrained(pixels)
+    cost = model_cost.model_cost(config, torch.float32)
+    assert cost.weights == model_cost.bytes_of(model.unet)
+    x, rows = torch.rand(1, 3, 16, 16, requires_grad=True), model_cost.rows_of(config)
+    with meter.Meter() as counted:
+        encoded = model.encode_image(x)
+        model.predict_noise(encoded.detach().expand(rows, -1, -1, -1), torch.zeros(rows, dtype=torch.long),
+                            torch.zeros(rows, 77, 16))
+        encoded.sum().backward()
+    # on a CPU attention has other kernels
+    assert cost.flops == pytest.approx(counted.flops, rel=.01) and cost.asked == pytest.approx(counted.peak, rel=.2)
+    given = model_cost.model_cost(config, torch.float32, model)
+    assert (given.weights, given.flops) == (cost.weights, cost.flops)
+
+
+@pytest.mark.parametrize('name', ['toybox', 'dreamfusion'])
+def test_pixels_on_a_pretended_gpu(name, pixels):
+    config = CASES[name].replace({'guidance.name': str(pixels)})
+    found = forecast.forecast(config, meter.find_gpu('A100'))
+    assert .85 < (found.total - found.itself)/counted(config)[0] < 1.15
+
+
 def test_it_knows_a_model_that_is_given(model):
     by_name = model_cost.model_cost(small('toybox', 24), model.dtype, model)
     stays = sum(p.numel()*p.element_size() for part in model.residents() for p in part.parameters())
     assert by_name.weights == stays > 0 and by_name.flops > 0    # text model and decoder rest on the CPU
     assert model_cost.model_cost(small('toybox', 24), torch.float16, object()) is None
+
+
+def test_text_models_of_known_names_have_their_published_size():
+    "Of which only the number is written down"
+    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+    made = {'a/stable-diffusion-v1-5': (CLIPTextModel, CLIPTextConfig(hidden_size=768, intermediate_size=3072,
+                num_hidden_layers=12, num_attention_heads=12)),
+            'a/stable-diffusion-2-1-base': (CLIPTextModel, CLIPTextConfig(hidden_size=1024, intermediate_size=4096,
+                num_hidden_layers=23, num_attention_heads=16)),
+            'DeepFloyd/IF-I-XL-v1.0': (T5EncoderModel, T5Config(d_model=4096, d_kv=64, d_ff=10240, num_layers=24,
+                num_heads=64, feed_forward_proj='gated-gelu', vocab_size=32128))}
+    for name, (cls, settings) in made.items():
+        with torch.device('meta'): text = cls(settings)
+        assert model_cost.known_shape(name).text == sum(p.numel() for p in text.parameters()), name
+
+
+@pytest.mark.parametrize('size, millions', [('M', 371.6), ('L', 935.4), ('XL', 4304.7)])
+def test_the_sizes_of_deepfloyd_if(size, millions):
+    "400 million, 900 million and 4.3 billion, as its makers round them"
+    shape = model_cost.known_shape(f'DeepFloyd/IF-I-{size}-v1.0')
+    unet = model_cost.build(shape.unet, small=False)
+    assert shape.vae is None and round(sum(p.numel() for p in unet.parameters())/1e6, 1) == millions
 
 
 @pytest.mark.parametrize('name, unet, vae', [('stable-diffusion-v1-5/stable-diffusion-v1-5', 859.5, 83.7),
@@ -72,6 +126,46 @@ def test_work_of_stable_diffusion():
     perp_neg = load_config('dreamfusion', {'prompt': 'a duck', 'guidance.perp_neg': 1})
     more = model_cost.model_cost(perp_neg, torch.float16)
     assert more.flops - cost.flops == pytest.approx(.80e12, rel=.01)
+
+
+# Files
+
+def single_file(path, shape, without=''):
+    "A Stable Diffusion in one file of the right size, whose numbers are a hole that takes no room on the disk"
+    names = dict(unet=model_cost.SINGLE_PARTS['unet'], vae=model_cost.SINGLE_PARTS['vae'])
+    held, end = {}, 0
+    tensors = {names[part] + name: list(p.shape) for part in names for name, p in
+               model_cost.build(getattr(shape, part), small=False).named_parameters()}
+    tensors['cond_stage_model.transformer.weight'] = [shape.text]
+    for name, size in tensors.items():
+        if without and name.endswith(without): continue
+        held[name] = dict(dtype='F16', shape=size, data_offsets=[end, end := end + 2*math.prod(size)])
+    written = json.dumps(held).encode()
+    with open(path, 'wb') as file:
+        file.write(len(written).to_bytes(8, 'little') + written)
+        file.truncate(8 + len(written) + end)
+    return path
+
+
+def test_a_single_file_is_estimated_by_its_beginning(tmp_path):
+    "As the model that it holds; what is no such model is told from the one whose names it uses"
+    shape = model_cost.known_shape('a/stable-diffusion-v1-5')
+    config = small('toybox', 8, **{'guidance.precision': '16'})
+    def cost(path): return model_cost.model_cost(config.replace({'guidance.name': str(path)}), torch.float16)
+    path = single_file(tmp_path/'mine.safetensors', shape)
+    assert cost(path) == cost('a/stable-diffusion-v1-5') and cost(path).reading == 2*shape.text
+    less = single_file(tmp_path/'less.safetensors', shape, without='conv_out.weight')
+    with pytest.raises(ConfigError, match=r'has [\d,]+ numbers, and by the settings of .* it would have 859,520,964'):
+        model_cost.settings_of(str(less))
+    assert cost(less) is None    # a run would tell when it loads it
+
+
+def test_a_single_file_with_settings_beside_it(tmp_path, pipeline):
+    unet, vae = (json.loads((pipeline/part/'config.json').read_text()) for part in ('unet', 'vae'))
+    (tmp_path/'mine').symlink_to(pipeline)
+    path = single_file(tmp_path/'mine.safetensors', model_cost.Shape(unet, vae, 16, 1000))
+    found = model_cost.settings_of(str(path))
+    assert (found.unet, found.text) == (unet, 1000)
 
 
 # What cannot fit
@@ -145,6 +239,76 @@ def test_own_parts_are_tried_on_a_copy():
     assert cost.learning > 0 and ball.radius.grad is None and ball.radius.item() == pytest.approx(.4)
 
 
+# What has run out
+
+OUT_OF_MEMORY = [(torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has'), '2.00 GiB'),
+                 (RuntimeError("[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: can't allocate memory: "
+                               'you tried to allocate 8589934592 bytes.'), '8589934592 bytes'),
+                 (RuntimeError('DefaultCPUAllocator: not enough memory: you tried to allocate 96 bytes.'), '96 bytes'),
+                 (RuntimeError("Failed to allocate 4096 bytes on device 'cuda:0'"), '4096 bytes'),
+                 (MemoryError('Unable to allocate 3.00 TiB for an array'), '3.00 TiB'), (MemoryError(), '')]
+
+
+@pytest.mark.parametrize('error, amount', OUT_OF_MEMORY)
+def test_every_library_says_in_its_own_words_that_memory_has_run_out(error, amount):
+    with pytest.raises(ConfigError) as failed, enough_memory('a step', 'smaller ones need less'): raise error
+    asked = f' ({amount} were asked for)' if amount else ''
+    assert str(failed.value) == f'a step: out of memory{asked}; smaller ones need less'
+    again = pickle.loads(pickle.dumps(failed.value))    # as between processes
+    assert type(again) is type(failed.value) and str(again) == str(failed.value)
+
+
+@pytest.mark.parametrize('error', [OUT_OF_MEMORY[0][0], OUT_OF_MEMORY[1][0]], ids=['GPU', 'CPU'])
+def test_memory_that_runs_out_is_told_with_what_saves(tmp_path, model, monkeypatch, error):
+    "In one line, with the settings that the estimate has counted; the checkpoint stays, and the same call goes on"
+    taken, options = step.take_step, CHEAP | {'data.train.batch_size': 4, 'progress': False, 'export_video': False}
+    def runs_out(trainer):
+        if trainer.step_count == 6: raise error
+        return taken(trainer)
+    def make(**more): return train('a hamburger', guidance=model, out=tmp_path/'made', **options | more)
+    monkeypatch.setattr(step, 'take_step', runs_out)
+    with pytest.raises(ConfigError, match='step 6 on cpu: out of memory') as failed: make()
+    said = str(failed.value)
+    assert '\n' not in said
+    setting = re.search(r'data\.train\.batch_size=1 \(([0-9.]+) MB less\)', said)
+    assert setting and float(setting[1]) > 0
+    assert f'step 4 stays saved, and resume_from_checkpoint={tmp_path/"made"} begins a run with it' in said
+    assert [path.name for path in (tmp_path/'made'/'checkpoints').iterdir()] == ['step-000004']
+    monkeypatch.setattr(step, 'take_step', taken)
+    assert len(make().history) == options['iters']
+    begun = train('a hamburger', guidance=model, out=tmp_path/'begun', resume_from_checkpoint=str(tmp_path/'made'),
+                  **options | {'data.train.batch_size': 1, 'iters': 1})
+    assert begun.config.data.train.batch_size == 1
+
+
+def test_where_nothing_can_be_counted_the_settings_are_named(tmp_path, model, monkeypatch):
+    "As where there is no memory for an estimate either"
+    def fails(*given, **more): raise MemoryError
+    monkeypatch.setattr(forecast, 'our_cost', fails)
+    monkeypatch.setattr(step, 'render_step', fails)
+    with pytest.raises(ConfigError, match=r'step 0 on cpu: out of memory; smaller pictures \(data.train.width'):
+        train('a hamburger', guidance=model, out=tmp_path/'made', progress=False, **CHEAP)
+
+
+def test_prompts_may_need_more_than_a_step(monkeypatch, model):
+    "A large text model comes to the device before the first step"
+    def fails(texts): raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 9.50 GiB')
+    monkeypatch.setattr(model, 'encode_text', fails)
+    with pytest.raises(ConfigError, match=r'the parts of a run on cpu: out of memory \(9.50 GiB were asked for\)'):
+        Trainer(small('toybox', 16), model)
+    cost = model_cost.model_cost(load_config('dreamfusion', {'prompt': 'a duck', 'latent_iter_ratio': 0,
+                                             'guidance.name': 'DeepFloyd/IF-I-M-v1.0'}), torch.float16)
+    found = forecast.OurCost(0, 0, 0, 0, 0, 0, 0, 0, '').moments(cost)
+    assert max(found, key=found.get) == 'reading the prompts' and found['reading the prompts'] > 10e9
+
+
+@pytest.mark.parametrize('preset', ['toybox', 'splats', 'dreamgaussian', 'toybox-dmtet'])
+def test_every_lever_is_a_configuration(preset):
+    config = load_config(preset, {'prompt': 'a hamburger'})
+    changes = list(forecast.levers(config))
+    assert changes and all(config.replace(change) != config for change in changes)
+
+
 # The command
 
 def words(capsys, *argv):
@@ -168,6 +332,36 @@ def test_words_behind_estimate_are_understood(tmp_path, monkeypatch, capsys, arg
     code, out, _ = words(capsys, *argv)
     assert code == 0 and "'a duck', preset toybox, on this CPU" in out and list(tmp_path.iterdir()) == []
     assert ('preset toybox-dmtet' in out) == ('--refine' in argv)
+
+
+@pytest.mark.parametrize('name, told', [
+    ('somebody/unheard-of', "nothing is known of 'somebody/unheard-of' before it is downloaded"),
+    ('no-folder', "no guidance folder or file 'no-folder'"), ('xl', 'Stable Diffusion XL'), ('empty', 'it lacks '),
+    ('lora.safetensors', 'a LoRA'), ('cut.safetensors', 'is no safetensors file'), ('old.ckpt', 'is a pickle')])
+def test_a_model_that_cannot_be_estimated_is_refused(tmp_path, monkeypatch, capsys, name, told):
+    monkeypatch.chdir(tmp_path)
+    for folder, index in dict(xl='{"_class_name": "StableDiffusionXLPipeline"}', empty='{"_class_name": '
+                              '"StableDiffusionPipeline"}').items():
+        (tmp_path/folder).mkdir()
+        (tmp_path/folder/'model_index.json').write_text(index)
+    lora = b'{"lora_down.weight": {"dtype": "F16", "shape": [1], "data_offsets": [0, 2]}}'
+    (tmp_path/'lora.safetensors').write_bytes(len(lora).to_bytes(8, 'little') + lora + bytes(2))
+    (tmp_path/'cut.safetensors').write_bytes(bytes(5))
+    (tmp_path/'old.ckpt').write_bytes(bytes(5))
+    code, out, err = words(capsys, 'a duck', '--estimate', 'A100', f'guidance.name={name}')
+    assert (code, out) == (2, '') and told in err.splitlines()[-1]
+
+
+def test_the_command_knows_models_by_folder_and_file(tmp_path, monkeypatch, capsys, pixels, pipeline):
+    monkeypatch.chdir(tmp_path)
+    single_file(tmp_path/'mine.safetensors', model_cost.known_shape('a/stable-diffusion-v1-5'))
+    for name, size in ((pixels, 'kB|MB'), (pipeline, 'MB'), ('mine.safetensors', 'GB')):
+        code, out, _ = words(capsys, 'a duck', '--estimate', 'A100', f'guidance.name={name}')
+        weights = next(line for line in out.splitlines() if 'weights' in line)
+        assert code == 0 and 'unknown' not in out and re.search(rf'  [\d.]+ ({size})$', weights)
+    code, out, _ = words(capsys, 'a duck', '--estimate', 'T4', 'guidance.name=DeepFloyd/IF-I-M-v1.0',
+                         'guidance.precision=16')
+    assert code == 0 and re.search(r'together at most, in reading the prompts +11\.', out)
 
 
 def test_a_device_that_is_not_known_is_refused(tmp_path, monkeypatch, capsys):
