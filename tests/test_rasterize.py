@@ -10,7 +10,7 @@ from scipy.spatial import Delaunay
 from dreamfusion_nb.cameras import orbit, projection, rays
 from dreamfusion_nb.rasterize import (
     VISIBLE,
-    across,
+    Sides,
     antialias,
     find_outlines,
     interpolate,
@@ -230,7 +230,7 @@ def test_antialiasing_touches_outlines_only():
 
 def test_neighbours():
     vertices, faces = ball(2)
-    other = across(faces, len(vertices))
+    other = Sides(faces, len(vertices)).across
     assert (other >= 0).all()
     face, corner = other//3, other % 3
     for f in range(0, len(faces), 17):
@@ -239,7 +239,7 @@ def test_neighbours():
             n, k = int(face[f, i]), int(corner[f, i])
             assert n != f and shared == set(faces[n].tolist()) - {int(faces[n, k])}
     fan = torch.tensor([[0, 1, 2], [1, 0, 3], [0, 1, 4]])    # three faces at one edge
-    assert (across(fan, 5) == -1).all()
+    assert (Sides(fan, 5).across == -1).all()
 
 
 def test_same_bits_on_any_number_of_threads():

@@ -20,7 +20,7 @@ from dreamfusion_nb.field import Field
 from dreamfusion_nb.hashgrid import ENCODERS, HashGrid, encode_torch, encode_warp, grid_levels, pick_encoder
 from dreamfusion_nb.kernels import kernels_trouble, warp_trouble
 from dreamfusion_nb.raster_kernels import NOBODY, triangles_come_out_right, visible_warp
-from dreamfusion_nb.rasterize import VISIBLE, across, antialias, interpolate, rasterize
+from dreamfusion_nb.rasterize import VISIBLE, Sides, antialias, interpolate, rasterize
 from dreamfusion_nb.ray_kernels import rays_come_out_right
 from dreamfusion_nb.raymarch import OccupancyGrid, VolumeRenderer, composite, march, visible
 from dreamfusion_nb.splats import Footprints, blend_backend, blend_torch, blend_warp, splats_come_out_right
@@ -283,7 +283,7 @@ def test_a_sheet_has_an_outline_and_a_fold_too():
             answers(lambda c, q: antialias(c, rast.to(c), q, tri, b), (mask, p), d)
             for b, d in (('warp', torch.float32), ('torch', torch.float64)))
         for a, b in zip([*got, *slopes], [*true, *exact]): assert off(a, b) < 1e-4
-    assert (across(tri, 4) >= 0).any()
+    assert (Sides(tri, 4).across >= 0).any()
 
 
 def test_who_rasterizes():
