@@ -183,7 +183,7 @@ def test_gradients_of_outlines(subdivisions):
     def value(q, paint):
         rast = rasterize(q, faces, (32, 32))
         return (antialias(torch.where(rast[..., 3:] > 0, paint, .3), rast, q, faces)*weight).sum()
-    rim = find_outlines(rasterize(p, faces, (32, 32)), p, faces)
+    rim = find_outlines(rasterize(p, faces, (32, 32)), p, Sides(faces, p.shape[1]))
     chosen = p.clone()
     mask = torch.zeros_like(p, dtype=torch.bool)
     mask[rim[:, 0], rim[:, 5]] = True      # vertices of the rim: the others have no gradient
@@ -250,7 +250,7 @@ def test_same_bits_on_any_number_of_threads():
         for n in (1, 2, 3):
             torch.set_num_threads(n)
             rast = rasterize(p, faces, (64, 64))
-            found.append((rast, find_outlines(rast, p, faces)))
+            found.append((rast, find_outlines(rast, p, Sides(faces, p.shape[1]))))
     finally: torch.set_num_threads(before)
     for rast, outlines in found[1:]: assert torch.equal(rast, found[0][0]) and torch.equal(outlines, found[0][1])
 
