@@ -86,10 +86,7 @@ TRIANGLES = torch.tensor([case + [[-1]*3]*(2 - len(case)) for case in CASES])   
 # %% ../nbs/08_dmtet.ipynb #03c53286
 class TetEdges:
     "The edges of a grid of tetrahedra, each with a number; and the tables of cases, where the grid is"
-    def __init__(self,
-                 tets: torch.Tensor,    # [T, 4]
-                 n_vertices: int        # V
-                ):
+    def __init__(self, tets: torch.Tensor, n_vertices: int):
         self.tets, self.n_vertices = tets, n_vertices
         self.triangles = send(TRIANGLES, tets.device)
         one, two = tets[:, send(torch.tensor(EDGES), tets.device)].unbind(-1)    # [T, 6]
@@ -99,21 +96,18 @@ class TetEdges:
 
 
 class Cut:
-    """A surface cuts a grid, in plain torch and in two halves, for a GPU must be waited for between them.
+    """A surface cuts a grid, in plain torch and in two halves, between which a GPU must be waited for.
 
     First it is counted what there will be, `sizes`; then `listed` fills tables that are as large"""
-    def __init__(self,
-                 inside: torch.Tensor,    # which vertices are inside [V]
-                 edges: TetEdges          # of the grid
-                ):
+    NAMES = 'cut edges', 'triangles'
+
+    def __init__(self, inside: torch.Tensor, edges: TetEdges):
         self.inside, self.edges = inside, edges
         self.crossed = inside[edges.ends[:, 0]] != inside[edges.ends[:, 1]]                             # [E]
         self.case = (inside[edges.tets] << torch.arange(4, device=inside.device)).sum(1)                # [T]
         self.several = (edges.triangles[..., 0] >= 0).sum(1)[self.case]                                 # [T]
         # float32 counts to 16 million only
         self.sizes = {name: of.sum(dtype=torch.float64) for name, of in zip(self.NAMES, (self.crossed, self.several))}
-
-    NAMES = 'cut edges', 'triangles'
 
     def listed(self, sizes: Mapping[str, list[float]]    # `sizes`, as `read` reads them
               ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -438,7 +432,6 @@ def make_trimesh(vertices: torch.Tensor,  # [V, 3]
 
 _FINITE = ('sdf', 'deform', 'scale')
 
-
 def check_parameters(surface: 'TetSurface',
                      more: Mapping[str, torch.Tensor] | None = None    # what else must be looked at now
                     ) -> dict[str, list[float]]:
@@ -517,7 +510,7 @@ class TetSurface(Renderer):
         self.init_from_mesh(make_trimesh(vertices, faces))
 
     def _cut(self, inside: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        "What `cut_edges` finds, if the parameters are fine. A GPU is waited for once"
+        "What `cut_edges` finds, if the parameters are fine; a GPU is waited for once"
         if self.tets.device.type == 'cpu':
             check_parameters(self)
             return cut_edges(inside, self.tets)

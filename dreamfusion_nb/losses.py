@@ -87,7 +87,7 @@ def normal_smooth_3d(normals: torch.Tensor,  # unit normals at points [M, 3]
 
 # %% ../nbs/12_losses.ipynb #9a8b9f84
 def _neighbours(sides: Sides) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    "Of each side of a face [F, 3]: whether just one other face has it too, its number, and whether both are wound alike"
+    "Of the sides of faces [F, 3]: whether just one other face has it too, which, and whether both are wound alike"
     forward = sides.faces.roll(-1, 1) < sides.faces.roll(-2, 1)    # from the lower to the higher vertex
     beside = sides.across.clamp(min=0)
     return sides.across >= 0, beside//3, forward != forward.view(-1)[beside]

@@ -240,11 +240,12 @@ def test_steps_of_splats_and_meshes_wait_seldom(gpu, teacher):
     """A mesh waits for the sizes of the surface, for how many pixels see it, and for the numbers of the history; splats
     for two sizes and the history. Without Warp pixels and outlines are found on the CPU"""
     (_, waits), (launches, waits_then) = books(gpu, lambda: trainer(teacher, 'splats'))
-    assert waits <= 4 and waits_then <= 3 and launches <= 820, gpu.report()
+    assert waits <= 4 and waits_then <= 3 and launches <= (770 if gpu.warp else 880), gpu.report()
+    # Adan is one kernel a weight by Triton, which the books cannot see, and fourteen without
+    adam = {'optim.name': 'adam', 'optim.betas': None}
     for preset in ('toybox-dmtet', 'dreamfusion-dmtet'):
-        _, (launches, waits) = books(gpu, lambda: trainer(teacher, preset))
-        assert waits <= (3 if gpu.warp else 12) and launches <= (700 if gpu.warp else 1000), gpu.report()
-        print(preset, launches, waits)
+        _, (launches, waits) = books(gpu, lambda: trainer(teacher, preset, **adam))
+        assert waits <= (3 if gpu.warp else 14) and launches <= (600 if gpu.warp else 1000), gpu.report()
 
 
 def test_large_pictures_need_no_more_launches(gpu, prior):
@@ -281,9 +282,11 @@ def test_the_fog_of_the_first_steps_is_bounded(gpu, prior, monkeypatch):
         ask_at_once(monkeypatch, piece)
         most[piece], record = most_held(gpu, lambda: small_dreamfusion(prior, **{'renderer.max_steps': 256}))
     assert len(record.render.t) > 1000 and most[2**12] < .7*most[2**30]
-    of_piece = (most[2**13] - most[2**12])/2**12*devices.points_at_once('cuda', learns=True)
+    of_piece = 2**30    # and no more, as in the next test
+    assert (most[2**13] - most[2**12])/2**12*devices.points_at_once('cuda', learns=True) < of_piece
     # two moments and more of all the weights, in a table of the preset's size
-    of_weights, _ = most_held(gpu, lambda: small_dreamfusion(prior, **{'nerf.log2_hashmap_size': 19, 'renderer.max_steps': 64}))
+    large = {'nerf.log2_hashmap_size': 19, 'renderer.max_steps': 64}
+    of_weights, _ = most_held(gpu, lambda: small_dreamfusion(prior, **large))
     # all that is held by a step of small pieces, divided among its samples, is more than one of them needs
     ask_at_once(monkeypatch, 2**12)
     larger = {'data.train.width': 12, 'data.train.height': 12}
@@ -293,10 +296,8 @@ def test_the_fog_of_the_first_steps_is_bounded(gpu, prior, monkeypatch):
     ball = {'nerf.blob_density': 14, 'nerf.density_bias': -6}
     formed = len(most_held(gpu, lambda: small_dreamfusion(prior, **ball), steps=1)[1].render.t)/8**2
     assert 10 < formed < in_fog/4 and each < 1000
-    print(of_piece/2**20, of_weights/2**20, in_fog, formed, each)
     for size in (64, 128):
         fog, later = (of_weights + of_piece + each*samples*size**2 for samples in (in_fog, formed))
-        print(size, fog/2**20, later/2**20)
         assert fog < 4*2**30 and later < 2*2**30, (size, fog, later)
 
 
@@ -311,14 +312,13 @@ def test_a_refresh_of_the_grid_is_bounded(gpu, prior, monkeypatch):
         gpu.reset()
         run.renderer.update(0, run.generator)
         most.append(gpu.peak - held)
-    assert 0 < (most[1] - most[0])/2**12*devices.points_at_once('cuda') < 1.5*2**30
+    assert 0 < (most[1] - most[0])/2**12*devices.points_at_once('cuda') < 2**30
 
 
 def test_the_memory_of_a_mesh_is_bounded(gpu, teacher):
     "Preset dreamfusion-dmtet as it is, 512 x 512 pixels and 80,000 triangles, seen from so near that they fill them"
     near = {'prompt': 'a hamburger', 'data.train.fovy_range': [10, 10], 'textureless_ratio': 0}
     most, record = most_held(gpu, lambda: Trainer(load_config('dreamfusion-dmtet', near), teacher, 'cuda'), steps=1)
-    print(most/2**20)
     assert record.image.shape[2:] == (512, 512) and len(record.render.faces) > 80_000
     assert record.look.shading == 'lambertian' and record.opacity.mean() > .9 and most < 2**30, gpu.report(0)
 
@@ -344,9 +344,8 @@ def in_waves(density, samples, n_rays, min_weight, **options):
 def one_by_one(tensors): return {name: tensor.reshape(-1).tolist() for name, tensor in tensors.items()}
 
 
-def product_of_matrices(inside, tets):
-    ends = tets[:, :2]
-    return (ends@torch.tensor([len(inside), 1], device=tets.device)).unique(), ends, tets
+def product_of_matrices(tets, n_vertices):
+    return (tets[:, :2]@torch.tensor([n_vertices, 1], device=tets.device)).unique()
 
 
 def drawn_there(shape, generator, device): return torch.randn(shape, generator=generator, device=device)
@@ -362,7 +361,7 @@ BUGS = dict(    # where, what stands there instead, what meets it
     cameras_stay_behind=(cameras.Cameras, 'send', lambda self, device: self, one_step),
     light_stays_behind=(step, 'sample_light', lambda position, generator: torch.randn(len(position), 3), one_step),
     noise_is_drawn_there=(guidance, '_randn', drawn_there, one_step),
-    whole_numbers_are_multiplied=(dmtet, 'cut_edges', product_of_matrices,
+    whole_numbers_are_multiplied=(dmtet, 'TetEdges', product_of_matrices,
                                   lambda gpu, teacher: one_step(gpu, teacher, 'toybox-dmtet')),
     a_table_stays_behind=(dmtet, 'send', lambda values, device: values,
                           lambda gpu, teacher: one_step(gpu, teacher, 'toybox-dmtet')),

@@ -23,6 +23,7 @@ from dreamfusion_nb.raster_kernels import NOBODY, triangles_come_out_right, visi
 from dreamfusion_nb.rasterize import VISIBLE, Sides, antialias, interpolate, rasterize
 from dreamfusion_nb.ray_kernels import rays_come_out_right
 from dreamfusion_nb.raymarch import OccupancyGrid, VolumeRenderer, composite, march, visible
+from dreamfusion_nb.shading import _by_warp, _SumNormals, normals_come_out_right, sum_normals
 from dreamfusion_nb.splats import Footprints, blend_backend, blend_torch, blend_warp, splats_come_out_right
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +33,9 @@ needs_warp = pytest.mark.skipif(bool(warp_trouble(CPU)), reason=warp_trouble(CPU
 
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
+
+
+CHECKS = rays_come_out_right, triangles_come_out_right, splats_come_out_right, normals_come_out_right
 
 
 def off(got, true):
@@ -292,6 +296,24 @@ def test_who_rasterizes():
     with pytest.raises(ValueError, match="did you mean 'warp'"): rasterize(p, tri, (4, 4), 'wrap')
 
 
+@needs_warp
+@pytest.mark.parametrize('by_angle', [True, False])
+def test_normals_of_vertices(by_angle):
+    "Of a shaken ball, with triangles that have no area or repeat, and a vertex that has none"
+    ball = trimesh.creation.icosphere(2)
+    v = torch.tensor(ball.vertices) + .05*torch.randn(ball.vertices.shape, generator=gen(), dtype=torch.float64)
+    f = torch.cat([torch.tensor(ball.faces), torch.tensor([[3, 3, 7], [0, 1, 5], [4, 4, 4]])])
+    v = torch.cat([v, v[:1]])
+    pull, found = torch.randn(v.shape, generator=gen(1), dtype=torch.float64), []
+    for dtype, total_of in ((torch.float32, lambda x: _SumNormals.apply(x, f, by_angle, _by_warp)),
+                            (torch.float64, lambda x: sum_normals(x, f, by_angle))):
+        x = v.to(dtype).requires_grad_()
+        total = total_of(x)
+        found.append([total.detach(), *torch.autograd.grad((total*pull.to(dtype)).sum(), x)])
+    for got, true in zip(*found): assert off(got, true) < 1e-5
+    assert not any(values[-1].any() for values in found[0])
+
+
 # Splats
 
 def footprints(kind, n=80):
@@ -383,7 +405,7 @@ def test_a_scene_learns_as_with_numba(make):
 
 @needs_warp
 def test_the_checks_for_a_card_hold_here():
-    assert rays_come_out_right(CPU) and triangles_come_out_right(CPU) and splats_come_out_right(CPU)
+    assert all(check(CPU) for check in CHECKS)
     assert kernels_trouble(rays_come_out_right, CPU) == ''
 
 
@@ -500,4 +522,4 @@ def test_on_a_card():
     assert not warp_trouble(device)
     with torch.cuda.stream(torch.cuda.Stream()):
         assert hashgrid.encoder_trouble('warp', device) == ''
-        for check in (rays_come_out_right, triangles_come_out_right, splats_come_out_right): assert check(device)
+        for check in CHECKS: assert check(device)
