@@ -96,9 +96,7 @@ class TetEdges:
 
 
 class Cut:
-    """A surface cuts a grid, in plain torch and in two halves, between which a GPU must be waited for.
-
-    First it is counted what there will be, `sizes`; then `listed` fills tables that are as large"""
+    "A surface cuts a grid, in plain torch: first its `sizes` are counted, then `listed` fills tables that are as large"
     NAMES = 'cut edges', 'triangles'
 
     def __init__(self, inside: torch.Tensor, edges: TetEdges):
@@ -431,6 +429,7 @@ def make_trimesh(vertices: torch.Tensor,  # [V, 3]
 
 
 _FINITE = ('sdf', 'deform', 'scale')
+
 
 def check_parameters(surface: 'TetSurface',
                      more: Mapping[str, torch.Tensor] | None = None    # what else must be looked at now

@@ -103,7 +103,7 @@ def mesh_normal_torch(vertices: torch.Tensor, sides: Sides) -> torch.Tensor:
     paired = paired & solid[:, None] & solid[beside]
     unit = F.normalize(cross, dim=-1)
     cosine = (unit[:, None]*unit[beside]).sum(-1)
-    # a mask and not a list of pairs: a GPU would be waited for, to know how long it is
+    # a mask, not a list: a GPU would be waited for to know its length
     return torch.where(paired, 1 - torch.where(alike, cosine, -cosine), 0.).sum()/paired.sum().clamp(min=1)
 
 # %% ../nbs/12_losses.ipynb #a2a96635
@@ -157,7 +157,7 @@ class _MeshLoss(torch.autograd.Function):
 
 
 def mesh_loss(vertices: torch.Tensor, sides: Sides, kernel: Callable, plain: Callable) -> torch.Tensor:
-    "A loss of a mesh by a compiled `kernel`, see `_MeshLoss`, or in `plain` torch where it is not on the CPU"
+    "By a compiled `kernel`, see `_MeshLoss`; in `plain` torch where it is not on the CPU"
     if vertices.device.type != 'cpu': return plain(vertices, sides)
     return _MeshLoss.apply(vertices, sides, kernel, plain)
 

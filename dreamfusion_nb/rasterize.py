@@ -146,7 +146,7 @@ def check_clip_mesh(pos: torch.Tensor, tri: torch.Tensor, size: tuple[int, int] 
                     look: bool = True) -> None:
     """Raise `ValueError` unless these are clip positions [B, V, 4], triangles [F, 3] and a picture's (height, width).
 
-    The numbers of triangles are only looked at if asked to: a GPU must be waited for"""
+    The numbers in `tri` only if it should `look`: a GPU is waited for"""
     if pos.ndim != 3 or pos.shape[-1] != 4 or not pos.is_floating_point():
         raise ValueError(f'pos: must be floating point clip positions [B, V, 4], not {pos.dtype} {list(pos.shape)}')
     if tri.ndim != 2 or tri.shape[-1] != 3 or tri.is_floating_point():
@@ -229,7 +229,7 @@ def rasterize(pos: torch.Tensor,      # vertices in clip space [B, V, 4]
               tri: torch.Tensor,      # vertex numbers of triangles, whichever way they are wound [F, 3]
               size: tuple[int, int],  # (height, width) of the pictures
               backend: str = 'auto',  # 'torch', 'numba', 'warp', 'nvdiffrast', or the fastest there is
-              look: bool = True       # whether to check the numbers in `tri`, for which a GPU must be waited for
+              look: bool = True       # whether to check the numbers in `tri`: a GPU is waited for
              ) -> torch.Tensor:       # [B, H, W, 4]: u, v, z/w, triangle + 1; 0 where nothing is seen
     """What each pixel sees; row 0 is y = -w. Gradients reach `pos` through u and v (Laine et al. 2020, section 3.3).
 
@@ -326,9 +326,7 @@ def sorted_edges(faces: torch.Tensor,                    # vertex numbers of tri
     return order, begins[:n + 1]
 
 
-def across_torch(faces: torch.Tensor,                    # vertex numbers of triangles [F, 3]
-                 n_vertices: int                         # V
-                ) -> tuple[torch.Tensor, torch.Tensor]:  # ([F, 3]: 3*face + corner, [F, 3] bool)
+def across_torch(faces: torch.Tensor, n_vertices: int) -> tuple[torch.Tensor, torch.Tensor]:    # both [F, 3]
     """`Sides.across` in plain torch, and which sides stand for their edge: one of all that share it.
 
     All sizes are known, so a GPU is not waited for"""
@@ -344,11 +342,8 @@ def across_torch(faces: torch.Tensor,                    # vertex numbers of tri
 
 # %% ../nbs/07_rasterize.ipynb #94b6731a
 class Sides:
-    "How the faces of a mesh hang together: each answer is found once, for all who ask"
-    def __init__(self,
-                 faces: torch.Tensor,   # vertex numbers of triangles [F, 3]
-                 n_vertices: int        # V
-                ):
+    "How the faces [F, 3] of a mesh hang together: each answer is found once, for all who ask"
+    def __init__(self, faces: torch.Tensor, n_vertices: int):
         self.faces, self.n_vertices = faces.long().contiguous(), n_vertices
 
     @functools.cached_property
@@ -475,7 +470,7 @@ def antialias(color: torch.Tensor,   # a picture of what was rasterized [B, H, W
               pos: torch.Tensor,     # vertices in clip space, as there [B, V, 4]
               tri: torch.Tensor,     # vertex numbers of triangles, as there [F, 3]
               backend: str = 'auto', # 'torch' and 'numba' are the same here; or 'warp', 'nvdiffrast'
-              sides: Sides | None = None  # of `tri`, where they are known; then its numbers are not looked at
+              sides: Sides | None = None  # of `tri`, where they are known; then its numbers are not checked
              ) -> torch.Tensor:      # [B, H, W, C]
     """Outlines mixed by what they cover of a pixel (Laine et al. 2020, section 3.6).
 
