@@ -98,7 +98,6 @@ class TetEdges:
 class Cut:
     "A surface cuts a grid, in plain torch: first its `sizes` are counted, then `listed` fills tables that are as large"
     NAMES = 'cut edges', 'triangles'
-
     def __init__(self, inside: torch.Tensor, edges: TetEdges):
         self.inside, self.edges = inside, edges
         self.crossed = inside[edges.ends[:, 0]] != inside[edges.ends[:, 1]]                             # [E]
@@ -122,7 +121,7 @@ class Cut:
         faces = number[e.of_tet[tet[:, None], e.triangles[self.case[tet], second]]]
         return key//max(e.n_vertices, 1), key % max(e.n_vertices, 1), faces
 
-
+# %% ../nbs/08_dmtet.ipynb #08dc0004
 def cut_edges_torch(inside: torch.Tensor, tets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     "`cut_edges` in plain torch"
     cut = Cut(inside, TetEdges(tets, len(inside)))
@@ -448,6 +447,17 @@ def check_parameters(surface: 'TetSurface',
             'so nothing is outside; it needs both signs')
     return found
 
+
+def cut_checked(surface: 'TetSurface', inside: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    "What `cut_edges` finds, if the parameters are fine; a GPU is waited for once"
+    if inside.device.type == 'cpu':
+        check_parameters(surface)
+        return cut_edges(inside, surface.tets)
+    if getattr(surface.edges, 'tets', None) is not surface.tets: surface.edges = TetEdges(surface.tets, len(inside))
+    cut = Cut(inside, surface.edges)
+    return cut.listed(check_parameters(surface, cut.sizes))
+
+
 # %% ../nbs/08_dmtet.ipynb #efd0552f
 class TetSurface(Renderer):
     """The shape of a `MeshRenderer`: a surface on a grid of tetrahedra (DMTet, Shen et al. 2021), coloured by a field.
@@ -473,7 +483,7 @@ class TetSurface(Renderer):
         self.register_buffer('initialised', torch.tensor(False))
         self.sdf = nn.Parameter(torch.zeros(len(vertices)))
         self.deform = nn.Parameter(torch.zeros(len(vertices), 3))
-        self._edges: TetEdges | None = None    # of the grid, found when a GPU first asks for them
+        self.edges: TetEdges | None = None    # of the grid, found when a GPU first asks for them
 
     @property
     def spacing(self) -> float:
@@ -508,19 +518,10 @@ class TetSurface(Renderer):
         vertices, faces = cut_density(density, self.grid*self.bound, self.tets, self.border, threshold)
         self.init_from_mesh(make_trimesh(vertices, faces))
 
-    def _cut(self, inside: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        "What `cut_edges` finds, if the parameters are fine; a GPU is waited for once"
-        if self.tets.device.type == 'cpu':
-            check_parameters(self)
-            return cut_edges(inside, self.tets)
-        if self._edges is None or self._edges.tets is not self.tets: self._edges = TetEdges(self.tets, len(inside))
-        cut = Cut(inside, self._edges)
-        return cut.listed(check_parameters(self, cut.sizes))
-
     def geometry(self) -> tuple[torch.Tensor, torch.Tensor]:   # vertices [N, 3] in the world, faces [F, 3]
         "The surface as it is now, with gradients to `sdf` and `deform`. Raises `EmptyMeshError`, `ConfigError`"
         sdf = torch.where(self.border, -1., self.sdf)
-        a, b, faces = self._cut(sdf.detach() > 0)
+        a, b, faces = cut_checked(self, sdf.detach() > 0)
         check_shape(self.sdf, self.border, faces)
         ends = torch.cat([a, b])    # a small part of the grid: only it has to be moved
         shift = torch.where(self.border[ends][:, None], 0., self.deform[ends].tanh()/self.resolution)

@@ -230,7 +230,6 @@ class _SumNormals(torch.autograd.Function):
         return ctx.run(vertices, faces, ctx.by_angle, given), None, None, None
 
 
-# %% ../nbs/05_shading.ipynb #5a40004a
 _page = _Kernels('normals')
 
 @_page.function
@@ -241,6 +240,7 @@ def _at(p: wp.array2d[float], v: int):
 def _add_at(out: wp.array2d[float], v: int, x: wp.vec3d):
     for axis in range(3): wp.atomic_add(out, v, axis, float(x[axis]))
 
+# %% ../nbs/05_shading.ipynb #5a40004b
 @_page.kernel
 def _share_normals(p: wp.array2d[float], faces: wp.array2d[wp.int64], by_angle: bool, backward: bool,
                    given: wp.array2d[float], out: wp.array2d[float]):
@@ -274,7 +274,7 @@ def _share_normals(p: wp.array2d[float], faces: wp.array2d[wp.int64], by_angle: 
         _add_at(out, second, gb)
         _add_at(out, third, gc)
 
-
+# %% ../nbs/05_shading.ipynb #5a40004c
 def _by_warp(vertices, faces, by_angle, given):
     out = torch.zeros_like(vertices)
     _page.launch(_share_normals, len(faces), vertices, faces, by_angle, given is not None,
