@@ -483,7 +483,7 @@ class TetSurface(Renderer):
         self.register_buffer('initialised', torch.tensor(False))
         self.sdf = nn.Parameter(torch.zeros(len(vertices)))
         self.deform = nn.Parameter(torch.zeros(len(vertices), 3))
-        self.edges: TetEdges | None = None    # of the grid, found when a GPU first asks for them
+        self.edges: Any = None    # `TetEdges` of the grid, when a GPU has asked for them
 
     @property
     def spacing(self) -> float:
