@@ -49,11 +49,14 @@ def jobs(device, rehearse, folder):
     whole = ['-m', 'dreamfusion_nb.cli', 'a hamburger', '--device', device, '--out', f'{folder}/hamburger', '--refine']
     small = ['--rehearse'] if rehearse else []
     points = ['--points', '1024', '--rounds', '1'] if rehearse else ['--points', '262144']
+    mesh = ['--size', '32', '--resolution', '16', '--rounds', '1', '--faces', '100'] if rehearse else [
+        '--resolution', '128', '--rounds', '30']
     return [
         Job('Kernels against their definitions',
             ['-m', 'pytest', '-q', '-rs', f'{HERE.parent}/tests/test_warp.py', '-k', 'card'], 90),
         Job('Hash grid: every backend in turns', [f'{HERE}/hashgrid.py', '--device', device, *points], 60),
         Job('A step with the architecture of Stable Diffusion 2.1, part by part', step, 150),
+        Job('A step of a mesh at 512x512: every rasteriser', [f'{HERE}/mesh.py', '--device', device, *mesh], 45),
         Job('Memory: the estimate and the peak', [__file__, '--memory', '--device', device, *small], 60),
         Job('A hamburger as NeRF and as mesh', [*whole, *cheap], 120),
         Job('Scores', ['-m', 'dreamfusion_nb.metrics', '--prompts', str(prompts), '--out', f'{folder}/scores', *cheap],

@@ -7,7 +7,7 @@ __all__ = ['tet_grid', 'marching_tets', 'distance_to_mesh', 'EmptyMeshError', 'M
 
 # %% ../nbs/08_dmtet.ipynb #8c11a0ab
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from .cameras import Cameras, projection, rays
 from .devices import read, send
 from .errors import ConfigError, is_whole
 from .field import albedo_at
-from .rasterize import antialias, interpolate, rasterize, seen_at
+from .rasterize import Sides, antialias, interpolate, rasterize, seen_at
 from .renderer import Renderer, RenderOutput, backdrop, view_lights
 from .shading import Material, shade, vertex_normals
 
@@ -84,20 +84,48 @@ CASES = [_case([i for i in range(4) if case >> i & 1]) for case in range(16)]
 TRIANGLES = torch.tensor([case + [[-1]*3]*(2 - len(case)) for case in CASES])    # [16, 2, 3], -1 where there is none
 
 # %% ../nbs/08_dmtet.ipynb #03c53286
+class TetEdges:
+    "The edges of a grid of tetrahedra, each with a number; and the tables of cases, where the grid is"
+    def __init__(self, tets: torch.Tensor, n_vertices: int):
+        self.tets, self.n_vertices = tets, n_vertices
+        self.triangles = send(TRIANGLES, tets.device)
+        one, two = tets[:, send(torch.tensor(EDGES), tets.device)].unbind(-1)    # [T, 6]
+        # no product of matrices: CUDA has none of whole numbers
+        key, self.of_tet = (torch.minimum(one, two)*n_vertices + torch.maximum(one, two)).unique(return_inverse=True)
+        self.ends = torch.stack([key//max(n_vertices, 1), key % max(n_vertices, 1)], 1)    # [E, 2]
+
+
+class Cut:
+    "A surface cuts a grid, in plain torch: first its `sizes` are counted, then `listed` fills tables that are as large"
+    NAMES = 'cut edges', 'triangles'
+    def __init__(self, inside: torch.Tensor, edges: TetEdges):
+        self.inside, self.edges = inside, edges
+        self.crossed = inside[edges.ends[:, 0]] != inside[edges.ends[:, 1]]                             # [E]
+        self.case = (inside[edges.tets] << torch.arange(4, device=inside.device)).sum(1)                # [T]
+        self.several = (edges.triangles[..., 0] >= 0).sum(1)[self.case]                                 # [T]
+        # float32 counts to 16 million only
+        self.sizes = {name: of.sum(dtype=torch.float64) for name, of in zip(self.NAMES, (self.crossed, self.several))}
+
+    def listed(self, sizes: Mapping[str, list[float]]    # `sizes`, as `read` reads them
+              ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        "What `cut_edges` returns"
+        e, (n_edges, n_triangles) = self.edges, (int(sizes[name][0]) for name in self.NAMES)
+        edge = torch.repeat_interleave(self.crossed.long(), output_size=n_edges)
+        one, two = e.ends[edge].unbind(1)
+        turned = self.inside[two]
+        key, order = (torch.where(turned, two, one)*e.n_vertices + torch.where(turned, one, two)).sort()
+        number = torch.empty_like(self.crossed, dtype=torch.int64)
+        number[edge[order]] = torch.arange(n_edges, device=key.device)
+        tet = torch.repeat_interleave(self.several, output_size=n_triangles)
+        second = (tet.diff(prepend=tet.new_full((1,), -1)) == 0).long()
+        faces = number[e.of_tet[tet[:, None], e.triangles[self.case[tet], second]]]
+        return key//max(e.n_vertices, 1), key % max(e.n_vertices, 1), faces
+
+# %% ../nbs/08_dmtet.ipynb #08dc0004
 def cut_edges_torch(inside: torch.Tensor, tets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     "`cut_edges` in plain torch"
-    corners = inside[tets].sum(1)
-    tets = tets[(corners > 0) & (corners < 4)]
-    case = (inside[tets] << torch.arange(4, device=tets.device)).sum(1)
-    ends = tets[:, send(torch.tensor(EDGES), tets.device)]                             # [T, 6, 2]
-    crossed = inside[ends].sum(-1) == 1
-    ends = torch.where(inside[ends[..., :1]], ends, ends.flip(-1))
-    inner, outer = ends.unbind(-1)    # no product of matrices: CUDA has none of whole numbers
-    # edges that are not cut share one last number: to leave them out, a GPU would have to be waited for
-    key, of_edge = torch.where(crossed, inner*len(inside) + outer, len(inside)**2).unique(return_inverse=True)
-    chosen = send(TRIANGLES, tets.device)[case]                                        # [T, 2, 3]
-    faces = of_edge[:, None].expand(-1, 2, -1).gather(2, chosen.clamp(min=0))[chosen[..., 0] >= 0]
-    return key[:-1]//max(len(inside), 1), key[:-1] % max(len(inside), 1), faces
+    cut = Cut(inside, TetEdges(tets, len(inside)))
+    return cut.listed(read(cut.sizes))
 
 
 # %% ../nbs/08_dmtet.ipynb #08dc0000
@@ -402,18 +430,33 @@ def make_trimesh(vertices: torch.Tensor,  # [V, 3]
 _FINITE = ('sdf', 'deform', 'scale')
 
 
-def check_parameters(surface: 'TetSurface') -> None:
-    "Raise `EmptyMeshError` where there is no shape yet, `ConfigError` for what can be none"
-    fine = read(dict(initialised=surface.initialised, positive=(surface.sdf > 0).all())
-                | {name: getattr(surface, name).isfinite().all() for name in _FINITE})
-    if not fine['initialised'][0]:
+def check_parameters(surface: 'TetSurface',
+                     more: Mapping[str, torch.Tensor] | None = None    # what else must be looked at now
+                    ) -> dict[str, list[float]]:
+    "The numbers of `more`. Raise `EmptyMeshError` where there is no shape yet, `ConfigError` for what can be none"
+    ranges = {name: torch.stack(getattr(surface, name).detach().aminmax()) for name in _FINITE}    # nan if one is
+    found = read(dict(initialised=surface.initialised) | ranges | dict(more or {}))
+    if not found['initialised'][0]:
         raise EmptyMeshError('MeshRenderer: there is no shape yet; '
             'call init_from_sphere, init_from_mesh or init_from_density')
     for name in _FINITE:
-        if not fine[name][0]: raise ConfigError(f'MeshRenderer: {name} holds values that are not finite')
-    if fine['positive'][0]:    # init_* leave the border's negative
-        raise ConfigError(f'MeshRenderer: sdf is positive everywhere (lowest {surface.sdf.min():.3g}), '
+        if not all(map(math.isfinite, found[name])):
+            raise ConfigError(f'MeshRenderer: {name} holds values that are not finite')
+    if found['sdf'][0] > 0:    # init_* leave the border's negative
+        raise ConfigError(f'MeshRenderer: sdf is positive everywhere (lowest {found["sdf"][0]:.3g}), '
             'so nothing is outside; it needs both signs')
+    return found
+
+
+def cut_checked(surface: 'TetSurface', inside: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    "What `cut_edges` finds, if the parameters are fine; a GPU is waited for once"
+    if inside.device.type == 'cpu':
+        check_parameters(surface)
+        return cut_edges(inside, surface.tets)
+    if getattr(surface.edges, 'tets', None) is not surface.tets: surface.edges = TetEdges(surface.tets, len(inside))
+    cut = Cut(inside, surface.edges)
+    return cut.listed(check_parameters(surface, cut.sizes))
+
 
 # %% ../nbs/08_dmtet.ipynb #efd0552f
 class TetSurface(Renderer):
@@ -440,6 +483,7 @@ class TetSurface(Renderer):
         self.register_buffer('initialised', torch.tensor(False))
         self.sdf = nn.Parameter(torch.zeros(len(vertices)))
         self.deform = nn.Parameter(torch.zeros(len(vertices), 3))
+        self.edges: Any = None    # `TetEdges` of the grid, when a GPU has asked for them
 
     @property
     def spacing(self) -> float:
@@ -476,9 +520,8 @@ class TetSurface(Renderer):
 
     def geometry(self) -> tuple[torch.Tensor, torch.Tensor]:   # vertices [N, 3] in the world, faces [F, 3]
         "The surface as it is now, with gradients to `sdf` and `deform`. Raises `EmptyMeshError`, `ConfigError`"
-        check_parameters(self)
         sdf = torch.where(self.border, -1., self.sdf)
-        a, b, faces = cut_edges(sdf.detach() > 0, self.tets)
+        a, b, faces = cut_checked(self, sdf.detach() > 0)
         check_shape(self.sdf, self.border, faces)
         ends = torch.cat([a, b])    # a small part of the grid: only it has to be moved
         shift = torch.where(self.border[ends][:, None], 0., self.deform[ends].tanh()/self.resolution)
@@ -536,10 +579,11 @@ class MeshRenderer(TetSurface):
 
         Normals are always there, and nothing is perturbed. Raises `EmptyMeshError`, `ConfigError`"""
         n, (vertices, faces) = len(cameras), self.geometry()
+        sides = Sides(faces, len(vertices))
         lights, ambients = view_lights(cameras, light, ambient)
         clip = projection(cameras, height, width, self.near, self.far)
         pos = torch.cat([vertices, torch.ones_like(vertices[:, :1])], 1)@clip.mT
-        rast = rasterize(pos, faces, (height, width), self.backend)
+        rast = rasterize(pos, faces, (height, width), self.backend, look=False)
         normals = vertex_normals(vertices, faces, self.normals)
         seen, points, normal = surface_pixels(vertices, faces, normals, rast, self.backend)
         view = seen[0]
@@ -550,7 +594,7 @@ class MeshRenderer(TetSurface):
         image = behind.view(n, height, width, 3).flip(1).index_put(seen, color.to(behind))
         values = torch.cat([torch.ones_like(normal[:, :1]), (points - eye).norm(dim=-1, keepdim=True), normal], 1)
         maps = torch.cat([image, values.new_zeros(n, height, width, 5).index_put(seen, values)], -1)
-        maps = antialias(maps, rast, pos, faces, self.backend)
+        maps = antialias(maps, rast, pos, faces, self.backend, sides)
         maps = maps.flip(1).permute(0, 3, 1, 2)    # row 0 of the rasteriser is the lowest
         image, opacity = maps[:, :3].clamp(0, 1), maps[:, 3:4].clamp(0, 1)
-        return RenderOutput(image, opacity, maps[:, 4:5], maps[:, 5:], vertices=vertices, faces=faces)
+        return RenderOutput(image, opacity, maps[:, 4:5], maps[:, 5:], vertices=vertices, faces=faces, sides=sides)

@@ -564,7 +564,7 @@ class FrequencyEncoding(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         "x [..., D], any numbers -> [..., n_output_dims], octave by octave"
-        waves = [wave(x*2**k) for k in range(self.n_frequencies) for wave in (torch.sin, torch.cos)]
+        waves = [wave(y) for y in (x*2**k for k in range(self.n_frequencies)) for wave in (torch.sin, torch.cos)]
         return torch.cat(([x] if self.include_input else []) + waves, -1)
 
 # %% ../nbs/02_hashgrid.ipynb #3ee09d44

@@ -18,7 +18,7 @@ from numba import njit
 from .devices import send
 from .field import normal_at
 from .kernels import plain_gradients
-from .rasterize import mesh_edges, paired_sides, sorted_edges
+from .rasterize import Sides
 from .renderer import RenderOutput
 from .shading import cross, dot, edge_of, pull_triangle
 
@@ -86,23 +86,25 @@ def normal_smooth_3d(normals: torch.Tensor,  # unit normals at points [M, 3]
     return (normals - nearby).abs().sum()/max(1, normals.numel())
 
 # %% ../nbs/12_losses.ipynb #9a8b9f84
-def _neighbours(faces: torch.Tensor, n_vertices: int) -> tuple[torch.Tensor, torch.Tensor]:
-    "Pairs of faces that alone share an edge [P, 2], and whether both are wound alike [P]"
-    pair, (_, forward) = paired_sides(faces.long(), n_vertices), mesh_edges(faces.long(), n_vertices)
-    return pair//3, forward[pair].sum(1) == 1
+def _neighbours(sides: Sides) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    "Of the sides of faces [F, 3]: whether just one other face has it too, which, and whether both are wound alike"
+    forward = sides.faces.roll(-1, 1) < sides.faces.roll(-2, 1)    # from the lower to the higher vertex
+    beside = sides.across.clamp(min=0)
+    return sides.across >= 0, beside//3, forward != forward.view(-1)[beside]
 
 
 # %% ../nbs/12_losses.ipynb #a2a96633
-def mesh_normal_torch(vertices: torch.Tensor, faces: torch.Tensor) -> torch.Tensor:
-    "`mesh_normal` in plain torch"
-    a, b, c = vertices[faces.long()].unbind(1)
+def mesh_normal_torch(vertices: torch.Tensor, sides: Sides) -> torch.Tensor:
+    "`mesh_normal` in plain torch: each pair counts from both sides, which no mean sees"
+    a, b, c = vertices[sides.faces].unbind(1)
     cross = torch.linalg.cross(b - a, c - a)
-    pair, alike = _neighbours(faces, len(vertices))
-    # what is shorter has no direction
-    solid = (cross.detach().norm(dim=-1) > 1e-12)[pair].all(1).nonzero()[:, 0]
-    pair, alike = pair[solid], alike[solid]
-    cosine = F.normalize(cross, dim=-1)[pair].prod(1).sum(-1)
-    return (1 - torch.where(alike, cosine, -cosine)).sum()/max(1, len(pair))
+    solid = cross.detach().norm(dim=-1) > 1e-12    # what is shorter has no direction
+    paired, beside, alike = _neighbours(sides)
+    paired = paired & solid[:, None] & solid[beside]
+    unit = F.normalize(cross, dim=-1)
+    cosine = (unit[:, None]*unit[beside]).sum(-1)
+    # a mask, not a list: a GPU would be waited for to know its length
+    return torch.where(paired, 1 - torch.where(alike, cosine, -cosine), 0.).sum()/paired.sum().clamp(min=1)
 
 # %% ../nbs/12_losses.ipynb #a2a96635
 @njit(nogil=True, cache=True, error_model='numpy')
@@ -138,40 +140,44 @@ def _fold(p, faces, order, begins, g):
 class _MeshLoss(torch.autograd.Function):
     "A mean over a mesh whose `kernel(vertices, faces, order, begins, gradient)` returns (sum, number)"
     @staticmethod
-    def forward(ctx, vertices, faces, kernel, plain):
-        order, begins = sorted_edges(faces, len(vertices))
+    def forward(ctx, vertices, sides, kernel, plain):
         g = torch.zeros(vertices.shape, dtype=torch.float64)
-        given = vertices.detach().double(), faces, order, begins, g
+        given = vertices.detach().double(), sides.faces, *sides.in_order, g
         total, count = kernel(*(v.numpy() for v in given))
-        ctx.save_for_backward(vertices, faces, (g/max(1, count)).to(vertices))
-        ctx.plain = plain
+        ctx.save_for_backward(vertices, (g/max(1, count)).to(vertices))
+        ctx.sides, ctx.plain = sides, plain
         return vertices.new_tensor(total/max(1, count))
 
     @staticmethod
     def backward(ctx, given):
-        vertices, faces, g = ctx.saved_tensors
+        vertices, g = ctx.saved_tensors
         if torch.is_grad_enabled():    # these gradients will be differentiated themselves
-            return *plain_gradients(lambda v: ctx.plain(v, faces), (vertices,), (True,), given), None, None, None
+            return *plain_gradients(lambda v: ctx.plain(v, ctx.sides), (vertices,), (True,), given), None, None, None
         return given*g, None, None, None
+
+
+def mesh_loss(vertices: torch.Tensor, sides: Sides, kernel: Callable, plain: Callable) -> torch.Tensor:
+    "By a compiled `kernel`, see `_MeshLoss`; in `plain` torch where it is not on the CPU"
+    if vertices.device.type != 'cpu': return plain(vertices, sides)
+    return _MeshLoss.apply(vertices, sides, kernel, plain)
 
 
 # %% ../nbs/12_losses.ipynb #a2a96636
 def mesh_normal(vertices: torch.Tensor,  # [V, 3]
                 faces: torch.Tensor,     # vertex numbers of triangles [F, 3]
+                sides: Sides | None = None,  # of these faces, where they are known
                ) -> torch.Tensor:        # scalar in 0..2; 0 if no two faces meet
     """Normal consistency: 1 - cosine between faces that share an edge, mean over these edges (NeMo's mesh_normal).
 
     Edges with one face (borders) or more than two don't count, nor do faces without area. Winding doesn't matter."""
-    if vertices.device.type != 'cpu': return mesh_normal_torch(vertices, faces)
-    return _MeshLoss.apply(vertices, faces.long().contiguous(), _fold, mesh_normal_torch)
+    return mesh_loss(vertices, sides or Sides(faces, len(vertices)), _fold, mesh_normal_torch)
 
 
 # %% ../nbs/12_losses.ipynb #87fd48bd
-def mesh_laplacian_torch(vertices: torch.Tensor, faces: torch.Tensor) -> torch.Tensor:
+def mesh_laplacian_torch(vertices: torch.Tensor, sides: Sides) -> torch.Tensor:
     "`mesh_laplacian` in plain torch"
-    edge = mesh_edges(faces.long(), len(vertices))[0].unique()
-    i, j = edge//len(vertices), edge % len(vertices)
-    apart = vertices[i] - vertices[j]
+    i, j = (sides.faces.roll(-k, 1).reshape(-1) for k in (1, 2))
+    apart = torch.where(sides.tables[1].view(-1, 1), vertices[i] - vertices[j], 0.)    # every edge once
     laplacian = torch.zeros_like(vertices).index_add(0, i, apart).index_add(0, j, -apart)
     return laplacian.norm(dim=-1).sum()/max(1, len(vertices))
 
@@ -201,10 +207,10 @@ def _stretch(p, faces, order, begins, g):
 # %% ../nbs/12_losses.ipynb #87fd48be
 def mesh_laplacian(vertices: torch.Tensor,  # [V, 3]
                    faces: torch.Tensor,     # vertex numbers of triangles [F, 3]
+                   sides: Sides | None = None,  # of these faces, where they are known
                   ) -> torch.Tensor:        # scalar, a length
     "Uniform Laplacian L = D - A, not normalised by the degree: mean over vertices of |Lv| (NeMo's mesh_laplacian)."
-    if vertices.device.type != 'cpu': return mesh_laplacian_torch(vertices, faces)
-    return _MeshLoss.apply(vertices, faces.long().contiguous(), _stretch, mesh_laplacian_torch)
+    return mesh_loss(vertices, sides or Sides(faces, len(vertices)), _stretch, mesh_laplacian_torch)
 
 
 # %% ../nbs/12_losses.ipynb #8322a64b
@@ -238,12 +244,12 @@ def normal_smooth_3d_loss(out: RenderOutput, field: Any, generator: torch.Genera
 
 def mesh_normal_loss(out: RenderOutput, field: Any, generator: torch.Generator | None) -> torch.Tensor | None:
     if out.vertices is None or out.faces is None: return None
-    return mesh_normal(out.vertices, out.faces)
+    return mesh_normal(out.vertices, out.faces, out.sides)
 
 
 def mesh_laplacian_loss(out: RenderOutput, field: Any, generator: torch.Generator | None) -> torch.Tensor | None:
     if out.vertices is None or out.faces is None: return None
-    return mesh_laplacian(out.vertices, out.faces)
+    return mesh_laplacian(out.vertices, out.faces, out.sides)
 
 # %% ../nbs/12_losses.ipynb #85249cd6
 # name, as in `loss.lambda_<name>` -> function (rendering, field, generator) -> scalar; None where something is missing

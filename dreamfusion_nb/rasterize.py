@@ -142,14 +142,17 @@ def _visible_numba(pos: torch.Tensor, tri: torch.Tensor, height: int, width: int
 VISIBLE = dict(torch=_visible_torch, numba=_visible_numba)
 
 # %% ../nbs/07_rasterize.ipynb #8d4cd5a8
-def check_clip_mesh(pos: torch.Tensor, tri: torch.Tensor, size: tuple[int, int] | None = None) -> None:
-    "Raise `ValueError` unless these are clip positions [B, V, 4], triangles [F, 3] and a picture's (height, width)"
+def check_clip_mesh(pos: torch.Tensor, tri: torch.Tensor, size: tuple[int, int] | None = None,
+                    look: bool = True) -> None:
+    """Raise `ValueError` unless these are clip positions [B, V, 4], triangles [F, 3] and a picture's (height, width).
+
+    The numbers in `tri` only if it should `look`: a GPU is waited for"""
     if pos.ndim != 3 or pos.shape[-1] != 4 or not pos.is_floating_point():
         raise ValueError(f'pos: must be floating point clip positions [B, V, 4], not {pos.dtype} {list(pos.shape)}')
     if tri.ndim != 2 or tri.shape[-1] != 3 or tri.is_floating_point():
         raise ValueError(f'tri: must be vertex numbers [F, 3], not {tri.dtype} {list(tri.shape)}')
-    low, high = torch.stack(tri.aminmax()).tolist() if len(tri) else (0, 0)    # one look at a GPU
-    if len(tri) and not 0 <= low <= high < pos.shape[1]:
+    low, high = torch.stack(tri.aminmax()).tolist() if look and len(tri) else (0, 0)
+    if look and len(tri) and not 0 <= low <= high < pos.shape[1]:
         raise ValueError(f'tri: must name vertices 0..{pos.shape[1] - 1}, not {low}..{high}')
     if len(tri) >= 2**24:
         raise ValueError(f'tri: at most {2**24 - 1:,} triangles can be numbered in a float, not {len(tri):,}')
@@ -225,13 +228,14 @@ _contexts: dict[torch.device, Any] = {}   # nvdiffrast keeps its buffers in an o
 def rasterize(pos: torch.Tensor,      # vertices in clip space [B, V, 4]
               tri: torch.Tensor,      # vertex numbers of triangles, whichever way they are wound [F, 3]
               size: tuple[int, int],  # (height, width) of the pictures
-              backend: str = 'auto'   # 'torch', 'numba', 'warp', 'nvdiffrast', or the fastest there is
+              backend: str = 'auto',  # 'torch', 'numba', 'warp', 'nvdiffrast', or the fastest there is
+              look: bool = True       # whether to check the numbers in `tri`: a GPU is waited for
              ) -> torch.Tensor:       # [B, H, W, 4]: u, v, z/w, triangle + 1; 0 where nothing is seen
     """What each pixel sees; row 0 is y = -w. Gradients reach `pos` through u and v (Laine et al. 2020, section 3.3).
 
     Triangles count on both sides, and only between the near and the far plane, -w ≤ z ≤ w.
     Those without area, or not finite, are never seen. Raises `ValueError`."""
-    check_clip_mesh(pos, tri, size)
+    check_clip_mesh(pos, tri, size, look)
     height, width = size
     backend, tri = pick_rasterizer(backend, pos.device, pos.dtype), tri.long()
     if backend == 'warp': return _WarpRasterize.apply(pos, tri, height, width)
@@ -317,29 +321,53 @@ def sorted_edges(faces: torch.Tensor,                    # vertex numbers of tri
                  n_vertices: int                         # V
                 ) -> tuple[torch.Tensor, torch.Tensor]:  # ([3F], [E + 1])
     "The sides of all faces in the order of their keys, see `mesh_edges`, and where in it each of the E edges begins"
-    if faces.device.type != 'cpu':
-        key, order = mesh_edges(faces, n_vertices)[0].sort(stable=True)
-        return order, F.pad(key.unique_consecutive(return_counts=True)[1].cumsum(0), (1, 0))
     order, begins = torch.empty(faces.numel(), dtype=torch.int64), torch.empty(faces.numel() + 1, dtype=torch.int64)
     n = _sort_sides(faces.contiguous().numpy(), n_vertices, order.numpy(), begins.numpy())
     return order, begins[:n + 1]
 
 
-def paired_sides(faces: torch.Tensor, n_vertices: int) -> torch.Tensor:    # numbers of sides [P, 2]
-    "The sides of two faces that alone share an edge, in the order of the edges"
-    order, begins = sorted_edges(faces, n_vertices)
-    first = begins[:-1][begins.diff() == 2]
-    return torch.stack([order[first], order[first + 1]], 1)
+def across_torch(faces: torch.Tensor, n_vertices: int) -> tuple[torch.Tensor, torch.Tensor]:    # both [F, 3]
+    """`Sides.across` in plain torch, and which sides stand for their edge: one of all that share it.
+
+    All sizes are known, so a GPU is not waited for"""
+    key, order = mesh_edges(faces, n_vertices)[0].sort(stable=True)
+    ends, n = F.pad(key, (1, 2), value=-1), len(key)
+    begins = ends[1:] != ends[:-1]
+    first, partner = begins[:-2], order.roll(-1)
+    alone = first & ~begins[1:-1] & begins[2:]    # shared by a side and the next, and by no other
+    other = order.new_full((n + 1,), -1)          # what has no partner is written behind the last
+    for one, two in ((order, partner), (partner, order)): other.scatter_(0, torch.where(alone, one, n), two)
+    return other[:-1].view(-1, 3), first.scatter(0, order, first).view(-1, 3)
 
 
-def across(faces: torch.Tensor, n_vertices: int) -> torch.Tensor:  # [F, 3]: 3*face + corner
-    """For each edge of a face, the face on the other side and the corner opposite to the edge there.
+# %% ../nbs/07_rasterize.ipynb #94b6731a
+class Sides:
+    "How the faces [F, 3] of a mesh hang together: each answer is found once, for all who ask"
+    def __init__(self, faces: torch.Tensor, n_vertices: int):
+        self.faces, self.n_vertices = faces.long().contiguous(), n_vertices
 
-    -1 where there is none, or more than one"""
-    pair = paired_sides(faces, n_vertices)
-    other = torch.full((faces.numel(),), -1, device=faces.device)
-    other[pair] = pair.flip(1)
-    return other.view(-1, 3)
+    @functools.cached_property
+    def in_order(self) -> tuple[torch.Tensor, torch.Tensor]:
+        "`sorted_edges`, on a CPU"
+        return sorted_edges(self.faces, self.n_vertices)
+
+    @functools.cached_property
+    def tables(self) -> tuple[torch.Tensor, torch.Tensor]:
+        "`across_torch`"
+        return across_torch(self.faces, self.n_vertices)
+
+    @functools.cached_property
+    def across(self) -> torch.Tensor:    # [F, 3]: 3*face + corner
+        """For each edge of a face, the face on the other side and the corner opposite to the edge there.
+
+        -1 where there is none, or more than one"""
+        if self.faces.device.type != 'cpu': return self.tables[0]
+        order, begins = self.in_order
+        first = begins[:-1][begins.diff() == 2]
+        pair = torch.stack([order[first], order[first + 1]], 1)
+        other = torch.full((self.faces.numel(),), -1)
+        other[pair] = pair.flip(1)
+        return other.view(-1, 3)
 
 
 # %% ../nbs/07_rasterize.ipynb #3126ec7b
@@ -403,14 +431,14 @@ def _find_outlines(bottom, top, p, tri, other, seen, z, out):
 # %% ../nbs/07_rasterize.ipynb #18da1bd9
 def find_outlines(rast: torch.Tensor,  # from `rasterize` [B, H, W, 4]
                   pos: torch.Tensor,   # vertices in clip space [B, V, 4]
-                  tri: torch.Tensor,   # vertex numbers of triangles [F, 3]
+                  sides: Sides,        # of the triangles
                   bands: int = 4       # of rows, searched side by side
                  ) -> torch.Tensor:    # int64 [N, 7]: picture, row and column of the nearer pixel,
                                        # axis (0: row, 1: column), direction (±1), two vertices
     "Where an outline runs between the centres of two neighbouring pixels, searched on the CPU without gradient"
     p, z = (v.detach().double().cpu().contiguous().numpy() for v in (pos, rast[..., 2]))
-    seen, tri = rast.detach()[..., 3].long().cpu().numpy() - 1, tri.long().cpu()
-    t, other, (n, height, width) = tri.contiguous().numpy(), across(tri, pos.shape[1]).numpy(), seen.shape
+    seen, t, other = (v.cpu().numpy() for v in (rast.detach()[..., 3].long() - 1, sides.faces, sides.across))
+    n, height, width = seen.shape
     parts: list[Any] = [None]*(n*bands)
     def search(job):
         b, band = divmod(job, bands)
@@ -441,21 +469,23 @@ def antialias(color: torch.Tensor,   # a picture of what was rasterized [B, H, W
               rast: torch.Tensor,    # from `rasterize` [B, H, W, 4]
               pos: torch.Tensor,     # vertices in clip space, as there [B, V, 4]
               tri: torch.Tensor,     # vertex numbers of triangles, as there [F, 3]
-              backend: str = 'auto'  # 'torch' and 'numba' are the same here; or 'warp', 'nvdiffrast'
+              backend: str = 'auto', # 'torch' and 'numba' are the same here; or 'warp', 'nvdiffrast'
+              sides: Sides | None = None  # of `tri`, where they are known; then its numbers are not checked
              ) -> torch.Tensor:      # [B, H, W, C]
     """Outlines mixed by what they cover of a pixel (Laine et al. 2020, section 3.6).
 
     It is the only way in which a picture tells the vertices where outlines should be.
     Gradients reach `color` and `pos`.
     Where many outlines meet in a pixel, values can leave the range of the colours. Raises `ValueError`."""
-    check_clip_mesh(pos, tri)
+    check_clip_mesh(pos, tri, look=sides is None)
     if color.shape[:3] != rast.shape[:3]:
         raise ValueError(f'color: must be [B, H, W, C] like rast {list(rast.shape)}, not {list(color.shape)}')
     how = pick_rasterizer(backend, pos.device, color.dtype, rast.dtype, pos.dtype)
-    if how == 'warp': return _WarpAntialias.apply(color, rast, pos, tri.long(), across(tri.long(), pos.shape[1]))
     if how == 'nvdiffrast':
         return nvdiffrast().antialias(color.contiguous(), rast, pos.contiguous(), tri.int().contiguous())
-    b, row, column, axis, way, first, second = find_outlines(rast, pos, tri).unbind(1)
+    sides = sides or Sides(tri, pos.shape[1])
+    if how == 'warp': return _WarpAntialias.apply(color, rast, pos, sides.faces, sides.across)
+    b, row, column, axis, way, first, second = find_outlines(rast, pos, sides).unbind(1)
     row2, column2 = row + axis*way, column + (1 - axis)*way
     _, height, width, _ = rast.shape
     t = crossing(pos[b, first], pos[b, second], row, column, axis, way, height, width).to(color)[:, None]

@@ -36,6 +36,7 @@ class RenderOutput:
     normals: torch.Tensor | None = None      # unit normal at the sample [M,3]; None if no normals were needed
     vertices: torch.Tensor | None = None     # of the surface, if it is one [V,3]
     faces: torch.Tensor | None = None        # its triangles [F,3]
+    sides: Any = None                        # how they hang together: `rasterize.Sides`
     splat_center: torch.Tensor | None = None # column and row of each splat's centre, pixels, with gradient [B,S,2]
     splat_extent: torch.Tensor | None = None # half width and height of its footprint, pixels; 0 out of sight [B,S,2]
     splat_count: torch.Tensor | None = None  # splats that add to each pixel [B,1,H,W]; not by gsplat

@@ -23,7 +23,8 @@ from dreamfusion_nb.dmtet import (
     vertex_normals,
 )
 from dreamfusion_nb.export import by_quadrics, by_short_edges, decimate, drop_pieces
-from dreamfusion_nb.losses import mesh_laplacian, mesh_normal
+from dreamfusion_nb.losses import mesh_laplacian, mesh_laplacian_torch, mesh_normal, mesh_normal_torch
+from dreamfusion_nb.rasterize import Sides
 
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
@@ -242,6 +243,25 @@ def test_mesh_losses_reach_the_grid():
     for loss in (mesh_normal, mesh_laplacian):
         slope, = torch.autograd.grad(loss(out.vertices, out.faces), made.sdf, retain_graph=True)
         assert slope.abs().max() > 0 and slope.isfinite().all()
+
+
+@pytest.mark.parametrize('kind', ['ball', 'soup', 'sheet', 'nothing'])
+def test_mesh_losses_are_those_of_plain_torch(kind):
+    "Closed, with borders, with edges of many faces, with faces that are none; each has its sides found once"
+    ball = trimesh.creation.icosphere(1)
+    v = torch.tensor(ball.vertices) + .1*torch.randn(ball.vertices.shape, generator=gen(), dtype=torch.float64)
+    f = torch.tensor(ball.faces)
+    if kind == 'soup': f = torch.randint(12, (60, 3), generator=gen(1))    # some have a vertex twice
+    if kind == 'sheet': f = f[:30]
+    if kind == 'nothing': f = f[:0]
+    sides = Sides(f, len(v))
+    for loss, plain in ((mesh_normal, mesh_normal_torch), (mesh_laplacian, mesh_laplacian_torch)):
+        x, y = v.clone().requires_grad_(), v.clone().requires_grad_()
+        got, true = loss(x, f, sides), plain(y, sides)
+        assert torch.equal(got, loss(x, f)) and abs(got - true) < 1e-12
+        if not got.requires_grad or not len(f): continue
+        for a, b in zip(torch.autograd.grad(got, x), torch.autograd.grad(true, y)): assert (a - b).abs().max() < 1e-11
+    if len(f): assert sides.in_order is sides.in_order and sides.tables is sides.tables
 
 
 @pytest.mark.parametrize('weighting', ['angle', 'area'])

@@ -249,10 +249,15 @@ def test_a_step_of_dreamfusion_waits_twice(gpu, prior):
 
 
 def test_steps_of_splats_and_meshes_wait_seldom(gpu, teacher):
+    """A mesh waits for the sizes of the surface, for how many pixels see it, and for the numbers of the history; splats
+    for two sizes and the history. Without Warp pixels and outlines are found on the CPU"""
     (_, waits), (launches, waits_then) = books(gpu, lambda: trainer(teacher, 'splats'))
-    assert waits <= 6 and waits_then <= 4 and launches <= 1300, gpu.report()
-    _, (launches, waits) = books(gpu, lambda: trainer(teacher, 'toybox-dmtet'))
-    assert waits <= 22 and launches <= 1500, gpu.report()
+    assert waits <= 4 and waits_then <= 3 and launches <= (770 if gpu.warp else 880), gpu.report()
+    # Adan is one kernel a weight by Triton, which the books cannot see, and fourteen without
+    adam = {'optim.name': 'adam', 'optim.betas': None}
+    for preset in ('toybox-dmtet', 'dreamfusion-dmtet'):
+        _, (launches, waits) = books(gpu, lambda: trainer(teacher, preset, **adam))
+        assert waits <= (3 if gpu.warp else 14) and launches <= (600 if gpu.warp else 1000), gpu.report()
 
 
 def test_large_pictures_need_no_more_launches(gpu, prior):
@@ -266,6 +271,7 @@ def test_large_pictures_need_no_more_launches(gpu, prior):
     assert run.renderer.chunk is None
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize('known', [0., .01, 1e3])
 def test_pictures_do_not_depend_on_room(gpu, teacher, known):
     "Samples that do not fit are not lost, and those that fill are not seen: nothing is known, too little, too much"
@@ -291,26 +297,70 @@ def test_a_large_view_needs_few_launches(gpu, prior):
     with torch.no_grad(): view = run.renderer(cameras.orbit(1, device='cuda'), 800, 800, shading='lambertian')
     assert gpu.launches.total() <= 2000, gpu.report()
     assert run.renderer.max_steps == 1024 and .1 < (view.opacity > .99).float().mean()
+=======
+def most_held(gpu, make, steps=2):
+    "(bytes that the last of some steps of a trainer holds at most, beside the diffusion model; its record)"
+    gpu.tidy()
+    held, run = gpu.bytes_held, make()
+    for _ in range(steps):
+        gpu.reset()
+        record = run.step()
+    return gpu.peak - held, record
+
+
+def ask_at_once(monkeypatch, points):
+    "Let fields be asked about so many points at once"
+    for page in (field, raymarch): monkeypatch.setattr(page, 'points_at_once', lambda device, learns=False: points)
+>>>>>>> wt-c
 
 
 def test_the_fog_of_the_first_steps_is_bounded(gpu, prior, monkeypatch):
     """Samples are asked in pieces, and each is computed anew for its gradient: what a step holds at most grows with the
-    size of a piece, and hardly with the number of samples"""
-    peaks = {}
+    size of a piece, and little with the number of samples. So it is known for pictures that are too large for a test"""
+    most = {}
     for piece in (2**30, 2**12, 2**13):
-        monkeypatch.setattr(field, 'points_at_once', lambda device, learns=False, n=piece: n)
-        run = small_dreamfusion(prior, **{'data.train.width': 8, 'data.train.height': 8, 'renderer.max_steps': 256})
-        run.step()
+        ask_at_once(monkeypatch, piece)
+        most[piece], record = most_held(gpu, lambda: small_dreamfusion(prior, **{'renderer.max_steps': 256}))
+    assert len(record.render.t) > 1000 and most[2**12] < .7*most[2**30]
+    of_piece = 2**30    # and no more, as in the next test
+    assert (most[2**13] - most[2**12])/2**12*devices.points_at_once('cuda', learns=True) < of_piece
+    # two moments and more of all the weights, in a table of the preset's size
+    large = {'nerf.log2_hashmap_size': 19, 'renderer.max_steps': 64}
+    of_weights, _ = most_held(gpu, lambda: small_dreamfusion(prior, **large))
+    # all that is held by a step of small pieces, divided among its samples, is more than one of them needs
+    ask_at_once(monkeypatch, 2**12)
+    larger = {'data.train.width': 12, 'data.train.height': 12}
+    held, record = most_held(gpu, lambda: small_dreamfusion(prior, **larger), steps=1)
+    in_fog, each = len(record.render.t)/12**2, held/len(record.render.t)
+    # a ball of soft rim, as if it had been learnt
+    ball = {'nerf.blob_density': 14, 'nerf.density_bias': -6}
+    formed = len(most_held(gpu, lambda: small_dreamfusion(prior, **ball), steps=1)[1].render.t)/8**2
+    assert 10 < formed < in_fog/4 and each < 1000
+    for size in (64, 128):
+        fog, later = (of_weights + of_piece + each*samples*size**2 for samples in (in_fog, formed))
+        assert fog < 4*2**30 and later < 2*2**30, (size, fog, later)
+
+
+def test_a_refresh_of_the_grid_is_bounded(gpu, prior, monkeypatch):
+    "Its points are asked in pieces too, without a gradient"
+    most = []
+    for piece in (2**12, 2**13):
+        ask_at_once(monkeypatch, piece)
+        run = small_dreamfusion(prior, **{'renderer.grid_resolution': 32})
         gpu.tidy()
         held = gpu.bytes_held
         gpu.reset()
-        record = run.step()
-        peaks[piece], samples = gpu.peak - held, len(record.render.t)
-        del run, record
-    a_point = (peaks[2**13] - peaks[2**12])/2**12
-    assert samples > 1000 and peaks[2**12] < .7*peaks[2**30]
-    assert a_point*devices.points_at_once('cuda', learns=True) < 2*2**30
-    assert (peaks[2**12] - a_point*2**12)/samples < 2000
+        run.renderer.update(0, run.generator)
+        most.append(gpu.peak - held)
+    assert 0 < (most[1] - most[0])/2**12*devices.points_at_once('cuda') < 2**30
+
+
+def test_the_memory_of_a_mesh_is_bounded(gpu, teacher):
+    "Preset dreamfusion-dmtet as it is, 512 x 512 pixels and 80,000 triangles, seen from so near that they fill them"
+    near = {'prompt': 'a hamburger', 'data.train.fovy_range': [10, 10], 'textureless_ratio': 0}
+    most, record = most_held(gpu, lambda: Trainer(load_config('dreamfusion-dmtet', near), teacher, 'cuda'), steps=1)
+    assert record.image.shape[2:] == (512, 512) and len(record.render.faces) > 80_000
+    assert record.look.shading == 'lambertian' and record.opacity.mean() > .9 and most < 2**30, gpu.report(0)
 
 
 # Ten bugs, planted one at a time
@@ -334,9 +384,8 @@ def in_waves(density, samples, n_rays, min_weight, backend, stop):
 def one_by_one(tensors): return {name: tensor.reshape(-1).tolist() for name, tensor in tensors.items()}
 
 
-def product_of_matrices(inside, tets):
-    ends = tets[:, :2]
-    return (ends@torch.tensor([len(inside), 1], device=tets.device)).unique(), ends, tets
+def product_of_matrices(tets, n_vertices):
+    return (tets[:, :2]@torch.tensor([n_vertices, 1], device=tets.device)).unique()
 
 
 def drawn_there(shape, generator, device): return torch.randn(shape, generator=generator, device=device)
@@ -352,7 +401,7 @@ BUGS = dict(    # where, what stands there instead, what meets it
     cameras_stay_behind=(cameras.Cameras, 'send', lambda self, device: self, one_step),
     light_stays_behind=(step, 'sample_light', lambda position, generator: torch.randn(len(position), 3), one_step),
     noise_is_drawn_there=(guidance, '_randn', drawn_there, one_step),
-    whole_numbers_are_multiplied=(dmtet, 'cut_edges', product_of_matrices,
+    whole_numbers_are_multiplied=(dmtet, 'TetEdges', product_of_matrices,
                                   lambda gpu, teacher: one_step(gpu, teacher, 'toybox-dmtet')),
     a_table_stays_behind=(dmtet, 'send', lambda values, device: values,
                           lambda gpu, teacher: one_step(gpu, teacher, 'toybox-dmtet')),

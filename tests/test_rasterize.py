@@ -10,7 +10,7 @@ from scipy.spatial import Delaunay
 from dreamfusion_nb.cameras import orbit, projection, rays
 from dreamfusion_nb.rasterize import (
     VISIBLE,
-    across,
+    Sides,
     antialias,
     find_outlines,
     interpolate,
@@ -183,7 +183,7 @@ def test_gradients_of_outlines(subdivisions):
     def value(q, paint):
         rast = rasterize(q, faces, (32, 32))
         return (antialias(torch.where(rast[..., 3:] > 0, paint, .3), rast, q, faces)*weight).sum()
-    rim = find_outlines(rasterize(p, faces, (32, 32)), p, faces)
+    rim = find_outlines(rasterize(p, faces, (32, 32)), p, Sides(faces, p.shape[1]))
     chosen = p.clone()
     mask = torch.zeros_like(p, dtype=torch.bool)
     mask[rim[:, 0], rim[:, 5]] = True      # vertices of the rim: the others have no gradient
@@ -230,7 +230,7 @@ def test_antialiasing_touches_outlines_only():
 
 def test_neighbours():
     vertices, faces = ball(2)
-    other = across(faces, len(vertices))
+    other = Sides(faces, len(vertices)).across
     assert (other >= 0).all()
     face, corner = other//3, other % 3
     for f in range(0, len(faces), 17):
@@ -239,7 +239,7 @@ def test_neighbours():
             n, k = int(face[f, i]), int(corner[f, i])
             assert n != f and shared == set(faces[n].tolist()) - {int(faces[n, k])}
     fan = torch.tensor([[0, 1, 2], [1, 0, 3], [0, 1, 4]])    # three faces at one edge
-    assert (across(fan, 5) == -1).all()
+    assert (Sides(fan, 5).across == -1).all()
 
 
 def test_same_bits_on_any_number_of_threads():
@@ -250,7 +250,7 @@ def test_same_bits_on_any_number_of_threads():
         for n in (1, 2, 3):
             torch.set_num_threads(n)
             rast = rasterize(p, faces, (64, 64))
-            found.append((rast, find_outlines(rast, p, faces)))
+            found.append((rast, find_outlines(rast, p, Sides(faces, p.shape[1]))))
     finally: torch.set_num_threads(before)
     for rast, outlines in found[1:]: assert torch.equal(rast, found[0][0]) and torch.equal(outlines, found[0][1])
 

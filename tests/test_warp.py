@@ -20,9 +20,10 @@ from dreamfusion_nb.field import Field
 from dreamfusion_nb.hashgrid import ENCODERS, HashGrid, encode_torch, encode_warp, grid_levels, pick_encoder
 from dreamfusion_nb.kernels import kernels_trouble, warp_trouble
 from dreamfusion_nb.raster_kernels import NOBODY, triangles_come_out_right, visible_warp
-from dreamfusion_nb.rasterize import VISIBLE, across, antialias, interpolate, rasterize
+from dreamfusion_nb.rasterize import VISIBLE, Sides, antialias, interpolate, rasterize
 from dreamfusion_nb.ray_kernels import rays_come_out_right
 from dreamfusion_nb.raymarch import OccupancyGrid, VolumeRenderer, composite, march, visible
+from dreamfusion_nb.shading import _by_warp, _SumNormals, normals_come_out_right, sum_normals
 from dreamfusion_nb.splats import Footprints, blend_backend, blend_torch, blend_warp, splats_come_out_right
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +33,9 @@ needs_warp = pytest.mark.skipif(bool(warp_trouble(CPU)), reason=warp_trouble(CPU
 
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
+
+
+CHECKS = rays_come_out_right, triangles_come_out_right, splats_come_out_right, normals_come_out_right
 
 
 def off(got, true):
@@ -300,13 +304,31 @@ def test_a_sheet_has_an_outline_and_a_fold_too():
             answers(lambda c, q: antialias(c, rast.to(c), q, tri, b), (mask, p), d)
             for b, d in (('warp', torch.float32), ('torch', torch.float64)))
         for a, b in zip([*got, *slopes], [*true, *exact]): assert off(a, b) < 1e-4
-    assert (across(tri, 4) >= 0).any()
+    assert (Sides(tri, 4).across >= 0).any()
 
 
 def test_who_rasterizes():
     p, tri = torch.zeros(1, 3, 4, dtype=torch.float64), torch.tensor([[0, 1, 2]])
     with pytest.raises(ValueError, match='"warp": it needs float32'): rasterize(p, tri, (4, 4), 'warp')
     with pytest.raises(ValueError, match="did you mean 'warp'"): rasterize(p, tri, (4, 4), 'wrap')
+
+
+@needs_warp
+@pytest.mark.parametrize('by_angle', [True, False])
+def test_normals_of_vertices(by_angle):
+    "Of a shaken ball, with triangles that have no area or repeat, and a vertex that has none"
+    ball = trimesh.creation.icosphere(2)
+    v = torch.tensor(ball.vertices) + .05*torch.randn(ball.vertices.shape, generator=gen(), dtype=torch.float64)
+    f = torch.cat([torch.tensor(ball.faces), torch.tensor([[3, 3, 7], [0, 1, 5], [4, 4, 4]])])
+    v = torch.cat([v, v[:1]])
+    pull, found = torch.randn(v.shape, generator=gen(1), dtype=torch.float64), []
+    for dtype, total_of in ((torch.float32, lambda x: _SumNormals.apply(x, f, by_angle, _by_warp)),
+                            (torch.float64, lambda x: sum_normals(x, f, by_angle))):
+        x = v.to(dtype).requires_grad_()
+        total = total_of(x)
+        found.append([total.detach(), *torch.autograd.grad((total*pull.to(dtype)).sum(), x)])
+    for got, true in zip(*found): assert off(got, true) < 1e-5
+    assert not any(values[-1].any() for values in found[0])
 
 
 # Splats
@@ -400,7 +422,7 @@ def test_a_scene_learns_as_with_numba(make):
 
 @needs_warp
 def test_the_checks_for_a_card_hold_here():
-    assert rays_come_out_right(CPU) and triangles_come_out_right(CPU) and splats_come_out_right(CPU)
+    assert all(check(CPU) for check in CHECKS)
     assert kernels_trouble(rays_come_out_right, CPU) == ''
 
 
@@ -517,4 +539,4 @@ def test_on_a_card():
     assert not warp_trouble(device)
     with torch.cuda.stream(torch.cuda.Stream()):
         assert hashgrid.encoder_trouble('warp', device) == ''
-        for check in (rays_come_out_right, triangles_come_out_right, splats_come_out_right): assert check(device)
+        for check in CHECKS: assert check(device)
