@@ -271,7 +271,6 @@ def test_large_pictures_need_no_more_launches(gpu, prior):
     assert run.renderer.chunk is None
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize('known', [0., .01, 1e3])
 def test_pictures_do_not_depend_on_room(gpu, teacher, known):
     "Samples that do not fit are not lost, and those that fill are not seen: nothing is known, too little, too much"
@@ -297,7 +296,8 @@ def test_a_large_view_needs_few_launches(gpu, prior):
     with torch.no_grad(): view = run.renderer(cameras.orbit(1, device='cuda'), 800, 800, shading='lambertian')
     assert gpu.launches.total() <= 2000, gpu.report()
     assert run.renderer.max_steps == 1024 and .1 < (view.opacity > .99).float().mean()
-=======
+
+
 def most_held(gpu, make, steps=2):
     "(bytes that the last of some steps of a trainer holds at most, beside the diffusion model; its record)"
     gpu.tidy()
@@ -311,7 +311,6 @@ def most_held(gpu, make, steps=2):
 def ask_at_once(monkeypatch, points):
     "Let fields be asked about so many points at once"
     for page in (field, raymarch): monkeypatch.setattr(page, 'points_at_once', lambda device, learns=False: points)
->>>>>>> wt-c
 
 
 def test_the_fog_of_the_first_steps_is_bounded(gpu, prior, monkeypatch):
