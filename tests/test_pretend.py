@@ -351,7 +351,7 @@ def test_a_refresh_of_the_grid_is_bounded(gpu, prior, monkeypatch):
         gpu.reset()
         run.renderer.update(0, run.generator)
         most.append(gpu.peak - held)
-    assert 0 < (most[1] - most[0])/2**12*devices.points_at_once('cuda') < 2**30
+    assert 0 < (most[1] - most[0])/2**12*devices.points_at_once('cuda') < 1.5*2**30
 
 
 def test_the_memory_of_a_mesh_is_bounded(gpu, teacher):
