@@ -289,12 +289,12 @@ def sds(guidance: Any,             # any object with the guidance protocol
         negative_embeddings: torch.Tensor | None = None,  # what the pictures should not show [kB, tokens, width]
         negative_weight: float | torch.Tensor = 1.,       # of these rows, for Perp-Neg (Armandpour et al. 2023)
         as_latent: bool = False,               # the image is the latent: resized and mapped to [-1, 1], not encoded
-        generator: torch.Generator | None = None  # draws the encoder's sample, then t, then the noise
+        generator: torch.Generator | None = None  # draws the encoder's sample, t, the noise, and what a variant needs
        ) -> "SDSOutput":
     """Score distillation: d loss/d latents = w(t)·score/B.
 
     The score is ε̂ - ε (DreamFusion, Poole et al. 2022, eq. 3) or another, by `kind`. The arithmetic is float32
-    whatever the model's precision. Non-finite gradients become zero. Raises `ValueError` for bad options."""
+    whatever the model's precision (float64 for such latents). Non-finite gradients become zero. Raises `ValueError` for bad options."""
     latents = _as_latents(image, guidance.latent_shape) if as_latent else guidance.encode_image(image, generator)
     _check_options(len(latents), len(embeddings), kind, weighting, clamp_x0, negative_embeddings)
     ask = Asking(guidance, guidance.alphas_cumprod.to(latents.device), embeddings, guidance_scale, rescale, clamp_x0,

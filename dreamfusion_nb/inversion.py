@@ -46,7 +46,7 @@ def invert(ask: Asking,                # the model
 # %% ../nbs/09c_inversion.ipynb #85fd8bd1
 @dataclass
 class ISM:
-    "Interval score matching (LucidDreamer, Liang et al. 2023, eq. 14)"
+    "Interval score matching (LucidDreamer, Liang et al. 2023), as its authors' code has it"
     interval: float = .05    # from s to t, part of all levels
 
     def _below(self, t: int, n_levels: int) -> int: return max(0, t - round(self.interval*n_levels))

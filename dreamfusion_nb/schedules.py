@@ -76,7 +76,7 @@ def guidance_scale_at(step: int, config: Config) -> float:
 # %% ../nbs/16_schedules.ipynb #eaedd897
 @functools.cache
 def dreamtime_path(low: int, high: int, n_levels: int) -> torch.Tensor:    # [high - low + 1]
-    "For levels from high to low: which part of a run lies before each (DreamTime, Huang et al. 2023, section 4.1)"
+    "For levels from high to low: which part of a run lies before each (DreamTime, Huang et al. 2023)"
     t = torch.arange(high, low - 1, -1, dtype=torch.float64)*1000/n_levels
     weight = torch.exp(-(t - t.clamp(500, 800))**2/(2*torch.where(t > 650, 300., 100.)**2))
     return weight.cumsum(0)/weight.sum()

@@ -20,7 +20,7 @@ from .values import value_at
 # %% ../nbs/09e_variants.ipynb #73bd4ab0
 @dataclass
 class X0:
-    "The x0 loss with a joint rescale (MVDream, Shi et al. 2023, section 3.4)"
+    "The x0 loss with a joint rescale (MVDream, Shi et al. 2023)"
     rescale: float = 0.    # share whose spread is mended
 
     def rows(self, t: int, n_levels: int, texts: int = 2) -> int: return texts
@@ -37,7 +37,7 @@ class X0:
 # %% ../nbs/09e_variants.ipynb #16c23ae6
 @dataclass
 class ASD:
-    "Asynchronous score distillation (ScaleDreamer, Ma et al. 2024, eq. 9)"
+    "Asynchronous score distillation (ScaleDreamer, Ma et al. 2024), as its authors' code has it"
     shift: float = .1     # η
     lowest: float = .02   # t_min, part of all levels
 
@@ -55,7 +55,7 @@ class ASD:
 # %% ../nbs/09e_variants.ipynb #fba82dac
 @dataclass
 class Consistent3D:
-    "Consistency distillation sampling (Consistent3D, Wu et al. 2024, eq. 9), as its authors' code has it"
+    "Consistency distillation sampling (Consistent3D, Wu et al. 2024), as its authors' code has it"
     gap: tuple = (.1, .3)    # from s to t, part of all levels
 
     def rows(self, t: int, n_levels: int, texts: int = 2) -> int: return 2*texts

@@ -236,6 +236,15 @@ def test_a_step_of_dreamfusion_waits_three_times(gpu, prior):
     assert ordinary <= most[0] and with_update <= most[1], gpu.report()
 
 
+@pytest.mark.parametrize('keys', [dict(kind='x0', rescale=.5), dict(kind='asd'), dict(kind='ism'), dict(kind='sdi'),
+    dict(kind='consistent3d', noise='fixed', timesteps='linear'), dict(kind='bridge', bridge_start=0),
+    dict(noise='map', timesteps='dreamtime')])
+def test_a_variant_waits_no_more_than_sds(gpu, prior, keys):
+    "What it must know of noise levels it knows before they are sent to the GPU"
+    options = {f'guidance.{key}': value for key, value in keys.items()} | {'guidance.weighting': 'uniform'}
+    for _, waits in books(gpu, lambda: small_dreamfusion(prior, **options)): assert waits <= 3, gpu.report()
+
+
 def test_steps_of_splats_and_meshes_wait_seldom(gpu, teacher):
     (_, waits), (launches, waits_then) = books(gpu, lambda: trainer(teacher, 'splats'))
     assert waits <= 6 and waits_then <= 4 and launches <= 1300, gpu.report()

@@ -59,7 +59,7 @@ def same(grad, wanted): np.testing.assert_allclose(grad.numpy(), np.stack(wanted
 
 @pytest.mark.parametrize('rescale', [0., .5, 1.])
 def test_x0(rescale):
-    "MVDream, section 3.4: half the squared distance to the rescaled clean latents; the spread is that of all views"
+    "MVDream: half the squared distance to the rescaled clean latents; the spread is that of all views"
     t = [30, 400, 870]
     out, z, noise, e, _ = numbers(X0(rescale), t)
     clean, plain = [], []
@@ -74,7 +74,7 @@ def test_x0(rescale):
 
 
 def test_asd():
-    "ScaleDreamer, equation 9: the second prediction has the text, a later level, the same noise and no guidance"
+    "ScaleDreamer: the second prediction has the text, a later level, the same noise and no guidance"
     t = [20, 300, 975]
     out, z, noise, e, g = numbers(ASD(.1, .02), t, 'sds')
     share, wanted = torch.rand(3, generator=g).double(), []
@@ -106,7 +106,7 @@ def ddim(x, prediction, now, then):
 
 
 def test_ism():
-    "LucidDreamer, algorithm 1 and equation 14"
+    "LucidDreamer: without text to s and on to t, then what the text adds to what was said at s"
     t = [30, 320, 980]
     out, z, noise, e, _ = numbers(ISM(.1), t)
     wanted = []
@@ -143,7 +143,7 @@ def test_sdi():
 
 
 def test_dreamtime():
-    "The first level from above at which the weights so far are nearest to the step's share (section 4.1)"
+    "The first level from above at which the weights so far are nearest to the step's share"
     config = load_config('toybox', {'guidance.timesteps': 'dreamtime', 'guidance.t_range': [.1, .98],
         'guidance.t_range_end': [.02, .5], 'iters': 37})
     def weight(t): return math.exp(-(t - 800)**2/(2*300**2) if t > 800 else -(500 - min(t, 500))**2/(2*100**2))
