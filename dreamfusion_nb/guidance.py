@@ -294,7 +294,9 @@ def sds(guidance: Any,             # any object with the guidance protocol
     """Score distillation: d loss/d latents = w(t)·score/B.
 
     The score is ε̂ - ε (DreamFusion, Poole et al. 2022, eq. 3) or another, by `kind`. The arithmetic is float32
-    whatever the model's precision (float64 for such latents). Non-finite gradients become zero. Raises `ValueError` for bad options."""
+    whatever the model's precision, float64 for such latents. Non-finite gradients become zero.
+
+    Raises `ValueError` for bad options."""
     latents = _as_latents(image, guidance.latent_shape) if as_latent else guidance.encode_image(image, generator)
     _check_options(len(latents), len(embeddings), kind, weighting, clamp_x0, negative_embeddings)
     ask = Asking(guidance, guidance.alphas_cumprod.to(latents.device), embeddings, guidance_scale, rescale, clamp_x0,

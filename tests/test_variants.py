@@ -256,6 +256,16 @@ def test_rescale_of_x0_is_that_of_all_views(model):
     Trainer(cheap('x0', **{'data.train.batch_size': 2, 'guidance.rescale': 0}), model, workers=1).step()
 
 
+@pytest.mark.parametrize('kind', ['fsd', 'ism'])
+def test_workers_change_nothing(kind):
+    "Two processes draw the same noise and find the same as one"
+    runs = [Trainer(cheap(kind, **{'iters': 2, 'data.train.batch_size': 2}), workers=n) for n in (1, 2)]
+    for run in runs: run.fit()
+    assert runs[0].history == runs[1].history
+    for one, two in zip(*(run.renderer.parameters() for run in runs)): assert torch.equal(one, two)
+    runs[1].team.stop()
+
+
 def test_noise_of_a_run(model):
     "The same in every step and in a run that goes on; by camera where it is a map"
     runs = {noise: Stepper(cheap('fsd', **{'guidance.noise': noise, 'data.train.batch_size': 2}), OwnParts(model))
