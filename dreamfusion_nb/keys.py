@@ -193,7 +193,7 @@ class Guidance(Group):
     rescale: float = number(0, 0, 1)
     asd_shift: float = number(.1, 0, 1)         # asd: how far the second level may lie above t, part of t - lowest t
     # ism: from the level without text to the one with it, part of all
-    ism_interval: float = number(.05, .001, .5, scheduled=True)
+    ism_interval: float = number(.05, 0, .5, scheduled=True)
     # bridge: from this part of the run on it goes from texts that end with bridge_source to the texts, and nothing
     # bends the two predictions: no guidance_scale, perp_neg, rescale or clamp_x0; until then it is sds
     bridge_start: float = number(.8, 0, 1)
