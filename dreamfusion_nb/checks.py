@@ -85,11 +85,35 @@ def check_latents(config: Any,   # `Config`
                   channels: int  # of the diffusion model's latents; a model that works on pixels has three
                  ) -> None:
     """Raise `ConfigError` for a latent phase, in which normals and opacity are the latents, where these have not four
-    channels"""
+    channels; and for a variant that inverts latents, where there are none"""
     if channels != 4 and config.latent_iter_ratio:
         what = 'pixels and has no latents' if channels == 3 else f'latents of {channels} channels'
         raise ConfigError(f'latent_iter_ratio must be 0, not {config.latent_iter_ratio:g}: '
                           f'the diffusion model works on {what}, and normals and opacity have four')
+    if channels == 3 and config.guidance.kind in ('ism', 'sdi'):
+        raise ConfigError(f'guidance.kind must not be {config.guidance.kind} for a diffusion model that works on '
+                          'pixels: inversion needs latents; all other kinds work on either')
+
+# %% ../nbs/14ab_checks.ipynb #b86c64f5
+def check_guidance(config: Any) -> None:
+    "Raise `ConfigError` for a variant of score distillation and keys that make no sense together"
+    g = config.guidance
+    if g.kind in ('x0', 'ism', 'sdi') and g.weighting != 'uniform':
+        raise ConfigError(f'guidance.weighting must be uniform for guidance.kind {g.kind}, which has a weight of its '
+                          f'own, not {g.weighting}')
+    if g.kind == 'consistent3d' and g.noise != 'fixed':
+        raise ConfigError('guidance.noise must be fixed for guidance.kind consistent3d: it follows the path of one '
+                          f'noise, not {g.noise}')
+    if g.noise != 'drawn' and g.kind not in ('sds', 'x0', 'consistent3d'):
+        raise ConfigError(f'guidance.noise must be drawn for guidance.kind {g.kind}, not {g.noise}: only sds, x0 and '
+                          'consistent3d follow a noise')
+    if g.noise != 'drawn' and g.timesteps == 'random':
+        raise ConfigError(f'guidance.timesteps must be linear, dreamtime or annealed with guidance.noise {g.noise}, '
+                          'not random: one noise leads anywhere only while t falls')
+    for key, kind in (('asd_shift', 'asd'), ('ism_interval', 'ism'), ('bridge_start', 'bridge'),
+                      ('bridge_source', 'bridge')):
+        if g.kind != kind and getattr(g, key) != getattr(type(g)(), key):
+            raise ConfigError(f'guidance.{key} is read by guidance.kind {kind} alone, and this run has {g.kind}')
 
 # %% ../nbs/14ab_checks.ipynb #18ac7cbf
 def is_scheduled(value: Any) -> bool:
@@ -121,5 +145,5 @@ def check_schedules(config: Any) -> None:
 
 def check_together(config: Any) -> None:
     "Raise `ConfigError` where keys contradict each other"
-    for check in (check_parts, check_losses, check_mesh, check_schedules): check(config)
+    for check in (check_parts, check_losses, check_mesh, check_guidance, check_schedules): check(config)
     check_latents(config, 3 if config.guidance.name.startswith('DeepFloyd/') else 4)

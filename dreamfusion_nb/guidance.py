@@ -6,6 +6,7 @@
 __all__ = ['inject_gradient', 'add_noise', 'classifier_free', 'perp_neg', 'SDSOutput', 'sds', 'ViewPrompts']
 
 # %% ../nbs/09_guidance.ipynb #5221acda
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,6 +174,11 @@ def _check_timesteps(t: Any, n: int, n_levels: int) -> torch.Tensor:
     return t
 
 # %% ../nbs/09_guidance.ipynb #f2214285
+def _ask(guidance, noisy, t, embeddings) -> torch.Tensor:
+    "Noise predicted by a model of any precision, in float32, or in float64 where the latents are"
+    return guidance.predict_noise(noisy, t, embeddings).to(torch.promote_types(torch.float32, noisy.dtype))
+
+
 def _predictions(guidance, noisy, t, embeddings, negative_embeddings, negative_weight) -> list:
     """Noise predicted without text, with the negative prompt, and with the prompt after Perp-Neg.
 
@@ -182,7 +188,7 @@ def _predictions(guidance, noisy, t, embeddings, negative_embeddings, negative_w
     if weight.device.type == 'cpu' and not weight.any(): negative_embeddings = None
     if negative_embeddings is not None: embeddings = torch.cat([embeddings, negative_embeddings])
     n = len(embeddings)//len(noisy)
-    found = list(guidance.predict_noise(torch.cat([noisy]*n), torch.cat([t]*n), embeddings).float().chunk(n))
+    found = list(_ask(guidance, torch.cat([noisy]*n), torch.cat([t]*n), embeddings).chunk(n))
     if negative_embeddings is not None:
         k = len(negative_embeddings)//len(noisy)
         found, negative = found[:-k], torch.cat(found[-k:])
@@ -191,7 +197,8 @@ def _predictions(guidance, noisy, t, embeddings, negative_embeddings, negative_w
 
 
 def _check_options(n, n_embeddings, kind, weighting, clamp_x0, negative_embeddings) -> None:
-    if kind not in SCORES: raise ValueError(f'unknown kind {kind!r}{did_you_mean(kind, SCORES)}')
+    if not callable(kind) and kind not in SCORES:
+        raise ValueError(f'unknown kind {kind!r}{did_you_mean(kind, SCORES)}')
     if n_embeddings != 2*n and (kind != 'nfsd' or n_embeddings != 3*n):
         more = f' (or {3*n}, with a separate negative prompt)' if kind == 'nfsd' else ''
         raise ValueError(f'{n} images need {2*n} embeddings{more}, unconditional ones first, not {n_embeddings}')
@@ -201,6 +208,68 @@ def _check_options(n, n_embeddings, kind, weighting, clamp_x0, negative_embeddin
         raise ValueError(f'clamp_x0 is None or a bound above 0, not {clamp_x0}')
     if negative_embeddings is not None and (not len(negative_embeddings) or len(negative_embeddings) % n):
         raise ValueError(f'{n} images need {n} negative embeddings, or a multiple, not {len(negative_embeddings)}')
+
+# %% ../nbs/09_guidance.ipynb #a2c53ba2
+@dataclass
+class Guess:
+    "What a model says about noisy latents"
+    noisy: torch.Tensor      # asked about [B, ...]
+    t: torch.Tensor          # as of this noise level [B]
+    alpha: torch.Tensor      # its ᾱ, broadcastable to them
+    noise: torch.Tensor      # the noise in them
+    uncond: torch.Tensor     # predicted without text
+    negative: torch.Tensor   # with the negative prompt
+    cond: torch.Tensor       # with the text, after Perp-Neg
+    guided: torch.Tensor     # all of it, after guidance, rescaling and clamping
+    x0: torch.Tensor         # the clean latents that `guided` implies
+
+# %% ../nbs/09_guidance.ipynb #de58ff9f
+@dataclass
+class Asking:
+    "A model and its texts, as a variant asks them. A call costs as many rows a picture as there are texts"
+    guidance: Any
+    alphas: torch.Tensor               # ᾱ of all levels
+    embeddings: torch.Tensor           # those of `sds`, as the rest
+    guidance_scale: float
+    rescale: float = 0.
+    clamp_x0: float | None = None
+    negative_embeddings: torch.Tensor | None = None
+    negative_weight: float | torch.Tensor = 1.
+    generator: torch.Generator | None = None
+    levels: Any = None                 # t before it went to a device, so that to look at it makes no GPU wait
+
+    def alpha(self, t: torch.Tensor) -> torch.Tensor:
+        return self.alphas[t].view(-1, *[1]*len(self.guidance.latent_shape))
+
+    def __call__(self, noisy: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> Guess:
+        "All texts"
+        uncond, negative, cond = _predictions(self.guidance, noisy, t, self.embeddings, self.negative_embeddings,
+            self.negative_weight)
+        guided, alpha = classifier_free(uncond, cond, self.guidance_scale, self.rescale), self.alpha(t)
+        if self.clamp_x0 is not None: guided = clamped_prediction(guided, noisy, alpha, self.clamp_x0)
+        return Guess(noisy, t, alpha, noise, uncond, negative, cond, guided, predicted_x0(noisy, guided, alpha))
+
+    def without_text(self, noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        "One row a picture: the unconditional one alone"
+        return _ask(self.guidance, noisy, t, self.embeddings[:len(noisy)])
+
+    def with_text(self, noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        "One row a picture: the text alone"
+        return _ask(self.guidance, noisy, t, self.embeddings[-len(noisy):])
+
+    def at_scale(self, noisy: torch.Tensor, t: torch.Tensor, scale: float) -> torch.Tensor:
+        "Two rows a picture: guided at a scale of its own, and nothing else"
+        texts = torch.cat([self.embeddings[:len(noisy)], self.embeddings[-len(noisy):]])
+        uncond, cond = _ask(self.guidance, torch.cat([noisy]*2), torch.cat([t]*2), texts).chunk(2)
+        return classifier_free(uncond, cond, scale)
+
+# %% ../nbs/09_guidance.ipynb #0d823232
+def _plain(ask: Asking, latents: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, kind: str
+          ) -> tuple[Guess, torch.Tensor]:
+    "Noise, ask once, compare: a name in `SCORES`"
+    guess = ask(add_noise(latents, noise, ask.alphas[t]), t, noise)
+    low = (t < .2*len(ask.alphas)).view(-1, *[1]*(latents.ndim - 1))
+    return guess, SCORES[kind](guess.guided, noise, guess.uncond, guess.negative, low)
 
 # %% ../nbs/09_guidance.ipynb #78aab0bc
 def sds(guidance: Any,             # any object with the guidance protocol
@@ -212,7 +281,7 @@ def sds(guidance: Any,             # any object with the guidance protocol
         t: torch.Tensor | int | None = None,   # noise levels [B] or one int; None: drawn from `t_range`
         noise: torch.Tensor | None = None,     # like the latents; None: drawn
         t_range: tuple = (.02, .98),           # part of the noise levels to draw from
-        kind: str = "sds",                     # what is distilled: a name in `SCORES`
+        kind: str | Callable = "sds",          # what is distilled: a name in `SCORES`, or a variant, see `Asking`
         weighting: str = "sds",                # w(t): a name in `WEIGHTINGS`
         rescale: float = 0.,                   # CFG rescale (Lin et al. 2023)
         clamp_x0: float | None = None,         # the predicted clean latents are clamped to ± this (Saharia et al. 2022)
@@ -220,28 +289,59 @@ def sds(guidance: Any,             # any object with the guidance protocol
         negative_embeddings: torch.Tensor | None = None,  # what the pictures should not show [kB, tokens, width]
         negative_weight: float | torch.Tensor = 1.,       # of these rows, for Perp-Neg (Armandpour et al. 2023)
         as_latent: bool = False,               # the image is the latent: resized and mapped to [-1, 1], not encoded
-        generator: torch.Generator | None = None  # draws the encoder's sample, then t, then the noise
+        generator: torch.Generator | None = None  # draws the encoder's sample, t, the noise, and what a variant needs
        ) -> "SDSOutput":
     """Score distillation: d loss/d latents = w(t)·score/B.
 
     The score is ε̂ - ε (DreamFusion, Poole et al. 2022, eq. 3) or another, by `kind`. The arithmetic is float32
-    whatever the model's precision. Non-finite gradients become zero. Raises `ValueError` for bad options."""
+    whatever the model's precision, float64 for such latents. Non-finite gradients become zero.
+
+    Raises `ValueError` for bad options."""
     latents = _as_latents(image, guidance.latent_shape) if as_latent else guidance.encode_image(image, generator)
-    alphas = guidance.alphas_cumprod.to(latents.device)
     _check_options(len(latents), len(embeddings), kind, weighting, clamp_x0, negative_embeddings)
+    ask = Asking(guidance, guidance.alphas_cumprod.to(latents.device), embeddings, guidance_scale, rescale, clamp_x0,
+        negative_embeddings, negative_weight, generator)
     with torch.no_grad():
-        if t is None: t = sample_timesteps(len(latents), len(alphas), t_range, generator)
-        t = send(_check_timesteps(t, len(latents), len(alphas)), latents.device)
+        if t is None: t = sample_timesteps(len(latents), len(ask.alphas), t_range, generator)
+        ask.levels = _check_timesteps(t, len(latents), len(ask.alphas))
+        t = send(ask.levels, latents.device)
         if noise is None: noise = _randn(latents.shape, generator, latents.device)
-        alpha, low = (v.view(-1, *[1]*(latents.ndim - 1)) for v in (alphas[t], t < .2*len(alphas)))
-        noisy = add_noise(latents, noise, alpha)
-        uncond, negative, cond = _predictions(guidance, noisy, t, embeddings, negative_embeddings, negative_weight)
-        guided = classifier_free(uncond, cond, guidance_scale, rescale)
-        if clamp_x0 is not None: guided = clamped_prediction(guided, noisy, alpha, clamp_x0)
-        score = SCORES[kind](guided, noise, uncond, negative, low)
-        grad = clip_gradient((WEIGHTINGS[weighting](alpha)*score).nan_to_num(0., 0., 0.), *clip)
-        x0 = predicted_x0(noisy, guided, alpha)
-    return SDSOutput(inject_gradient(latents, grad), grad, latents.detach(), noisy, noise, guided, t, x0)
+        guess, score = kind(ask, latents, noise, t) if callable(kind) else _plain(ask, latents, noise, t, kind)
+        grad = clip_gradient((WEIGHTINGS[weighting](guess.alpha)*score).nan_to_num(0., 0., 0.), *clip)
+    return SDSOutput(inject_gradient(latents, grad), grad, latents.detach(), guess.noisy, guess.noise, guess.guided,
+        guess.t, guess.x0)
+
+# %% ../nbs/09_guidance.ipynb #72c99d28
+class GaussianWorld:
+    "A guidance whose every answer is known. A text names a bell curve of points: the numbers of its centre, its spread"
+    image_size = 1
+    texts = {'': (0., 0., 2.), 'left': (-1., 0., .3), 'top': (0., 1., .3)}
+
+    def __init__(self, texts: dict[str, tuple] | None = None, dtype: torch.dtype = torch.float32):
+        self.texts, self.dtype = texts or self.texts, dtype
+        self.latent_shape = (len(next(iter(self.texts.values()))) - 1, 1, 1)
+        betas = torch.linspace(.00085**.5, .012**.5, 1000, dtype=dtype).square()    # Stable Diffusion's
+        self.alphas_cumprod = (1 - betas).cumprod(0)
+
+    def encode_text(self, texts: list[str]) -> torch.Tensor:
+        return torch.tensor([self.texts[text] for text in texts], dtype=self.dtype)[:, None]
+
+    def encode_image(self, image: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor: return image
+
+    def predict_noise(self, noisy: torch.Tensor, t: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+        alpha, spread = self.alphas_cumprod[t].view(-1, 1, 1, 1), embeddings[:, 0, -1].view(-1, 1, 1, 1)
+        centre = embeddings[:, 0, :-1, None, None]
+        return (1 - alpha).sqrt()*(noisy - alpha.sqrt()*centre)/(alpha*spread**2 + 1 - alpha)
+
+    def rest(self, kind: str | Callable, scale: float, t: int, noise: torch.Tensor, texts: tuple = ('', 'top')
+            ) -> tuple[float, float]:
+        "Where the mean gradient of pictures that are one number vanishes, and its slope: it is a straight line"
+        def mean(x):
+            e = self.encode_text([text for text in texts for _ in noise])
+            return sds(self, torch.full_like(noise, x), e, guidance_scale=scale, t=t, noise=noise, kind=kind,
+                weighting='uniform', generator=torch.Generator().manual_seed(0)).grad.mean().item()
+        slope = mean(1.) - mean(0.)
+        return -mean(0.)/slope, slope
 
 # %% ../nbs/09_guidance.ipynb #fae85ff3
 @torch.no_grad()
@@ -291,6 +391,7 @@ class ViewPrompts:
     guidance: Any          # that encoded the texts; None before `encode`
     uncond: torch.Tensor   # embeddings of `negatives` [1 or 2, tokens, width]
     cond: torch.Tensor     # embeddings of `texts` [4, tokens, width]
+    source: torch.Tensor   # embeddings of the same with `source` [4 or 0, tokens, width]
 
     def __init__(self, prompt: str,              # what to make, "a hamburger"
                  *,
@@ -300,29 +401,34 @@ class ViewPrompts:
                  front: str = ", front view",    # what each view appends to the prompt
                  side: str = ", side view",
                  back: str = ", back view",
-                 overhead: str = ", overhead view"
+                 overhead: str = ", overhead view",
+                 source: str = ""                # what a bridge goes away from: appended to each of these texts
                 ):
         if not isinstance(prompt, str) or not prompt.strip():
             raise ConfigError(f'the prompt says what to make, such as "a hamburger"; got {prompt!r}')
         self.prompt = prompt.strip()
         self.negatives = ['', negative_prompt] if separate_negative else [negative_prompt]
         self.texts = [self.prompt + view for view in (front, side, back, overhead)]
+        self.sources = [text + source for text in self.texts] if source else []
         self.guidance = None
 
     def encode(self, guidance: Any) -> "ViewPrompts":
         "Encode the texts, unless this guidance already did. Returns itself."
         if self.guidance is not guidance:
-            encoded = guidance.encode_text([*self.negatives, *self.texts])
-            self.guidance, self.uncond, self.cond = guidance, encoded[:-4], encoded[-4:]
+            encoded, n = guidance.encode_text([*self.negatives, *self.texts, *self.sources]), len(self.negatives)
+            self.uncond, self.cond, self.source = encoded[:n], encoded[n:n + 4], encoded[n + 4:]
+            self.guidance = guidance
         return self
 
-    def embeddings(self, weights: torch.Tensor   # of front, side, back, overhead [B, 4]
+    def embeddings(self, weights: torch.Tensor,  # of front, side, back, overhead [B, 4]
+                   bridge: bool = False          # the texts with `source` stand where no text would
                   ) -> torch.Tensor:  # [2B, tokens, width], unconditional rows first; [3B] with `separate_negative`
         """Embeddings of B cameras for `sds`: no text (then the negative prompt, if it is separate), then the prompt.
 
         Call `encode` first."""
         if self.guidance is None: raise ValueError('call encode(guidance) before embeddings(weights)')
         cond = torch.einsum('bv,vtw->btw', weights.to(self.cond), self.cond)
+        if bridge: return torch.cat([torch.einsum('bv,vtw->btw', weights.to(self.source), self.source), cond])
         return torch.cat([self.uncond.repeat_interleave(len(cond), 0), cond])
 
     def negative_embeddings(self, weights: torch.Tensor,     # of front, side, back, overhead [B, 4]

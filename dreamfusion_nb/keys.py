@@ -168,10 +168,13 @@ class SplatList(Group):
 class Guidance(Group):
     "The diffusion model and the noise it is asked about"
     name: str = text('toybox', empty=False)     # 'toybox', or a Stable Diffusion folder or hub name
-    # score distillation; classifier score (Yu et al. 2023); noise-free (Katzir et al. 2023)
-    kind: str = choice('sds', 'sds', 'csd', 'nfsd')
-    # drawn at each step; or one path down from t_range to t_range_end (HiFA, Zhu & Zhuang 2023)
-    timesteps: str = choice('random', 'random', 'annealed')
+    # score distillation; classifier score (Yu et al. 2023); noise-free (Katzir et al. 2023); the rest: page variants
+    kind: str = choice('sds', 'sds', 'csd', 'nfsd', 'x0', 'asd', 'consistent3d', 'bridge', 'ism', 'sdi')
+    # drawn at each step; or one path down from t_range to t_range_end: by a root (HiFA, Zhu & Zhuang 2023), longest
+    # amid (DreamTime, Huang et al. 2023), in a straight line
+    timesteps: str = choice('random', 'random', 'annealed', 'dreamtime', 'linear')
+    # drawn at each step; one for the whole run; by camera, a window on a map around the object (FSD, Yan et al. 2024)
+    noise: str = choice('drawn', 'drawn', 'fixed', 'map')
     # timesteps, as a part of all, at the start
     t_range: tuple[float, float] = range_key((.4, .98), 0, 1, scheduled=True)
     # and at the end, linear between; null: as at the start
@@ -186,8 +189,16 @@ class Guidance(Group):
     perp_neg: float = number(1, 0, 10)
     # from which views and how much, over the azimuth; the others need a third more work
     perp_neg_curve: str = choice('opposite', 'opposite', 'stable-dreamfusion', 'threestudio')
-    # how far strong guidance is brought back to the spread of the plain prediction
+    # how far strong guidance is brought back to the spread of the plain prediction; x0: over all views of a step
     rescale: float = number(0, 0, 1)
+    asd_shift: float = number(.1, 0, 1)         # asd: how far the second level may lie above t, part of t - lowest t
+    # ism: from the level without text to the one with it, part of all
+    ism_interval: float = number(.05, 0, .5, scheduled=True)
+    # bridge: from this part of the run on it goes from texts that end with bridge_source to the texts, and nothing
+    # bends the two predictions: no guidance_scale, perp_neg, rescale or clamp_x0; until then it is sds
+    bridge_start: float = number(.8, 0, 1)
+    bridge_source: str = text(', oversaturated, smooth, pixelated, cartoon, foggy, hazy, blurry, bad structure, noisy, '
+        'malformed', empty=False)
     # the predicted clean latents are clamped to ± this (after Imagen, Saharia et al. 2022); null: they are not
     clamp_x0: float | None = number(None, .1, 100)
     weighting: str = choice('uniform', 'sds', 'uniform', 'fantasia3d')  # w(t) of the SDS gradient

@@ -6,6 +6,7 @@
 __all__ = ['ShadingChoice', 'progress_at', 'shading_schedule', 't_range_at', 'guidance_scale_at', 'Steering']
 
 # %% ../nbs/16_schedules.ipynb #5434fc5d
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -73,12 +74,24 @@ def guidance_scale_at(step: int, config: Config) -> float:
     return value_at(config.guidance_scale, step)*(1 + (config.guidance.scale_decay - 1)*progress_at(step, config))
 
 # %% ../nbs/16_schedules.ipynb #eaedd897
+@functools.cache
+def dreamtime_path(low: int, high: int, n_levels: int) -> torch.Tensor:    # [high - low + 1]
+    "For levels from high to low: which part of a run lies before each (DreamTime, Huang et al. 2023)"
+    t = torch.arange(high, low - 1, -1, dtype=torch.float64)*1000/n_levels
+    weight = torch.exp(-(t - t.clamp(500, 800))**2/(2*torch.where(t > 650, 300., 100.)**2))
+    return weight.cumsum(0)/weight.sum()
+
+
 def annealed_timestep(step: int, config: Config, n_levels: int) -> int | None:
-    "Return the noise level of a step, 0…n_levels-1 (HiFA, Zhu & Zhuang 2023); None where levels are drawn"
-    g = config.guidance
+    "Return the noise level of a step, 0…n_levels-1, on the path of `guidance.timesteps`; None where levels are drawn"
+    g, u = config.guidance, progress_at(step, config)
     if g.timesteps == 'random': return None
     high, low = g.t_range[1], (g.t_range_end or g.t_range)[0]
-    return min(round((high - (high - low)*math.sqrt(progress_at(step, config)))*n_levels), n_levels - 1)
+    if g.timesteps == 'dreamtime':
+        first, last = (min(round(end*n_levels), n_levels - 1) for end in (high, low))
+        return first - int((dreamtime_path(last, first, n_levels) - u).abs().argmin())
+    way = math.sqrt(u) if g.timesteps == 'annealed' else u
+    return min(round((high - (high - low)*way)*n_levels), n_levels - 1)
 
 # %% ../nbs/16_schedules.ipynb #c800185e
 def size_at(step: int, config: Config) -> tuple[int, int]:  # (height, width) in pixels

@@ -17,10 +17,11 @@ import torch
 
 from .cameras import Cameras, progressive_ranges, sample_cameras, view_weights
 from .config import Config, check_latents
-from .devices import MemoryFull, enough_memory, read
+from .devices import MemoryFull, enough_memory, read, send
 from .errors import ConfigError
 from .guidance import SDSOutput, ViewPrompts, denoise, sds
 from .losses import LOSSES
+from .noise_map import fixed_noise, noise_map
 from dreamfusion_nb.own_parts import (OwnParts, assemble, make_part, own_optimizer, record_parts, rehearse, short_name,
     weighted_losses)
 from .parts import make_guidance, make_optimizer, parse_prompt, pick_device
@@ -31,6 +32,7 @@ from .schedules import (ShadingChoice, Steering, annealed_timestep, guidance_sca
 from .shading import sample_light
 from .splat_renderer import put_rows
 from .threads import limit_for
+from .variants import variant_of
 from .values import value_at
 
 # %% ../nbs/17b_step.ipynb #160e0228
@@ -76,8 +78,8 @@ def encode_prompts(config: Config, guidance: Any) -> ViewPrompts:
     # where there is no negative prompt, it is the empty text, and asking once is enough
     separate = config.guidance.kind == 'nfsd' and config.negative_prompt != ''
     return ViewPrompts(prompt, negative_prompt=config.negative_prompt, separate_negative=separate,
-        front=config.front_prompt, side=config.side_prompt, back=config.back_prompt,
-        overhead=config.overhead_prompt).encode(guidance)
+        front=config.front_prompt, side=config.side_prompt, back=config.back_prompt, overhead=config.overhead_prompt,
+        source=config.guidance.bridge_source if config.guidance.kind == 'bridge' else '').encode(guidance)
 
 
 def learning_rate_scales(optim: Any, field: Any) -> dict[torch.nn.Parameter, float]:
@@ -138,18 +140,34 @@ def imagined(trainer: Any, record: StepRecord, steps: int) -> torch.Tensor:
         trainer.guidance_scale(record.step), steps)
     return trainer.guidance.decode_latents(latents)
 
+# %% ../nbs/17b_step.ipynb #5869f603
+def question(trainer: Any, weights: torch.Tensor, lowest: float) -> dict[str, Any]:
+    "Return what `sds` is asked about views: texts, scale, kind. In the last part of a bridge the texts are its own"
+    c, g, step, prompts = trainer.config, trainer.config.guidance, trainer.step_count, trainer.prompts
+    if g.kind == 'bridge' and progress_at(step, c) >= g.bridge_start:
+        return dict(embeddings=prompts.embeddings(weights, bridge=True), guidance_scale=1., kind='csd')
+    opposite, share = prompts.negative_embeddings(weights, g.perp_neg_curve) if g.perp_neg else (None, 0.)
+    return dict(embeddings=prompts.embeddings(weights), guidance_scale=trainer.guidance_scale(step),
+        kind=variant_of(g, step, lowest), rescale=g.rescale*(g.kind != 'x0'), clamp_x0=g.clamp_x0,
+        negative_embeddings=opposite, negative_weight=g.perp_neg*share)
+
+
+def own_noise(trainer: Any, cameras: Cameras, out: RenderOutput) -> torch.Tensor | None:
+    "Return the noise of views where a run does not draw it in each step"
+    c, shape = trainer.config, trainer.guidance.latent_shape
+    if c.guidance.noise == 'map': return noise_map(c.seed, shape, cameras.azimuth, cameras.polar, out.opacity)
+    return send(fixed_noise(c.seed, shape, len(cameras)), trainer.device) if c.guidance.noise == 'fixed' else None
+
 
 def distill(trainer: Any, cameras: Cameras, look: ShadingChoice, out: RenderOutput) -> SDSOutput:
     "Return the diffusion model's opinion about a rendering"
-    c, g, steering = trainer.config, trainer.config.guidance, trainer.steering
-    step, prompts, weights = trainer.step_count, trainer.prompts, trainer.view_weights(cameras)
+    c, g, step, steering = trainer.config, trainer.config.guidance, trainer.step_count, trainer.steering
     image = torch.cat([out.image, out.opacity], 1) if look.as_latent else out.image
     t = None if steering.t_range else annealed_timestep(step, c, len(trainer.guidance.alphas_cumprod))
-    opposite, share = prompts.negative_embeddings(weights, g.perp_neg_curve) if g.perp_neg else (None, 0.)
-    return sds(trainer.guidance, image, prompts.embeddings(weights), guidance_scale=trainer.guidance_scale(step), t=t,
-        t_range=steering.t_range or t_range_at(step, c), kind=g.kind, weighting=g.weighting, rescale=g.rescale,
-        clamp_x0=g.clamp_x0, clip=(value_at(g.clip_value, step), value_at(g.clip_norm, step)),
-        negative_embeddings=opposite, negative_weight=g.perp_neg*share,
+    t_range = steering.t_range or t_range_at(step, c)
+    return sds(trainer.guidance, image, **question(trainer, trainer.view_weights(cameras), t_range[0]), t=t,
+        t_range=t_range, noise=own_noise(trainer, cameras, out), weighting=g.weighting,
+        clip=(value_at(g.clip_value, step), value_at(g.clip_norm, step)),
         as_latent=look.as_latent, generator=trainer.generator)
 
 # %% ../nbs/17b_step.ipynb #0f313a49
@@ -210,11 +228,20 @@ def check_numbers(step: int, numbers: dict[str, list[float]]) -> None:
                 'learning rate (optim.lr)')
 
 # %% ../nbs/17b_step.ipynb #f6d2539f
+def check_views(trainer: Any, views: int) -> None:
+    "Raise `ConfigError` where workers would each mend the spread of their own views only"
+    g = trainer.config.guidance
+    if trainer.team is not None and views > 1 and g.kind == 'x0' and g.rescale:
+        raise ConfigError('workers (--workers) must be left out for guidance.kind x0 with guidance.rescale: the spread '
+            'is that of all views of a step together')
+
+
 def take_step(trainer: Any) -> StepRecord:
     "Take one step, which may fail before anything was learnt"
     c = trainer.config
     trainer.update_extra()
     cameras = trainer.cameras()
+    check_views(trainer, len(cameras))
     shading = trainer.steering.choose_shading(shading_schedule(trainer.step_count, c, trainer.generator))
     light = trainer.steering.lamp(sample_light(cameras.position, generator=trainer.generator))
     # with workers each view is a job of its own: see the page on scale

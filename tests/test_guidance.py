@@ -35,6 +35,10 @@ def test_a_run_with_a_model_of_pixels(pixels, tmp_path):
     assert load(tmp_path/'one').history == one.history
     with pytest.raises(ConfigError, match='works on pixels and has no latents'):
         train('a duck', guidance=pixels, out=tmp_path/'three', latent_iter_ratio=.5, **options)
+    with pytest.raises(ConfigError, match='guidance.kind must not be ism for a diffusion model that works on pixels'):
+        train('a duck', guidance=pixels, out=tmp_path/'four', **options, **{'guidance.kind': 'ism'})
+    assert not (tmp_path/'four').exists()
+    train('a duck', guidance=pixels, out=tmp_path/'five', **options, **{'guidance.kind': 'asd'})
 
 
 def test_stop_and_resume_with_pixels(pixels, tmp_path):

@@ -356,6 +356,7 @@ FREE = ('guidance.scale_decay=1', 'guidance.t_range_end=null', 'guidance.t_range
 def test_scheduled_there_and_back(key):
     base = preset('dreamfusion-dmtet' if 'mesh' in key else 'dreamfusion'
                   if key.startswith('loss') else 'toybox').replace(*FREE)
+    if key == 'guidance.ism_interval': base = base.replace('guidance.kind=ism')    # which alone reads it
     if key == 'guidance.t_range': value = [.02, [100, .98, .5, 300]]
     elif key.startswith('data'): value = [100, 32, 64, 300]
     else: value = [100, 0., .5, 300]

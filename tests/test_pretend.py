@@ -248,6 +248,15 @@ def test_a_step_of_dreamfusion_waits_twice(gpu, prior):
     assert waits <= 3, gpu.report()
 
 
+@pytest.mark.parametrize('keys', [dict(kind='x0', rescale=.5), dict(kind='asd'), dict(kind='ism'), dict(kind='sdi'),
+    dict(kind='consistent3d', noise='fixed', timesteps='linear'), dict(kind='bridge', bridge_start=0),
+    dict(noise='map', timesteps='dreamtime')])
+def test_a_variant_waits_no_more_than_sds(gpu, prior, keys):
+    "What it must know of noise levels it knows before they are sent to the GPU"
+    options = {f'guidance.{key}': value for key, value in keys.items()} | {'guidance.weighting': 'uniform'}
+    for _, waits in books(gpu, lambda: small_dreamfusion(prior, **options)): assert waits <= 3, gpu.report()
+
+
 def test_steps_of_splats_and_meshes_wait_seldom(gpu, teacher):
     """A mesh waits for the sizes of the surface, for how many pixels see it, and for the numbers of the history; splats
     for two sizes and the history. Without Warp pixels and outlines are found on the CPU"""
