@@ -27,6 +27,7 @@ from .pipelines import (PARTS_OF, LatentDiffusion, Pipeline, _listing, find_pipe
 from .pixel import PixelDiffusion
 from .prior import PRIOR_DIR
 from .small_diffusion import Settings, SmallAutoencoder, SmallUNet
+from .variants import variant_of
 from .weights import KNOWN_NAMES, SINGLE_PARTS, header, single_file_version
 
 # %% ../nbs/16b_model_cost.ipynb #mc000007
@@ -175,8 +176,9 @@ def residents(guidance: Any) -> int:
     return sum(map(bytes_of, kept))
 
 # %% ../nbs/16b_model_cost.ipynb #mc00000e
-def count_step(guidance: Any, views: int, rows: int, low_memory: bool = False) -> ModelCost:
-    "Count one step of a model without numbers: pictures of so many views, and rows of noise"
+def count_step(guidance: Any, views: int, rows: int, low_memory: bool = False, beside: int = 0) -> ModelCost:
+    """Count one step of a model without numbers: pictures of so many views, and rows of noise at once; then one row a
+    view, `beside` times"""
     if low_memory:
         guidance.one_by_one = True
         vae: Any = getattr(guidance, 'vae', None)
@@ -189,6 +191,7 @@ def count_step(guidance: Any, views: int, rows: int, low_memory: bool = False) -
         encoding, _ = meter.mark()
         noisy, t = latents.detach()[:1].expand(rows, -1, -1, -1), torch.zeros(rows, dtype=torch.long, device='meta')
         guidance.predict_noise(noisy, t, embeddings)
+        for _ in range(beside): guidance.predict_noise(noisy[:views], t[:views], embeddings[:views])
         asking, _ = meter.mark()
         latents.backward(torch.empty_like(latents))
         learning, _ = meter.mark()
@@ -205,21 +208,27 @@ def rows_of(config: Config) -> int:
     return config.data.train.batch_size*(2 + opposite + own)
 
 
+def asked_beside(config: Config) -> int:
+    "Rows a view that a variant of score distillation asks about one after the other, at most, beside those"
+    variant, texts = variant_of(config.guidance, 0, 0.), rows_of(config)//config.data.train.batch_size
+    return 0 if isinstance(variant, str) else variant.rows(999, 1000, texts) - texts
+
+
 @functools.cache
-def _counted(name: str, dtype: torch.dtype, views: int, rows: int, low_memory: bool) -> ModelCost:
+def _counted(name: str, dtype: torch.dtype, views: int, rows: int, low_memory: bool, beside: int) -> ModelCost:
     shape = settings_of(name)
     def made(settings: Mapping) -> nn.Module: return build(settings, name == 'toybox', dtype)
     vae = None if shape.vae is None else made(shape.vae)
-    cost = count_step(mute_model(made(shape.unet), vae, shape.tokens), views, rows, low_memory)
+    cost = count_step(mute_model(made(shape.unet), vae, shape.tokens), views, rows, low_memory, beside)
     return replace(cost, reading=shape.text*dtype.itemsize)
 
 
-def _counted_object(given: Any, views: int, rows: int) -> ModelCost | None:
+def _counted_object(given: Any, views: int, rows: int, beside: int) -> ModelCost | None:
     if not isinstance(given, Pipeline): return None    # of another's guidance nothing is known
     small = isinstance(given.unet, SmallUNet)
     def copy(part: Any) -> nn.Module: return build(dict(part.config), small, given.dtype)
     vae = copy(given.vae) if hasattr(given, 'vae') else None
-    cost = count_step(mute_model(copy(given.unet), vae, given.max_tokens), views, rows, given.one_by_one)
+    cost = count_step(mute_model(copy(given.unet), vae, given.max_tokens), views, rows, given.one_by_one, beside)
     text = given.text_encoder
     return replace(cost, reading=bytes_of(text)) if isinstance(text, nn.Module) else cost
 
@@ -229,8 +238,8 @@ def model_cost(config: Config,       # whose `guidance` says which model, and ho
                given: Any = None     # a guidance that is an object instead
               ) -> ModelCost | None:
     "What the diffusion model of a configuration needs in a step; None where nothing is known of it"
-    low_memory = bool(getattr(config.guidance, 'low_memory', False))
+    g, views = config.guidance, config.data.train.batch_size
     try:
-        if given is not None: return _counted_object(given, config.data.train.batch_size, rows_of(config))
-        return _counted(config.guidance.name, dtype, config.data.train.batch_size, rows_of(config), low_memory)
+        if given is not None: return _counted_object(given, views, rows_of(config), asked_beside(config))
+        return _counted(g.name, dtype, views, rows_of(config), g.low_memory, asked_beside(config))
     except (ConfigError, ValueError, TypeError, KeyError): return None    # its loading will say what is wrong

@@ -90,6 +90,18 @@ def test_it_knows_a_model_that_is_given(model):
     assert model_cost.model_cost(small('toybox', 24), torch.float16, object()) is None
 
 
+def test_variants_that_ask_more_rows_cost_them():
+    "One after the other, so they take time and no memory"
+    def cost(**changes): return model_cost.model_cost(small('toybox', 16).replace(changes), torch.float32)
+    plain, one = cost(), cost(negative_prompt='a plate', **{'guidance.kind': 'nfsd'})
+    row = one.flops - plain.flops
+    for kind, rows in dict(sds=0, x0=0, asd=1, ism=6, consistent3d=3).items():
+        noise = dict(noise='fixed', timesteps='linear') if kind == 'consistent3d' else {}
+        found = cost(**{'guidance.kind': kind} | {f'guidance.{key}': value for key, value in noise.items()})
+        assert found.flops == pytest.approx(plain.flops + rows*row, rel=.02), kind
+        assert found.asked <= 1.02*plain.asked, kind
+
+
 def test_text_models_of_known_names_have_their_published_size():
     "Of which only the number is written down"
     from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
