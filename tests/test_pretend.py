@@ -262,10 +262,8 @@ def test_steps_of_splats_and_meshes_wait_seldom(gpu, teacher):
     for two sizes and the history. Without Warp pixels and outlines are found on the CPU"""
     (_, waits), (launches, waits_then) = books(gpu, lambda: trainer(teacher, 'splats'))
     assert waits <= 4 and waits_then <= 3 and launches <= (770 if gpu.warp else 880), gpu.report()
-    # Adan is one kernel a weight by Triton, which the books cannot see, and fourteen without
-    adam = {'optim.name': 'adam', 'optim.betas': None}
     for preset in ('toybox-dmtet', 'dreamfusion-dmtet'):
-        _, (launches, waits) = books(gpu, lambda: trainer(teacher, preset, **adam))
+        _, (launches, waits) = books(gpu, lambda: trainer(teacher, preset))
         assert waits <= (3 if gpu.warp else 14) and launches <= (600 if gpu.warp else 1000), gpu.report()
 
 
