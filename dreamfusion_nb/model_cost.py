@@ -213,7 +213,7 @@ def asked_beside(config: Config) -> int:
     variant, texts = variant_of(config.guidance, 0, 0.), rows_of(config)//config.data.train.batch_size
     return 0 if isinstance(variant, str) else variant.rows(999, 1000, texts) - texts
 
-
+# %% ../nbs/16b_model_cost.ipynb #mc00001f
 @functools.cache
 def _counted(name: str, dtype: torch.dtype, views: int, rows: int, low_memory: bool, beside: int) -> ModelCost:
     shape = settings_of(name)

@@ -135,17 +135,18 @@ def adan(optim: Any, groups: list[dict], options: dict) -> torch.optim.Optimizer
     from optimi import Adan
     # decided here: left to itself it decides at the first step, and a run that is resumed has none
     triton = triton_works(groups[0]['params'][0].device)
-    options = options | dict(triton=triton, foreach=not triton)    # else one launch for all tensors at a time
-    if not optim.no_prox: return Adan(groups, **options)
 
-    class DecayFirst(Adan):    # torch-optimi 0.3 has an option `adam_wd` for that, which its step does not read
+    class Mended(Adan):
+        @torch.no_grad()
         def step(self, *args, **kwargs):
-            with torch.no_grad():
-                for group in self.param_groups:
-                    for p in group['params']:
-                        if p.grad is not None: p.mul_(1 - group['lr']*optim.weight_decay)
+            for group in self.param_groups:
+                learning = [p for p in group['params'] if p.grad is not None]
+                group['foreach'] = not triton and bool(learning)    # all tensors at a time; without any it fails
+                # torch-optimi 0.3 has an option `adam_wd` for that, which its step does not read
+                for p in learning if optim.no_prox else (): p.mul_(1 - group['lr']*optim.weight_decay)
             return super().step(*args, **kwargs)
-    return DecayFirst(groups, **options | dict(weight_decay=0.))
+    decay = dict(weight_decay=0.) if optim.no_prox else {}
+    return Mended(groups, **options | decay | dict(triton=triton, foreach=not triton))
 
 # %% ../nbs/15_parts.ipynb #a088c615
 PARTS: dict[str, dict[str, Callable[..., Any]]] = {

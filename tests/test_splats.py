@@ -322,7 +322,7 @@ def test_what_a_picture_says_of_its_splats(model):
     out = trainer.step().render
     assert out.splat_center.shape == out.splat_extent.shape == (1, 60, 2) and out.splat_count.shape == (1, 1, 24, 24)
     assert [name for name, value in vars(out).items() if value is None] == ['weights', 't', 'dt', 'ray_index',
-        'positions', 'directions', 'density', 'normals', 'vertices', 'faces']
+        'positions', 'directions', 'density', 'normals', 'vertices', 'faces', 'sides']
     assert ((out.opacity > 0) == (out.splat_count > 0)).all() and 'middle' in trainer.history[0]
     away = Splats(2, generator=gen())
     with torch.no_grad(): away.mean[1] = torch.tensor([0., 0, 9.])    # behind the camera
