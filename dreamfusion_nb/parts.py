@@ -136,17 +136,17 @@ def adan(optim: Any, groups: list[dict], options: dict) -> torch.optim.Optimizer
     # decided here: left to itself it decides at the first step, and a run that is resumed has none
     triton = triton_works(groups[0]['params'][0].device)
 
-    class Mended(Adan):
+    class GroupwiseAdan(Adan):    # all tensors of a group at a time, where there are any
         @torch.no_grad()
         def step(self, *args, **kwargs):
             for group in self.param_groups:
                 learning = [p for p in group['params'] if p.grad is not None]
-                group['foreach'] = not triton and bool(learning)    # all tensors at a time; without any it fails
+                group['foreach'] = not triton and bool(learning)    # torch-optimi fails without any
                 # torch-optimi 0.3 has an option `adam_wd` for that, which its step does not read
                 for p in learning if optim.no_prox else (): p.mul_(1 - group['lr']*optim.weight_decay)
             return super().step(*args, **kwargs)
     decay = dict(weight_decay=0.) if optim.no_prox else {}
-    return Mended(groups, **options | decay | dict(triton=triton, foreach=not triton))
+    return GroupwiseAdan(groups, **options | decay | dict(triton=triton, foreach=not triton))
 
 # %% ../nbs/15_parts.ipynb #a088c615
 PARTS: dict[str, dict[str, Callable[..., Any]]] = {
