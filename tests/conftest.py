@@ -26,6 +26,15 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    "A failed test with a browser tells what its pages showed"
+    report = yield
+    opened = getattr(item, 'funcargs', {}).get('opened')
+    if report.when == 'call' and report.failed and opened: report.sections.append(('open pages', pages.seen(opened)))
+    return report
+
+
 # A run of seconds, with every part of the real one
 CHEAP = {'iters': 12, 'checkpoint.every_n_train_steps': 4, 'data.train.width': 24, 'data.train.height': 24,
          'data.val.width': 16, 'data.val.height': 16, 'data.test.width': 16,

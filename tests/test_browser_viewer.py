@@ -331,7 +331,7 @@ def test_in_jupyterlab(opened, book, dark):
         shut_down(page)
         page.close()
         page = opened.new_page()
-        page.goto(f'{lab}/lab/tree/{book.name}?reset')
+        pages.goto_lab(page, lab, book.name)
         lost = page.locator('.jp-OutputArea-output', has_text='model not found')
         lost.wait_for(state='attached', timeout=pages.PATIENCE)
         still = page.locator('.dfnb-still img')

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+import uuid
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from glb import browser
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 300_000    # milliseconds, for a state to come: a machine may be busy with other things
+LOGS = {}    # of the servers that run: address -> file
 
 
 def free_port():
@@ -49,7 +51,9 @@ def served(kind,    # 'lab' or 'voila'
         for name, choice in choices.items(): (settings/f'{name}.jupyterlab-settings').write_text(json.dumps(choice))
         options = [f'--port={port}', '--no-browser', '--ip=127.0.0.1']
         if kind == 'lab':
-            own_options = ['--allow-root', '--IdentityProvider.token=', f'--ServerApp.root_dir={folder}']
+            # kernels talk over files: a port that is free when a kernel is asked for may be taken when it starts
+            own_options = ['--allow-root', '--IdentityProvider.token=', f'--ServerApp.root_dir={folder}',
+                           '--expose-app-in-browser', '--KernelManager.transport=ipc']
             command = ['-m', 'jupyterlab', *options, *own_options]
         else: command = ['-m', 'voila', *options, '--token=', str(folder)]
         log = open(Path(own)/'log', 'w+')
@@ -65,8 +69,10 @@ def served(kind,    # 'lab' or 'voila'
             if server.poll() is not None:
                 log.seek(0)
                 raise RuntimeError(f'{kind} did not start: {log.read()[-2000:]}')
+            LOGS[f'http://127.0.0.1:{port}'] = Path(log.name)
             yield f'http://127.0.0.1:{port}'
         finally:
+            LOGS.pop(f'http://127.0.0.1:{port}', None)
             server.terminate()
             try: server.wait(10)
             except subprocess.TimeoutExpired: server.kill()
@@ -81,26 +87,45 @@ def write_notebook(path, *cells):
     return path
 
 
+# The notebook in front: read from its file, its kernel started and idle
+READY = """name => {
+  const panel = window.jupyterapp?.shell?.currentWidget
+  return panel?.context?.path === name && panel.context.isReady && panel.sessionContext.isReady
+    && panel.sessionContext.session?.kernel?.status === 'idle' && panel.content.isVisible
+}"""
+
+
+def goto_lab(page, address, name):
+    """Open a notebook in JupyterLab in a workspace of its own, where no other notebook is restored. (`?reset` does that
+    too, but may load the page a second time when a person or a test has already begun.)"""
+    page.goto(f'{address}/lab/workspaces/{uuid.uuid4().hex}/tree/{name}')
+
+
 def open_lab(opened, address, name, width=1280, height=1000):
     "A page with a notebook in JupyterLab, its kernel ready"
     page = opened.new_page(viewport=dict(width=width, height=height))
     page.set_default_timeout(PATIENCE)
-    page.goto(f'{address}/lab/tree/{name}?reset')
-    page.wait_for_selector('.jp-Notebook .jp-CodeCell', timeout=PATIENCE)
-    page.wait_for_selector('.jp-NotebookPanel-toolbar [data-status="idle"], '
-                           '.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=PATIENCE)
+    goto_lab(page, address, name)
+    page.wait_for_function(READY, arg=name)
+    page.locator('.jp-Notebook .jp-CodeCell').first.wait_for()
     return page
 
 
+def seen(opened):
+    "What the open pages of a browser show and have said, and where their kernels are: for the report of a failed test"
+    lines = []
+    for page in (page for context in opened.contexts for page in context.pages):
+        kernels = page.evaluate("() => fetch('/api/kernels').then(answer => answer.text()).catch(String)")
+        lines += [f'-- {page.url}', page.locator('body').inner_text()[-1500:], f'-- kernels: {kernels[:600]}']
+        lines += [f'-- {said.type}: {said.text[:300]}' for said in page.console_messages()[-15:]]
+        lines += [f'-- error: {error}' for error in page.page_errors()[-5:]]
+    for address, log in LOGS.items(): lines += [f'-- {address} says', log.read_text()[-2000:]]
+    return '\n'.join(lines)
+
+
 def run_all(page):
-    "Run, Run All Cells; again if the page was not ready to be told"
-    for _ in range(6):
-        page.get_by_role('menuitem', name='Run', exact=True).click()
-        page.locator('.lm-Menu-item', has_text='Run All Cells').first.click()
-        started = '.jp-InputPrompt:has-text("*"), .jp-InputPrompt:has-text("1")'
-        try: return page.wait_for_selector(started, timeout=10_000)
-        except Exception: page.keyboard.press('Escape')
-    raise RuntimeError('the notebook did not run')
+    "What the menu does for Run, Run All Cells; told to JupyterLab itself, which a menu on a busy machine may not be"
+    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
 
 
 FIRST_STEPS = """from dreamfusion_nb.dashboard import CompareDashboard, FieldDashboard, MeshDashboard, StepDashboard
