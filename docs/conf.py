@@ -34,6 +34,7 @@ html_math_renderer = 'mathml'
 html_theme = 'pydata_sphinx_theme'
 html_title = cfg['title']
 html_static_path = ['_static']
+html_favicon = '_static/cube.svg'
 html_css_files = ['site.css']
 html_js_files = [('site.js', dict(defer='defer'))]
 templates_path = ['_templates']
@@ -150,8 +151,9 @@ def page_context(app, pagename, templatename, context, doctree):
     context['notebook'] = book and f'{book}.ipynb'
     module = next((name for name, page in PACKAGE.house.page_of.items() if page.path.stem == pagename), None)
     context['module'] = module if module and PACKAGE.said[module].names else None
-    context['source'] = (f'{BLOB}/nbs/{book}.ipynb' if book else f'{BLOB}/dreamfusion_nb/{pagename[4:]}.py'
-                         if pagename.startswith('api/') else f'{BLOB}/docs/{pagename}.md')
+    context['source'] = BLOB + (f'/nbs/{book}.ipynb' if book else f'/dreamfusion_nb/{pagename[4:]}.py'
+                                if pagename.startswith('api/') else '/tools/api_pages.py' if pagename == 'api'
+                                else f'/docs/{pagename}.md')
 
 
 def setup(app):

@@ -56,10 +56,11 @@ USUAL = dict(
     width='columns of a picture', workers='processes that share the views of a step', x='points [N, 3]',
     act='what is done', aspect='width over height of a picture', axis='0, 1 or 2: along which the grid is seen',
     azimuth='degrees; 0 looks at the front', back='likewise of the back', changes='name=value, see `Steering`',
-    choice='`ShadingChoice` of the schedule', compile='whether networks are compiled', elevation='degrees above ground',
-    embeddings='of the texts, a row for each latent', fovy='opening angle of the camera, degrees',
-    look='`ShadingChoice` of the step', low_memory='less memory for more time', material='gloss of shading phong',
-    overhead='likewise from above', radius='distance of the camera, world units', save_every='steps between two files',
+    choice='`ShadingChoice` of the schedule', compile='whether networks are compiled',
+    elevation='degrees above ground', embeddings='of the texts, a row for each latent', error='what went wrong',
+    fovy='opening angle of the camera, degrees', grown='whether a step was made', look='`ShadingChoice` of the step',
+    low_memory='less memory for more time', material='gloss of shading phong', overhead='likewise from above',
+    radius='distance of the camera, world units', save_every='steps between two files',
     show='whether pictures are drawn', side='likewise of the side', source='what is read') | {
     'out: RenderOutput': 'what the renderer gave', 'faces: int | None': 'how many at most; None: all',
     'splats: bool': 'whether a list of splats is written instead of a mesh'}
@@ -153,7 +154,7 @@ class Documented:
         """(rows of name, type, default, meaning; what the comment behind the return says) of a function; `more`: what
         is said of it besides its docstring"""
         shown = arguments(node)
-        back = node.returns.end_lineno if node.returns else 0
+        back = node.returns.end_lineno if node.returns and kind(node.returns) != 'None' else 0
         # a comment in the line of the return is the return's
         found = {line: said for line, said in self.found.items() if line != back}
         spans = [(name.strip('*'), arg.lineno, max(arg.end_lineno, default.end_lineno if default else 0))
@@ -168,7 +169,7 @@ class Documented:
         own_line = node.body[0].lineno > back
         above = [line for line in range(max((end for *_, end in spans), default=0) + 1, back) if line in self.alone]
         says = ' '.join(self.found[line] for line in [*above, *([back] if own_line and back in self.found else [])])
-        return rows, says if kind(node.returns) != 'None' else ''
+        return rows, says
 
     def fields(self, node):
         "(name, type, default, meaning) of what a class states: the fields of a dataclass, the traits of a widget"
@@ -299,6 +300,9 @@ def shown(value):
     return str(list(value)) if isinstance(value, tuple) else str(value) or "''"
 
 
+def anchor(key): return 'key-' + re.sub(r'[._]+', '-', key)
+
+
 def settings(package, readers):
     "The settings page: a Markdown table a group, a row a key; `readers`: key → Markdown links to what obeys it"
     sys.path.insert(0, str(package.house.root))
@@ -315,7 +319,7 @@ def settings(package, readers):
         # the groups of a background have keys of a NeRF's; a group whose keys say nothing says it for all of them
         meaning = said.get((type(group).__name__, last)) or said.get(('Nerf', last)) or doc*bool(above)
         groups.setdefault(above, (doc, []))[1].append((
-            f'`{key}`{{#{key}}}', code(shown(getattr(group, last))), _allowed(spec.type, spec.metadata),
+            f'`{key}`{{#{anchor(key)}}}', code(shown(getattr(group, last))), _allowed(spec.type, spec.metadata),
             prose(meaning), readers.get(key, '')))
     head = 'key', 'default', 'allowed', 'what it is', 'obeyed by'
     return '\n\n'.join(f'## {above or "The run"}\n\n{prose(doc)}\n\n{table(head, rows)}'

@@ -19,6 +19,7 @@ import api_pages
 ROOT = Path(__file__).parents[1]
 NBS = ROOT/'nbs'
 HIDDEN = re.compile(r'#\|\s*(hide|default_exp)\b')
+ALT, SHOWN = re.compile(r'<img(?![^>]*\balt=)'), '<img alt="what the cell above showed while it ran"'
 MADE_BY_US = '.dreamfusion_nb-docs'    # a mark in the folder of a site
 
 
@@ -60,6 +61,7 @@ def as_page(book, name, blob):
             for output in outputs:
                 data = output.get('data', {})
                 if 'text/markdown' in data: data['text/markdown'] = lines(data['text/markdown'])
+                if 'text/html' in data: data['text/html'] = ALT.sub(SHOWN, ''.join(data['text/html']))
             cells.append(cell | dict(source=re.sub(r'^#\|.*\n?', '', source, flags=re.M), outputs=outputs))
     if name == 'index': cells[0]['source'] = cells[0]['source'].replace('# dreamfusion_nb', '# Getting started', 1)
     return book | dict(cells=cells)
