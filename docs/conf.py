@@ -5,6 +5,7 @@ from pathlib import Path
 
 from docutils import nodes
 from latex2mathml.converter import convert
+from sphinx.domains.python import PythonDomain
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT/'tools'))
@@ -151,12 +152,13 @@ def page_context(app, pagename, templatename, context, doctree):
     context['notebook'] = book and f'{book}.ipynb'
     module = next((name for name, page in PACKAGE.house.page_of.items() if page.path.stem == pagename), None)
     context['module'] = module if module and PACKAGE.said[module].names else None
-    context['source'] = BLOB + (f'/nbs/{book}.ipynb' if book else f'/dreamfusion_nb/{pagename[4:]}.py'
-                                if pagename.startswith('api/') else '/tools/api_pages.py' if pagename == 'api'
-                                else f'/docs/{pagename}.md')
+    made = f'nbs/{book}.ipynb' if book else 'tools/api_pages.py' if pagename == 'api' else f'docs/{pagename}.md'
+    if pagename.startswith('api/'): made = f'dreamfusion_nb/{pagename[4:]}.py'
+    context['source'] = f'{BLOB}/{made}' if (ROOT/made).exists() else None
 
 
 def setup(app):
+    PythonDomain.object_types['module'].attrs['searchprio'] = 1    # who asks for train wants no module first
     app.add_html_math_renderer('mathml', mathml(False), mathml(True))
     app.connect('doctree-read', describe)
     app.connect('doctree-resolved', link)

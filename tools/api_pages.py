@@ -117,6 +117,15 @@ def kind(node):
 def value(node): return ast.unparse(node) if node is not None else ''
 
 
+def usual(node):
+    "The default of a field of a dataclass as text: of a key of the configuration, what its maker is given first"
+    if not isinstance(node, ast.Call): return value(node)
+    maker = ast.unparse(node.func)
+    if maker == 'not_compared': return usual(node.args[0])
+    if maker in ('number', 'choice', 'text', 'flag', 'range_key'): return value(node.args[0])
+    return '' if maker == 'group' else value(node).replace('traitlets.', '').replace('.tag(sync=True)', '')
+
+
 def signature(node):
     "A function's parameters and return as text, without self and without quotes round types"
     copy = ast.parse(ast.unparse(node)).body[0]
@@ -184,8 +193,7 @@ class Documented:
                 doc = next((k.value.value for k in n.value.keywords if k.arg == 'doc'), '')
                 yield target.id, 'property', '', doc or said.get(n.lineno, '')
                 continue
-            given = value(n.value).replace('traitlets.', '').replace('.tag(sync=True)', '')
-            yield target.id, kind(getattr(n, 'annotation', None)), given, said.get(n.lineno, '')
+            yield target.id, kind(getattr(n, 'annotation', None)), usual(n.value), said.get(n.lineno, '')
 
     def tables(self, node, more=''):
         rows, says = self.parameters(node, more)
