@@ -5,7 +5,6 @@ from pathlib import Path
 
 from docutils import nodes
 from latex2mathml.converter import convert
-from sphinx.domains.python import PythonDomain
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT/'tools'))
@@ -13,6 +12,7 @@ import api_pages  # noqa: E402
 
 cfg = api_pages.project(ROOT)
 PACKAGE = api_pages.Package(ROOT)
+BOOKS = {page.path.relative_to(ROOT/'nbs').with_suffix('').as_posix() for page in PACKAGE.house.pages}
 BLOB = f'{cfg["git_url"]}/blob/{cfg["branch"]}'
 
 project, author, release = cfg['title'], cfg['author'], cfg['version']
@@ -24,13 +24,10 @@ nb_render_markdown_format = 'myst'
 nb_merge_streams = True
 myst_enable_extensions = ['dollarmath', 'colon_fence', 'deflist', 'attrs_inline', 'attrs_block', 'html_image']
 myst_heading_anchors = 4
-myst_dmath_allow_labels = False
 suppress_warnings = ['myst.header']
 python_maximum_signature_line_length = 88
 add_module_names = False
-modindex_common_prefix = ['dreamfusion_nb.']
 toc_object_entries_show_parents = 'hide'
-copybutton_exclude = '.linenos, .gp, .go'
 html_math_renderer = 'mathml'
 html_theme = 'pydata_sphinx_theme'
 html_title = cfg['title']
@@ -147,18 +144,16 @@ def describe(app, doctree):
 
 def page_context(app, pagename, templatename, context, doctree):
     "What the side of a page links to"
-    books = {page.path.relative_to(ROOT/'nbs').with_suffix('').as_posix() for page in PACKAGE.house.pages}
-    book = 'index' if pagename == 'start' else pagename if pagename in books - {'index'} else None
+    book = 'index' if pagename == 'start' else pagename if pagename in BOOKS - {'index'} else None
     context['notebook'] = book and f'{book}.ipynb'
-    module = next((name for name, page in PACKAGE.house.page_of.items() if page.path.stem == pagename), None)
-    context['module'] = module if module and PACKAGE.said[module].names else None
+    context['module'] = next((name for name, page in PACKAGE.house.page_of.items() if page.path.stem == pagename
+                              and PACKAGE.said[name].names), None)
     made = f'nbs/{book}.ipynb' if book else 'tools/api_pages.py' if pagename == 'api' else f'docs/{pagename}.md'
     if pagename.startswith('api/'): made = f'dreamfusion_nb/{pagename[4:]}.py'
     context['source'] = f'{BLOB}/{made}' if (ROOT/made).exists() else None
 
 
 def setup(app):
-    PythonDomain.object_types['module'].attrs['searchprio'] = 1    # who asks for train wants no module first
     app.add_html_math_renderer('mathml', mathml(False), mathml(True))
     app.connect('doctree-read', describe)
     app.connect('doctree-resolved', link)

@@ -266,7 +266,7 @@ class Documented:
         book = self.package.house.page_of[self.module.name].path.name
         more = '' if self.names else 'No public names: what is here serves the other pages.\n'
         return (f'# {self.module.name}\n\n> {prose(doc)}\n\n`dreamfusion_nb.{self.module.name}` is explained, built '
-                f'and tried out on [its page](../{book}).\n\n:::{{py:module}} dreamfusion_nb.{self.module.name}\n:::\n'
+                f'and tried out on [its page](../{book}).\n\n:::{{py:currentmodule}} dreamfusion_nb.{self.module.name}\n:::\n'
                 f'\n{more}{"".join(map(self.entry, self.names))}')
 
 
