@@ -105,8 +105,7 @@ def beside(spans, found, alone, first):
         elif above and not own: own = above
         if own and not (i + 1 < len(spans) and spans[i + 1][1] == start): said[name] = own
         before = end
-    after = ' '.join(found[line] for line in range(before + 1, before + 3) if line in alone)
-    return said, after
+    return said
 
 
 def kind(node):
@@ -168,7 +167,7 @@ class Documented:
         found = {line: said for line, said in self.found.items() if line != back}
         spans = [(name.strip('*'), arg.lineno, max(arg.end_lineno, default.end_lineno if default else 0))
                  for arg, name, default in shown]
-        said, _ = beside(spans, found, self.alone, node.lineno - 1)
+        said = beside(spans, found, self.alone, node.lineno - 1)
         doc = f'{ast.get_docstring(node) or ""} {more}'
         def meaning(name, of):
             named = re.search(rf'\b{name}\b' if len(name) > 1 else f'`{name}`', doc)
@@ -184,7 +183,7 @@ class Documented:
         "(name, type, default, meaning) of what a class states: the fields of a dataclass, the traits of a widget"
         stated = [n for n in node.body if isinstance(n, (ast.Assign, ast.AnnAssign))]
         spans = [(n.lineno, n.lineno, n.end_lineno) for n in stated]
-        said, _ = beside(spans, self.found, self.alone, node.lineno)
+        said = beside(spans, self.found, self.alone, node.lineno)
         for n in stated:
             target = n.target if isinstance(n, ast.AnnAssign) else n.targets[0]
             if not isinstance(target, ast.Name) or target.id.startswith('_'): continue
@@ -237,7 +236,7 @@ class Documented:
         return f'::::{{py:class}} {head}\n\n{text}::::\n\n'
 
     def constant(self, node, name):
-        said, _ = beside([(name, node.lineno, node.end_lineno)], self.found, self.alone, node.lineno - 1)
+        said = beside([(name, node.lineno, node.end_lineno)], self.found, self.alone, node.lineno - 1)
         shown = value(node.value)
         shown = shown if len(shown) < 200 else f'{shown[:200]} …'
         return f':::{{py:data}} {name}\n\n{prose(said.get(name, ""))}\n\n```text\n{name} = {shown}\n```\n:::\n\n'
@@ -265,9 +264,10 @@ class Documented:
         doc = ast.get_docstring(self.module.tree) or ''
         book = self.package.house.page_of[self.module.name].path.name
         more = '' if self.names else 'No public names: what is here serves the other pages.\n'
-        return (f'# {self.module.name}\n\n> {prose(doc)}\n\n`dreamfusion_nb.{self.module.name}` is explained, built '
-                f'and tried out on [its page](../{book}).\n\n:::{{py:currentmodule}} dreamfusion_nb.{self.module.name}\n:::\n'
-                f'\n{more}{"".join(map(self.entry, self.names))}')
+        name = f'dreamfusion_nb.{self.module.name}'
+        return (f'# {self.module.name}\n\n> {prose(doc)}\n\n`{name}` is explained, built and tried out on '
+                f'[its page](../{book}).\n\n:::{{py:currentmodule}} {name}\n:::\n\n'
+                f'{more}{"".join(map(self.entry, self.names))}')
 
 
 @lru_cache
