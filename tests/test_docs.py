@@ -308,6 +308,7 @@ def test_pages_are_quiet_legible_and_reached_by_keyboard_and_fit_a_phone(opened,
             found[name] += [(scheme, said) for said in page.evaluate(CONTRAST)]
         found[name] += page.evaluate(UNREACHED)
         page.set_viewport_size(dict(width=390, height=844))
+        page.wait_for_function('window.innerWidth == 390')
         if page.evaluate('document.documentElement.scrollWidth') > 390: found[name].append('too wide for a phone')
         if not 0 < page.locator('h1').first.bounding_box()['y'] < 200: found[name].append('its content comes late')
         page.context.close()
@@ -334,6 +335,8 @@ def test_search_finds_names_and_keys(opened, address):
         page.goto(f'{address}/search.html?q={asked}')
         page.locator('#search-results li:first-child a', has_text=re.compile(rf'^\s*{re.escape(first)}')).wait_for()
     page.goto(f'{address}/search.html?q=Janus')
+    page.locator('#search-results .context').first.wait_for()
+    assert not page.evaluate(CONTRAST)
     page.locator('#search-results li a', has_text='Janus').first.click()
     page.wait_for_load_state()
     assert not complaints

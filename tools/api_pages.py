@@ -297,7 +297,7 @@ class Package:
             text += f'## {title}\n\n{table(("name", "what it does", "module"), rows)}\n\n'
         text += '## All modules\n\nIn the order in which they build on each other.\n\n'
         for title, names in groups.items():
-            listed = '\n'.join(f'api/{n}' for n in names if n in self.said)
+            listed = '\n'.join(f'api/{n}' for n in names)
             text += f'```{{toctree}}\n:caption: {title}\n:maxdepth: 1\n\n{listed}\n```\n\n'
         return text
 

@@ -6,6 +6,7 @@ Notebooks are not run: their stored outputs are shown. What is said of the code 
 docs/conf.py holds the settings; a warning of Sphinx, such as a dead link, ends the build."""
 import argparse
 import base64
+import copy
 import json
 import os
 import re
@@ -57,7 +58,7 @@ def as_page(book, name, blob):
         if HIDDEN.match(source) or not source.strip(): continue
         if cell['cell_type'] == 'markdown': cells.append(cell | dict(source=lines(source)))
         else:
-            outputs = json.loads(json.dumps(cell['outputs']))
+            outputs = copy.deepcopy(cell['outputs'])
             for output in outputs:
                 data = output.get('data', {})
                 if 'text/markdown' in data: data['text/markdown'] = lines(data['text/markdown'])
@@ -128,8 +129,8 @@ def prepare(source, blob):
         path.write_text(json.dumps(as_page(book, name, blob)), encoding='utf-8')
     package = api_pages.Package(ROOT)
     groups = reading_order(found['index'])
-    modules = {title: [package.house.pages[i].module for n in names for i, page in enumerate(package.house.pages)
-                       if page.path.stem == n and page.module] for title, names in groups.items()}
+    made_by = {page.path.stem: page.module for page in package.house.pages if page.module}
+    modules = {title: [made_by[n] for n in names if n in made_by] for title, names in groups.items()}
     (source/'api').mkdir()
     for name, said in package.said.items(): (source/'api'/f'{name}.md').write_text(said.page(), encoding='utf-8')
     (source/'api.md').write_text(package.index(modules), encoding='utf-8')
@@ -138,7 +139,6 @@ def prepare(source, blob):
                        ('settings', api_pages.settings(package, obeyed(found['paper'])))):
         path = source/f'{page}.md'
         path.write_text(f'{path.read_text(encoding="utf-8").rstrip()}\n\n{made}', encoding='utf-8')
-    return package
 
 
 def build(out, jobs=1):
