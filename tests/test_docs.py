@@ -11,7 +11,6 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import api_pages
-import glb
 import pytest
 from conftest import needs_browser
 
@@ -234,12 +233,6 @@ def test_pictures_of_the_documentation_are_small():
 
 
 # In a browser
-
-@pytest.fixture(scope='module')
-def opened():
-    "A headless Chromium"
-    with glb.browser() as opened: yield opened
-
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *said): pass
