@@ -76,9 +76,9 @@ class Config(_Root):
     prompt: str = text('a hamburger', empty=False)  # what to make
     negative_prompt: str = text('')             # what it shall not be
     front_prompt: str = text(', front view')    # appended to the prompt, mixed by the camera's angle
-    side_prompt: str = text(', side view')
-    back_prompt: str = text(', back view')
-    overhead_prompt: str = text(', overhead view')
+    side_prompt: str = text(', side view')      # likewise
+    back_prompt: str = text(', back view')      # likewise
+    overhead_prompt: str = text(', overhead view')  # likewise
     # of their embeddings; nearest: the one of the camera's sector
     view_prompts: str = choice('blend', 'blend', 'nearest')
     guidance_scale: float = number(10, 0, 1000, scheduled=True)  # how much the words count, of classifier-free guidance
@@ -95,9 +95,9 @@ class Config(_Root):
     export_video: bool = flag(True)             # a finished run writes a video
     # a result or checkpoint folder whose weights a new run begins with
     resume_from_checkpoint: str | None = text(None, empty=False)
-    mode: str = not_compared(choice('fit', 'fit', 'validate', 'test', 'export-mesh'))
+    mode: str = not_compared(choice('fit', 'fit', 'validate', 'test', 'export-mesh'))  # what a run does
     mesh_fname: str | None = not_compared(text(None, empty=False))  # null: model.glb in the result folder
-    mesh_resolution: int = not_compared(number(128, 8, 1024))
+    mesh_resolution: int = not_compared(number(128, 8, 1024))  # of that mesh: cells along an axis
     # where the defaults came from
     preset: str = choice('toybox', 'toybox', 'quality', 'splats', 'toybox-dmtet', 'dreamgaussian', 'dreamfusion',
         'dreamfusion-dmtet')

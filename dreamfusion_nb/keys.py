@@ -198,13 +198,13 @@ class Guidance(Group):
     # bends the two predictions: no guidance_scale, perp_neg, rescale or clamp_x0; until then it is sds
     bridge_start: float = number(.8, 0, 1)
     bridge_source: str = text(', oversaturated, smooth, pixelated, cartoon, foggy, hazy, blurry, bad structure, noisy, '
-        'malformed', empty=False)
+        'malformed', empty=False)    # what those texts end with
     # the predicted clean latents are clamped to ± this (after Imagen, Saharia et al. 2022); null: they are not
     clamp_x0: float | None = number(None, .1, 100)
     weighting: str = choice('uniform', 'sds', 'uniform', 'fantasia3d')  # w(t) of the SDS gradient
-    # bounds of that gradient, of each number and of a view's whole; null: none
+    # bound of each number of that gradient; null: none
     clip_value: float | None = number(None, 0, 1e9, scheduled=True)
-    clip_norm: float | None = number(None, 0, 1e9, scheduled=True)
+    clip_norm: float | None = number(None, 0, 1e9, scheduled=True)  # bound of a view's whole gradient; null: none
     # of the diffusion model alone; auto: 16 on a GPU, bf16 on a CPU that computes with it, else 32
     precision: str = choice('auto', 'auto', '32', '16', 'bf16')
     # more time, less memory: the UNet on the GPU only while it is asked, row by row, the encoder computed again
