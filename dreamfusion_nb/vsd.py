@@ -152,15 +152,16 @@ class LoRA:
 
     def state(self) -> dict[str, torch.Tensor]:
         "Weights by name, and Adam's moments"
-        return self.weights | {f'{name} {moment}': value for name, p in self.weights.items()
-                               for moment, value in self.optimizer.state.get(p, {}).items()}
+        moments = {f'{name} {moment}': value for name, p in self.weights.items()
+                   for moment, value in self.optimizer.state.get(p, {}).items()}
+        return {name: p.detach() for name, p in self.weights.items()} | moments
 
     def load(self, held: dict[str, torch.Tensor]) -> None:
         "Take what `state` gave. Raises `ValueError` for what does not belong to this model"
-        state = {i: {moment: held[f'{name} {moment}'] for moment in MOMENTS} for i, name in enumerate(self.weights)
-                 if len(held) > len(self.weights)}
+        learnt = MOMENTS if len(held) > len(self.weights) else ()    # before the first step there are none
+        state = {i: {m: held[f'{name} {m}'].clone() for m in learnt} for i, name in enumerate(self.weights) if learnt}
         for name, p in self.weights.items():
-            like = {name: p.shape} | {f'{name} {m}': () if m == 'step' else p.shape for m in MOMENTS if state}
+            like = {name: p.shape} | {f'{name} {m}': () if m == 'step' else p.shape for m in learnt}
             for each, shape in like.items():
                 if held[each].shape != shape or not held[each].isfinite().all():
                     raise ValueError(f'{each} of the LoRA has a wrong shape or value')

@@ -1,6 +1,5 @@
 """Variants of score distillation: each against a second reading of its paper in float64, what it costs, runs of it that
 stop and go on, and what it refuses to be combined with"""
-import json
 import math
 import types
 from importlib.util import find_spec
@@ -341,7 +340,8 @@ def test_stop_and_resume(kind, model, tmp_path):
     assert_same_with_a_break(straight, Trainer(cheap(kind, **options), model, folder=tmp_path), model, 2)
 
 
-def all_have_learned(lora): return all(p.abs().sum() > 0 for name, p in lora.weights.items() if name.endswith('.up'))
+def all_have_learned(lora):    # the camera may not have been told yet
+    return all(lora.weights[f'{name}.up'].abs().sum() > 0 for name in attention_layers(lora.guidance.unet))
 
 
 def test_a_lora_is_in_the_checkpoint(model, tmp_path):
@@ -352,13 +352,14 @@ def test_a_lora_is_in_the_checkpoint(model, tmp_path):
     assert len(load_file(run.checkpoint/'lora.safetensors')) == len(run.lora.weights)    # no moments yet
     run.fit(2)
     run.save()
-    again, file = Trainer.resume(tmp_path, model), run.checkpoint/'lora.safetensors'
+    again = Trainer.resume(tmp_path, model)
     assert all(torch.equal(again.lora.state()[name], value) for name, value in run.lora.state().items())
     assert all_have_learned(run.lora) and all(row['lora'] > 0 for row in run.history)
     run.fit()
     again.fit()
     for name, value in run.lora.state().items(): assert torch.equal(again.lora.state()[name], value), name
     assert [*tmp_path.rglob('*.pt'), *tmp_path.rglob('*.pkl')] == []
+    file = run.checkpoint/'lora.safetensors'
     held = load_file(file)
     first = next(iter(run.lora.weights))
     for change in ({first: torch.zeros(3)}, {first: held[first]/0}, {f'{first} exp_avg': torch.zeros(1)}):
@@ -370,7 +371,6 @@ def test_a_lora_is_in_the_checkpoint(model, tmp_path):
     with pytest.raises(ConfigError, match='damaged'): Trainer.resume(tmp_path, model)
     file.unlink()
     with pytest.raises(ConfigError, match='damaged'): Trainer.resume(tmp_path, model)
-    assert json.loads((run.checkpoint.parent/'step-000000'/'state.json').read_text())['lora']
 
 
 def test_a_step_that_fails_teaches_the_lora_nothing(model, monkeypatch):
