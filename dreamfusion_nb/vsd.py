@@ -92,16 +92,16 @@ def adapted(unet: nn.Module, rank: int, generator: torch.Generator | None) -> tu
     told: Any = network.get_submodule(level)
     return network, told
 
-# %% ../nbs/09da_vsd.ipynb #9fd0000e
-BLIND = .1    # how often the camera is not told
-MOMENTS = 'step', 'exp_avg', 'exp_avg_sq'    # of Adam
-
 
 def pose(c2w: torch.Tensor) -> torch.Tensor:
     "Camera-to-world matrices [N, 4, 4] as numbers [N, 12]: their last rows are all alike"
     return c2w[:, :3].flatten(1)
 
 
+BLIND = .1    # how often the camera is not told
+MOMENTS = 'step', 'exp_avg', 'exp_avg_sq'    # of Adam
+
+# %% ../nbs/09da_vsd.ipynb #9fd0000e
 class LoRA:
     "A diffusion model of the renderings: the pretrained one, with a change that learns. Raises `ConfigError`"
     def __init__(self, guidance: Any, rank: int = 4, lr: float = 1e-4, generator: torch.Generator | None = None):
