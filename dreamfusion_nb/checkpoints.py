@@ -187,7 +187,7 @@ def _unflatten(flat):
         state.setdefault(int(i), {})[k] = v
     return state
 
-
+# %% ../nbs/17_checkpoints.ipynb #27f665f7
 def training_state(renderer: torch.nn.Module,
                    optimizer: torch.optim.Optimizer,
                    generator: torch.Generator,

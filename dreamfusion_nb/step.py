@@ -240,13 +240,19 @@ def check_views(trainer: Any, views: int) -> None:
             'is that of all views of a step together')
 
 
+def lora_of(config: Config, guidance: Any, generator: torch.Generator) -> LoRA | None:
+    "Return the model of the renderings that a configuration asks for. Raises `ConfigError` where there can be none"
+    g = config.guidance
+    return LoRA(guidance, g.lora_rank, g.lora_lr, generator) if g.kind == 'vsd' else None
+
+
 def follow(trainer: Any, cameras: Cameras, opinion: SDSOutput) -> dict[str, torch.Tensor]:
     "Let the model of the renderings, if there is one, find its gradient; returns its loss. The object has its own"
     if trainer.lora is None: return {}
     text = trainer.prompts.embeddings(trainer.view_weights(cameras))[-len(cameras):]
     return dict(lora=trainer.lora.learn(opinion.latents, text, pose(cameras.c2w), trainer.generator))
 
-
+# %% ../nbs/17b_step.ipynb #f6d253a0
 def take_step(trainer: Any) -> StepRecord:
     "Take one step, which may fail before anything was learnt"
     c = trainer.config
@@ -360,8 +366,7 @@ class Stepper:
             self.guidance = make_guidance(config, self.device) if own is None else own
             check_latents(config, getattr(self.guidance, 'latent_shape', (3,))[0])
             self.renderer: Any = assemble(config, self.parts, self.generator).to(self.device).train()
-            g = config.guidance
-            self.lora = LoRA(self.guidance, g.lora_rank, g.lora_lr, self.generator) if g.kind == 'vsd' else None
+            self.lora = lora_of(config, self.guidance, self.generator)
         self.optimizer = optimizer_of(config.optim, self.renderer, self.parts.optimizer)
         with self.limit_threads(), room_for_parts(self.device):    # the text model may be larger than all others
             rehearse(self.parts, self.guidance, self.renderer, self.device)
@@ -410,7 +415,6 @@ class Stepper:
 
     def render(self, cameras: Cameras, look: ShadingChoice, light: torch.Tensor) -> RenderOutput:
         return render_step(self, cameras, look, light)
-
     def distill(self, cameras: Cameras, look: ShadingChoice, out: RenderOutput) -> SDSOutput:
         return distill(self, cameras, look, out)
 
