@@ -106,9 +106,13 @@ class LoRA:
     "A diffusion model of the renderings: the pretrained one, with a change that learns. Raises `ConfigError`"
     def __init__(self, guidance: Any, rank: int = 4, lr: float = 1e-4, generator: torch.Generator | None = None):
         unet: Any = getattr(guidance, 'unet', None)
-        if not attention_layers(unet) or not hasattr(unet, 'time_embedding'):
+        known = hasattr(unet, 'time_embedding') and all(hasattr(guidance, name) for name in ('dtype', 'prediction'))
+        if not known or not attention_layers(unet):
             raise ConfigError('guidance.kind must not be vsd for a guidance without a UNet with attention layers, such '
                 f'as {type(guidance).__name__}: there is nothing that a LoRA could change; asd has the same aim')
+        if getattr(guidance, 'one_by_one', False):
+            raise ConfigError('guidance.kind must not be vsd for a guidance in low memory (guidance.low_memory): its '
+                'LoRA learns through the whole UNet')
         self.guidance, self.lr = guidance, lr
         self.network, self.told = adapted(unet, rank, generator)
         self.weights = {name: p for name, p in self.network.named_parameters() if p.requires_grad}

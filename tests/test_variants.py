@@ -1,5 +1,6 @@
 """Variants of score distillation: each against a second reading of its paper in float64, what it costs, runs of it that
 stop and go on, and what it refuses to be combined with"""
+import copy
 import math
 import types
 from importlib.util import find_spec
@@ -383,12 +384,15 @@ def test_a_step_that_fails_teaches_the_lora_nothing(model, monkeypatch):
     for name, value in run.lora.state().items(): assert torch.equal(value, before[name])
 
 
-def test_vsd_needs_attention(model):
+def test_vsd_needs_attention_and_memory(model):
     class Flat(Crooked):
         latent_shape, encode_text = (4, 8, 8), model.encode_text
     with pytest.raises(ConfigError, match='guidance.kind must not be vsd for a guidance without') as error:
         Stepper(cheap('vsd'), OwnParts(Flat()))
     assert '\n' not in str(error.value)
+    frugal = copy.copy(model)
+    frugal.one_by_one = True
+    with pytest.raises(ConfigError, match='a guidance in low memory'): Stepper(cheap('vsd'), OwnParts(frugal))
 
 
 def test_a_model_of_pixels_is_followed(pixels):
