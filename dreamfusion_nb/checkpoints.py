@@ -24,6 +24,7 @@ from .errors import ConfigError, notice, one_line
 from .export import expanded, write_whole
 from .parts import make_optimizer
 from .splat_renderer import Splats
+from .vsd import LoRA
 
 # %% ../nbs/17_checkpoints.ipynb #0ede76a8
 VIDEO_KINDS = ('rgb', 'depth', 'normal')    # in the order of `Result.maps`
@@ -89,7 +90,8 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], d
             raise ConfigError(f'checkpoint {folder} was written by a newer version of dreamfusion_nb (format '
                 f'{state["format"]}, this version '
                 f'reads {FORMAT}): upgrade to read it')
-        return {name: load_file(folder/f'{name}.safetensors') for name in ('model', 'optimizer')}, state
+        names = ('model', 'optimizer', *['lora']*state.get('lora', False))
+        return {name: load_file(folder/f'{name}.safetensors') for name in names}, state
     except ConfigError: raise
     except (OSError, ValueError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise ConfigError(f'checkpoint {folder} is damaged: {one_line(error)}; delete that folder to go on from an '
@@ -185,12 +187,13 @@ def _unflatten(flat):
         state.setdefault(int(i), {})[k] = v
     return state
 
-
+# %% ../nbs/17_checkpoints.ipynb #27f665f7
 def training_state(renderer: torch.nn.Module,
                    optimizer: torch.optim.Optimizer,
                    generator: torch.Generator,
                    step: int,
-                   own: bool = False  # whether the optimiser is not one of ours
+                   own: bool = False,   # whether the optimiser is not one of ours
+                   lora: LoRA | None = None  # that learns beside
                   ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
     "Return (tensors, state) of a run, as `write_checkpoint` takes them"
     state = optimizer.state_dict()
@@ -200,6 +203,9 @@ def training_state(renderer: torch.nn.Module,
     counts = [dict(step=int(group['step']), setup=True) for group in state['param_groups'] if 'step' in group]
     # not every parameter has had a gradient: albedo in the latent phase or in white light, a sky that no step has used
     kept = dict(step=step, numbers=numbers, counts=counts, learnt=sorted(state['state']))
+    if lora is not None:
+        tensors['lora'] = lora.state()
+        kept['lora'] = True
     if not own: return tensors, kept
     # nothing is known of the optimiser: all plain numbers of its groups may have changed
     groups = [{k: v for k, v in group.items() if _is_plain(v)} for group in state['param_groups']]
@@ -233,7 +239,8 @@ def load_training_state(path: Path,                        # of the checkpoint
                         renderer: torch.nn.Module,
                         optimizer: torch.optim.Optimizer,
                         generator: torch.Generator,
-                        own: bool = False                  # whether the optimiser is not one of ours
+                        own: bool = False,                 # whether the optimiser is not one of ours
+                        lora: LoRA | None = None           # that learns beside
                        ) -> int:
     "Bring a run back to the moment when the checkpoint at `path` was written; returns the step. Raises `ConfigError`"
     tensors, state = read_checkpoint(path)
@@ -252,6 +259,7 @@ def load_training_state(path: Path,                        # of the checkpoint
             group.update(step=torch.tensor(count['step'], dtype=torch.int32), setup=count['setup'])
         for group, plain in zip(groups, state.get('groups', [])): group.update(plain)
         optimizer.load_state_dict(dict(param_groups=groups, state=moments))
+        if lora is not None: lora.load(tensors['lora'])
         return state['step']
     except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
         said = one_line(error)

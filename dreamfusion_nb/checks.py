@@ -110,8 +110,11 @@ def check_guidance(config: Any) -> None:
     if g.noise != 'drawn' and g.timesteps == 'random':
         raise ConfigError(f'guidance.timesteps must be linear, dreamtime or annealed with guidance.noise {g.noise}, '
                           'not random: one noise leads anywhere only while t falls')
+    if g.kind == 'vsd' and g.low_memory:
+        raise ConfigError('guidance.low_memory must be false for guidance.kind vsd: its LoRA learns through the whole '
+                          'UNet, which stays on the GPU for that')
     for key, kind in (('asd_shift', 'asd'), ('ism_interval', 'ism'), ('bridge_start', 'bridge'),
-                      ('bridge_source', 'bridge')):
+                      ('bridge_source', 'bridge'), ('lora_rank', 'vsd'), ('lora_lr', 'vsd')):
         if g.kind != kind and getattr(g, key) != getattr(type(g)(), key):
             raise ConfigError(f'guidance.{key} is read by guidance.kind {kind} alone, and this run has {g.kind}')
 

@@ -23,6 +23,7 @@ from .errors import ConfigError
 from .estimate import duration
 from .field import MLP, chunk_for, density_albedo_normal_at
 from .kernels import warp_trouble
+from .keys import Guidance
 from .meter import Gpu, Meter, describe, find_gpu, memory_of
 from .model_cost import ModelCost, bytes_of, model_cost, settings_of
 from .own_parts import OwnParts, assemble
@@ -116,6 +117,9 @@ def small_configs(config: Config, renderer: nn.Module) -> Iterator[tuple[Config,
     lit = config.latent_iter_ratio or config.albedo_iter_ratio < 1
     usual = {'latent_iter_ratio': 0, 'albedo_iter_ratio': 0 if lit else 1, 'textureless_ratio': 0, 'iters': 10,
              'data.train.batch_size': 1, 'data.train.start_size': None, 'phase_iters': None}
+    # what is learned beside the object is the diffusion model's cost
+    if config.guidance.kind == 'vsd': usual |= {f'guidance.{key}': getattr(Guidance(), key) for key in
+        ('kind', 'lora_rank', 'lora_lr')}
     def sized(width: int, height: int, **more: Any) -> Config:
         return config.replace(usual | {'data.train.width': width, 'data.train.height': height} | more)
     if isinstance(renderer, VolumeRenderer):
@@ -222,12 +226,13 @@ class OurCost:
                 'asking the diffusion model': there + self.waiting + model.asked,
                 'learning in its encoder': there - self.gradients + self.waiting + model.learning,
                 'learning in the renderer': there - self.gradients + self.learning,
+                'learning in the LoRA': there + model.following,
                 'the optimiser': there - self.gradients + self.optimising}
 
     def beside(self, model: ModelCost, moment: str) -> int:
         "What the diffusion model needs at a moment beside its weights"
         return {'reading the prompts': model.reading, 'asking the diffusion model': model.asked,
-                'learning in its encoder': model.learning}.get(moment, 0)
+                'learning in its encoder': model.learning, 'learning in the LoRA': model.following}.get(moment, 0)
 
 # %% ../nbs/18ba_forecast.ipynb #fc00001a
 FORMED = 40    # of so many steps of a ray one is left when the object has formed: 100,000 of 4.2 million
@@ -334,7 +339,7 @@ class Forecast:
         ours = max(n - model.weights - self.ours.beside(model, name) for name, n in moments.items())
         def known(n: int) -> str: return gigabytes(n) if self.model else 'unknown: not counted'
         return [(f'diffusion model {self.config.guidance.name}, weights', known(model.weights)),
-                ('diffusion model, in a step', known(max(model.asked, model.learning))),
+                ('diffusion model, in a step', known(max(model.asked, model.learning, model.following))),
                 ('its text model, before the first step', known(model.reading)),
                 (f'ours, {self.ours.what}', gigabytes(ours)),
                 ('the device\'s own, about', gigabytes(self.itself)),

@@ -169,7 +169,8 @@ class Guidance(Group):
     "The diffusion model and the noise it is asked about"
     name: str = text('toybox', empty=False)     # 'toybox', or a Stable Diffusion folder or hub name
     # score distillation; classifier score (Yu et al. 2023); noise-free (Katzir et al. 2023); the rest: page variants
-    kind: str = choice('sds', 'sds', 'csd', 'nfsd', 'x0', 'asd', 'consistent3d', 'bridge', 'ism', 'sdi')
+    kind: str = choice('sds', 'sds', 'csd', 'nfsd', 'x0', 'asd', 'consistent3d', 'bridge', 'ism', 'sdi',
+        'vsd')
     # drawn at each step; or one path down from t_range to t_range_end: by a root (HiFA, Zhu & Zhuang 2023), longest
     # amid (DreamTime, Huang et al. 2023), in a straight line
     timesteps: str = choice('random', 'random', 'annealed', 'dreamtime', 'linear')
@@ -194,6 +195,8 @@ class Guidance(Group):
     asd_shift: float = number(.1, 0, 1)         # asd: how far the second level may lie above t, part of t - lowest t
     # ism: from the level without text to the one with it, part of all
     ism_interval: float = number(.05, 0, .5, scheduled=True)
+    lora_rank: int = number(4, 1, 512)          # vsd: rank of the change that the model of the renderings learns
+    lora_lr: float = number(1e-4, 0, 1)         # vsd: its learning rate
     # bridge: from this part of the run on it goes from texts that end with bridge_source to the texts, and nothing
     # bends the two predictions: no guidance_scale, perp_neg, rescale or clamp_x0; until then it is sds
     bridge_start: float = number(.8, 0, 1)

@@ -28,6 +28,7 @@ from .pixel import PixelDiffusion
 from .prior import PRIOR_DIR
 from .small_diffusion import Settings, SmallAutoencoder, SmallUNet
 from .variants import variant_of
+from .vsd import LoRA
 from .weights import KNOWN_NAMES, SINGLE_PARTS, header, single_file_version
 
 # %% ../nbs/16b_model_cost.ipynb #mc000007
@@ -161,6 +162,7 @@ class ModelCost:
     asked: int = 0           # bytes beside, until the gradient begins to flow: encoding and asking
     learning: int = 0        # bytes beside, while it flows
     reading: int = 0         # bytes beside, while the text model reads the prompts, before the first step
+    following: int = 0       # bytes beside, while a model of the renderings (VSD) learns, after that
     flops: int = 0
     launches: int = 0
     moved: int = 0           # bytes
@@ -176,9 +178,10 @@ def residents(guidance: Any) -> int:
     return sum(map(bytes_of, kept))
 
 # %% ../nbs/16b_model_cost.ipynb #mc00000e
-def count_step(guidance: Any, views: int, rows: int, low_memory: bool = False, beside: int = 0) -> ModelCost:
+def count_step(guidance: Any, views: int, rows: int, low_memory: bool = False, beside: int = 0, rank: int = 0
+              ) -> ModelCost:
     """Count one step of a model without numbers: pictures of so many views, and rows of noise at once; then one row a
-    view, `beside` times"""
+    view, `beside` times; then one a view that a LoRA of this rank learns, if it is not 0"""
     if low_memory:
         guidance.one_by_one = True
         vae: Any = getattr(guidance, 'vae', None)
@@ -195,9 +198,15 @@ def count_step(guidance: Any, views: int, rows: int, low_memory: bool = False, b
         asking, _ = meter.mark()
         latents.backward(torch.empty_like(latents))
         learning, _ = meter.mark()
-    visit = unet if low_memory else 0
-    return ModelCost(residents(guidance) - visit, max(encoding, asking + visit), learning, 0, meter.flops,
-                     meter.launches, meter.moved)
+        lora = LoRA(guidance, rank) if rank else None
+        if lora is not None:
+            lora.learn(latents.detach(), embeddings[:views], torch.empty(views, 12, device='meta'))
+        following, _ = meter.mark()
+    visit, more = unet if low_memory else 0, 0
+    # it stays, with two moments and a gradient of each weight
+    if lora is not None: more = 4*sum(p.numel()*p.element_size() for p in lora.weights.values())
+    return ModelCost(residents(guidance) - visit + more, max(encoding, asking + visit), learning, 0,
+                     following if rank else 0, meter.flops, meter.launches, meter.moved)
 
 # %% ../nbs/16b_model_cost.ipynb #mc000013
 def rows_of(config: Config) -> int:
@@ -208,6 +217,11 @@ def rows_of(config: Config) -> int:
     return config.data.train.batch_size*(2 + opposite + own)
 
 
+def rank_of(config: Config) -> int:
+    "The rank of what learns beside the object; 0: nothing does"
+    return config.guidance.lora_rank if config.guidance.kind == 'vsd' else 0
+
+
 def asked_beside(config: Config) -> int:
     "Rows a view that a variant of score distillation asks about one after the other, at most, beside those"
     variant, texts = variant_of(config.guidance, 0, 0.), rows_of(config)//config.data.train.batch_size
@@ -215,20 +229,22 @@ def asked_beside(config: Config) -> int:
 
 # %% ../nbs/16b_model_cost.ipynb #mc00001f
 @functools.cache
-def _counted(name: str, dtype: torch.dtype, views: int, rows: int, low_memory: bool, beside: int) -> ModelCost:
+def _counted(name: str, dtype: torch.dtype, views: int, rows: int, low_memory: bool, beside: int, rank: int
+            ) -> ModelCost:
     shape = settings_of(name)
     def made(settings: Mapping) -> nn.Module: return build(settings, name == 'toybox', dtype)
     vae = None if shape.vae is None else made(shape.vae)
-    cost = count_step(mute_model(made(shape.unet), vae, shape.tokens), views, rows, low_memory, beside)
+    cost = count_step(mute_model(made(shape.unet), vae, shape.tokens), views, rows, low_memory, beside, rank)
     return replace(cost, reading=shape.text*dtype.itemsize)
 
 
-def _counted_object(given: Any, views: int, rows: int, beside: int) -> ModelCost | None:
+def _counted_object(given: Any, views: int, rows: int, beside: int, rank: int) -> ModelCost | None:
     if not isinstance(given, Pipeline): return None    # of another's guidance nothing is known
     small = isinstance(given.unet, SmallUNet)
     def copy(part: Any) -> nn.Module: return build(dict(part.config), small, given.dtype)
     vae = copy(given.vae) if hasattr(given, 'vae') else None
-    cost = count_step(mute_model(copy(given.unet), vae, given.max_tokens), views, rows, given.one_by_one, beside)
+    mute = mute_model(copy(given.unet), vae, given.max_tokens)
+    cost = count_step(mute, views, rows, given.one_by_one, beside, rank)
     text = given.text_encoder
     return replace(cost, reading=bytes_of(text)) if isinstance(text, nn.Module) else cost
 
@@ -238,8 +254,8 @@ def model_cost(config: Config,       # whose `guidance` says which model, and ho
                given: Any = None     # a guidance that is an object instead
               ) -> ModelCost | None:
     "What the diffusion model of a configuration needs in a step; None where nothing is known of it"
-    g, views = config.guidance, config.data.train.batch_size
+    g, views, rows, more = config.guidance, config.data.train.batch_size, rows_of(config), asked_beside(config)
     try:
-        if given is not None: return _counted_object(given, views, rows_of(config), asked_beside(config))
-        return _counted(g.name, dtype, views, rows_of(config), g.low_memory, asked_beside(config))
+        if given is not None: return _counted_object(given, views, rows, more, rank_of(config))
+        return _counted(g.name, dtype, views, rows, g.low_memory, more, rank_of(config))
     except (ConfigError, ValueError, TypeError, KeyError): return None    # its loading will say what is wrong

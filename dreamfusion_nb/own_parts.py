@@ -69,7 +69,7 @@ def lacking(kind: str, part: Any) -> None:
 RESERVED = (    # names in a line of history: losses, then the rest
     'sds', 'opacity_loss', 'entropy', 'orientation', '2d_normal_smooth', '3d_normal_smooth', 'mesh_normal',
     'mesh_laplacian',
-    'step', 'shading', 't', 'azimuth', 'polar', 'loss', 'opacity', 'grad_norm', 'lr', 'steered')
+    'step', 'shading', 't', 'azimuth', 'polar', 'loss', 'opacity', 'grad_norm', 'lr', 'lora', 'steered')
 
 
 def _shown(value):

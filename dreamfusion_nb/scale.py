@@ -330,10 +330,15 @@ def receive_tensors(team: Any, tensors: list[torch.Tensor]) -> None:
     fill(tensors, row)
 
 
+def parameters_of(stepper: Any) -> list[torch.Tensor]:
+    "All that is learned: by the renderer, and by a model of the renderings"
+    return [*stepper.renderer.parameters(), *(stepper.lora.weights.values() if stepper.lora is not None else ())]
+
+
 def send_job(team: Any, trainer: Any, job: tuple) -> None:
     "Tell the others all that they need to compute their views of a step"
     renderer, (cameras, look, light, seeds) = trainer.renderer, job
-    params, buffers = list(renderer.parameters()), list(renderer.buffers())
+    params, buffers = parameters_of(trainer), list(renderer.buffers())
     # a tensor counts its changes
     versions = [(b.data_ptr(), b._version) for b in buffers]
     config, before = team.told or (None, None)
@@ -354,7 +359,7 @@ def take_job(team: Any, stepper: Stepper, message: dict[str, Any]) -> list[View]
     stepper.steering = message['steering']
     if prompt() != encoded:
         stepper.prompts = encode_prompts(stepper.config.replace(dict(prompt=prompt())), stepper.guidance)
-    params, buffers = list(renderer.parameters()), list(renderer.buffers())
+    params, buffers = parameters_of(stepper), list(renderer.buffers())
     for t, shape in zip([*params, *buffers], message['shapes']):
         if t.shape != shape: t.data = t.new_empty(shape)    # a list of splats may grow
     receive_tensors(team, params)

@@ -11,6 +11,7 @@ import reprlib
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from .splat_renderer import put_rows
 from .threads import limit_for
 from .variants import variant_of
 from .values import value_at
+from .vsd import VSD, LoRA, pose
 
 # %% ../nbs/17b_step.ipynb #160e0228
 @dataclass
@@ -165,8 +167,10 @@ def distill(trainer: Any, cameras: Cameras, look: ShadingChoice, out: RenderOutp
     image = torch.cat([out.image, out.opacity], 1) if look.as_latent else out.image
     t = None if steering.t_range else annealed_timestep(step, c, len(trainer.guidance.alphas_cumprod))
     t_range = steering.t_range or t_range_at(step, c)
-    return sds(trainer.guidance, image, **question(trainer, trainer.view_weights(cameras), t_range[0]), t=t,
-        t_range=t_range, noise=own_noise(trainer, cameras, out), weighting=g.weighting,
+    asked = question(trainer, trainer.view_weights(cameras), t_range[0])
+    if trainer.lora is not None: asked['kind'] = VSD(partial(trainer.lora.predict, camera=pose(cameras.c2w)))
+    return sds(trainer.guidance, image, **asked, t=t, t_range=t_range, noise=own_noise(trainer, cameras, out),
+        weighting=g.weighting,
         clip=(value_at(g.clip_value, step), value_at(g.clip_norm, step)),
         as_latent=look.as_latent, generator=trainer.generator)
 
@@ -204,13 +208,13 @@ class NotFinite(ConfigError):
 
 
 def look(cameras: Cameras, out: RenderOutput, opinion: SDSOutput, losses: dict[str, torch.Tensor],
-         gradients: dict[str, torch.Tensor]) -> dict[str, list[float]]:
+         gradients: dict[str, torch.Tensor], more: dict[str, torch.Tensor] | None = None) -> dict[str, list[float]]:
     """Return all numbers of a step that Python needs, by name: of the views, of losses, the largest of each gradient.
 
     Together, because a GPU must be waited for"""
     norms = torch.stack([g.norm() for g in opinion.grad])
     of_views = dict(t=opinion.t, azimuth=cameras.azimuth, polar=cameras.polar, opacity=out.opacity.mean(),
-        grad_norm=norms)
+        grad_norm=norms) | (more or {})
     # what the diffusion model predicts comes first: it is the cause where the others are not finite either
     predicted, *most = torch._foreach_norm([opinion.noise_pred, *gradients.values()], math.inf)    # the largest of each
     return read(of_views | {'what the diffusion model predicts': predicted}
@@ -236,6 +240,19 @@ def check_views(trainer: Any, views: int) -> None:
             'is that of all views of a step together')
 
 
+def lora_of(config: Config, guidance: Any, generator: torch.Generator) -> LoRA | None:
+    "Return the model of the renderings that a configuration asks for. Raises `ConfigError` where there can be none"
+    g = config.guidance
+    return LoRA(guidance, g.lora_rank, g.lora_lr, generator) if g.kind == 'vsd' else None
+
+
+def follow(trainer: Any, cameras: Cameras, opinion: SDSOutput) -> dict[str, torch.Tensor]:
+    "Let the model of the renderings, if there is one, find its gradient; returns its loss. The object has its own"
+    if trainer.lora is None: return {}
+    text = trainer.prompts.embeddings(trainer.view_weights(cameras))[-len(cameras):]
+    return dict(lora=trainer.lora.learn(opinion.latents, text, pose(cameras.c2w), trainer.generator))
+
+# %% ../nbs/17b_step.ipynb #f6d253a0
 def take_step(trainer: Any) -> StepRecord:
     "Take one step, which may fail before anything was learnt"
     c = trainer.config
@@ -247,21 +264,25 @@ def take_step(trainer: Any) -> StepRecord:
     # with workers each view is a job of its own: see the page on scale
     distilled = distill_views if trainer.team is None else trainer.team.distill_views
     out, opinion, losses = distilled(trainer, cameras, shading, light)
+    followed = follow(trainer, cameras, opinion)
     lr = trainer.set_learning_rate()
     gradients = {name: p.grad for name, p in trainer.renderer.named_parameters()
                  if p.grad is not None and p.grad.numel()}
+    if followed: gradients['the LoRA'] = trainer.lora.gradient()
     # where a GPU is waited for, once
-    numbers = look(cameras, out, opinion, losses, gradients)
+    numbers = look(cameras, out, opinion, losses, gradients, followed)
     check_numbers(trainer.step_count, numbers)
     if most := value_at(c.optim.max_grad_norm, trainer.step_count):
         torch.nn.utils.clip_grad_norm_(trainer.renderer.parameters(), most)
     trainer.optimizer.step()
+    if followed: trainer.lora.step(.5**trainer.slowed)
     if hasattr(trainer.renderer, 'learned'): trainer.renderer.learned()
     values = {name: numbers[f'the loss {name}'][0] for name in losses}
     record = StepRecord(trainer.step_count, cameras, shading, light, out, opinion, values, lr, numbers)
     trainer.step_count += 1
     steered = trainer.steering.active()
-    more = dict(steered=steered) if steered else {}
+    more: dict[str, Any] = {name: numbers[name][0] for name in followed}
+    if steered: more['steered'] = steered
     if trainer.slowed: more['slowed'] = trainer.slowed
     trainer.history.append(record.row() | more)
     return record
@@ -345,6 +366,7 @@ class Stepper:
             self.guidance = make_guidance(config, self.device) if own is None else own
             check_latents(config, getattr(self.guidance, 'latent_shape', (3,))[0])
             self.renderer: Any = assemble(config, self.parts, self.generator).to(self.device).train()
+            self.lora = lora_of(config, self.guidance, self.generator)
         self.optimizer = optimizer_of(config.optim, self.renderer, self.parts.optimizer)
         with self.limit_threads(), room_for_parts(self.device):    # the text model may be larger than all others
             rehearse(self.parts, self.guidance, self.renderer, self.device)
@@ -393,7 +415,6 @@ class Stepper:
 
     def render(self, cameras: Cameras, look: ShadingChoice, light: torch.Tensor) -> RenderOutput:
         return render_step(self, cameras, look, light)
-
     def distill(self, cameras: Cameras, look: ShadingChoice, out: RenderOutput) -> SDSOutput:
         return distill(self, cameras, look, out)
 

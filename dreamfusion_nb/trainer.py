@@ -101,7 +101,7 @@ def _save(trainer):
         raise ConfigError(f'{folder} holds {later[-1].name} of a run that is further, and would be spoilt; '
             'Trainer.resume goes on with it')
     tensors, state = training_state(trainer.renderer, trainer.optimizer, trainer.generator, trainer.step_count,
-        own=trainer.parts.optimizer is not None)
+        own=trainer.parts.optimizer is not None, lora=trainer.lora)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder/'config.yaml', config.to_yaml())
@@ -113,7 +113,7 @@ def _save(trainer):
 def _restore(trainer, path):
     "Go back to the moment when the checkpoint at `path` was written"
     trainer.step_count = load_training_state(path, trainer.config, trainer.renderer, trainer.optimizer,
-        trainer.generator, own=trainer.parts.optimizer is not None)
+        trainer.generator, own=trainer.parts.optimizer is not None, lora=trainer.lora)
     trainer.history = read_history(trainer.folder, trainer.step_count)
     trainer.slowed = trainer.history[-1].get('slowed', 0) if trainer.history else 0
     return trainer

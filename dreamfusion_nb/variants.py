@@ -16,6 +16,7 @@ from .devices import send
 from .guidance import SCORES, Asking, Guess, add_noise, predicted_x0
 from .inversion import ISM, SDI
 from .values import value_at
+from .vsd import VSD
 
 # %% ../nbs/09e_variants.ipynb #73bd4ab0
 @dataclass
@@ -80,6 +81,7 @@ VARIANTS: dict[str, Callable[[Any, int, float], Any]] = {
     'consistent3d': lambda g, step, lowest: Consistent3D(),
     'ism': lambda g, step, lowest: ISM(value_at(g.ism_interval, step)),
     'sdi': lambda g, step, lowest: SDI(),
+    'vsd': lambda g, step, lowest: VSD(),    # the step adds what it asks
 }
 
 

@@ -28,6 +28,7 @@ SMALL_NERF = {'renderer.max_steps': 192, 'renderer.grid_resolution': 24, 'nerf.l
 CASES = {    # none of them has the size of a trial
     'toybox': small('toybox', 16, albedo_iter_ratio=0),
     'dreamfusion': small('dreamfusion', 8, **SMALL_NERF, **{'data.train.batch_size': 2, 'guidance.perp_neg': 1}),
+    'vsd': small('toybox', 16, albedo_iter_ratio=0, **{'guidance.kind': 'vsd', 'data.train.batch_size': 2}),
     'splats': small('splats', 32, **{'splats.count': 600}),
     'dreamfusion-dmtet': small('dreamfusion-dmtet', 40, **{'renderer.grid_resolution': 20,
                                                            'nerf.log2_hashmap_size': 14})}
@@ -100,6 +101,19 @@ def test_variants_that_ask_more_rows_cost_them():
         found = cost(**{'guidance.kind': kind} | {f'guidance.{key}': value for key, value in noise.items()})
         assert found.flops == pytest.approx(plain.flops + rows*row, rel=.02), kind
         assert found.asked <= 1.02*plain.asked, kind
+
+
+def test_what_learns_beside_is_counted():
+    "One more row with a gradient, which flows to a LoRA's weights alone and so costs as much again; and what stays"
+    def cost(**changes): return model_cost.model_cost(small('toybox', 16).replace(changes), torch.float32)
+    plain, asked, vsd = cost(), cost(**{'guidance.kind': 'asd'}), cost(**{'guidance.kind': 'vsd'})
+    row = asked.flops - plain.flops
+    assert 1.9*row < vsd.flops - asked.flops < 2.1*row and vsd.following > plain.learning > 0
+    large = cost(**{'guidance.kind': 'vsd', 'guidance.lora_rank': 64})
+    lora = [Trainer(small('toybox', 16).replace({'guidance.kind': 'vsd', 'guidance.lora_rank': rank})).lora
+            for rank in (4, 64)]
+    numbers = [sum(p.numel() for p in each.weights.values()) for each in lora]
+    assert [vsd.weights - plain.weights, large.weights - plain.weights] == [16*n for n in numbers]
 
 
 def test_text_models_of_known_names_have_their_published_size():

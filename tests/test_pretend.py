@@ -250,7 +250,7 @@ def test_a_step_of_dreamfusion_waits_twice(gpu, prior):
 
 @pytest.mark.parametrize('keys', [dict(kind='x0', rescale=.5), dict(kind='asd'), dict(kind='ism'), dict(kind='sdi'),
     dict(kind='consistent3d', noise='fixed', timesteps='linear'), dict(kind='bridge', bridge_start=0),
-    dict(noise='map', timesteps='dreamtime')])
+    dict(noise='map', timesteps='dreamtime'), dict(kind='vsd')])
 def test_a_variant_waits_no_more_than_sds(gpu, prior, keys):
     "What it must know of noise levels it knows before they are sent to the GPU"
     options = {f'guidance.{key}': value for key, value in keys.items()} | {'guidance.weighting': 'uniform'}
