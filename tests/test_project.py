@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import types
 import zipfile
 from configparser import ConfigParser
 from pathlib import Path
@@ -155,6 +156,36 @@ def test_developers_packages_are_told_from_users():
 def test_tutorial_imports_only_what_a_user_has(path):
     "And tools/newcomer.py, in .ci/run, runs them where nothing else is installed"
     assert not set(imports(path)) & set(newcomer.developers_modules())
+
+
+# Colab
+
+each_tutorial = pytest.mark.parametrize('path', sorted(newcomer.TUTORIALS.glob('*.ipynb')), ids=lambda p: p.name)
+
+
+@each_tutorial
+def test_tutorial_opens_in_colab(path):
+    owner = settings()['git_url'].removeprefix('https://github.com/')
+    badges = re.findall(r'\[!\[Open in Colab\]\((\S+)\)\]\((\S+)\)',
+                        ''.join(''.join(cell['source']) for cell in cells(path, 'markdown')))
+    (picture, address), = badges
+    assert (path.parent/picture).exists()
+    assert address == f'https://colab.research.google.com/github/{owner}/blob/main/nbs/tutorials/{path.name}'
+
+
+@each_tutorial
+def test_first_cell_installs_in_colab_and_does_nothing_elsewhere(path, monkeypatch):
+    first = compile(''.join(cells(path, 'code')[0]['source']), path.name, 'exec')
+    did = []
+    shell = types.SimpleNamespace(system=did.append)
+    monkeypatch.setattr(os, 'chdir', did.append)
+    exec(first, dict(get_ipython=lambda: shell))
+    assert did == []
+    widgets = types.SimpleNamespace(enable_custom_widget_manager=lambda: did.append('widgets'))
+    monkeypatch.setitem(sys.modules, 'google.colab', types.SimpleNamespace(output=widgets))
+    exec(first, dict(get_ipython=lambda: shell))
+    assert did == ['/content', f'git clone -q --depth 1 {settings()["git_url"]}', 'pip install -q ./dreamfusion_nb',
+                   'dreamfusion_nb/nbs/tutorials', 'widgets']
 
 
 # Package

@@ -52,12 +52,12 @@ print(f'a notebook with {{len(book.cells)}} live cells')
 
 
 def run(*words, **options):
-    "Runs a program; its output is shown only if it fails"
+    "Runs a program; returns its last line, and shows all of it if it fails"
     done = subprocess.run([str(word) for word in words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, text=True, **options)
     command = ' '.join(map(str, words))[:300]
     if done.returncode: sys.exit(f'{command}: exit code {done.returncode}\n{done.stdout[-5000:]}')
-    return done.stdout.strip()
+    return done.stdout.strip().rpartition('\n')[2]
 
 
 def environment(python, folder, *requirements):
