@@ -50,9 +50,11 @@ def model_of(trainer: Trainer,
     return model, f'<iframe title="the object" {FRAME} srcdoc="{html.escape(viewer)}"></iframe>'
 
 
-def maker(changes: dict[str, Any]) -> Callable[[str], Iterator[Shown]]:
+def maker(changes: dict[str, Any],    # keys of the configuration
+          stopped: set[str]           # sessions that want no more of their run
+         ) -> Callable[[str, gr.Request], Iterator[Shown]]:
     "The function behind the button: makes an object, and yields what the page shows meanwhile"
-    def make(prompt: str) -> Iterator[Shown]:
+    def make(prompt: str, request: gr.Request) -> Iterator[Shown]:
         try: trainer, said = begin(prompt, changes)
         except ConfigError as error:
             yield str(error), None, '', None
@@ -60,6 +62,10 @@ def maker(changes: dict[str, Any]) -> Callable[[str], Iterator[Shown]]:
         def line(*words: str) -> str: return ' · '.join(filter(None, [said, *words]))
         steps, pace = trainer.config.iters, Pace()
         while trainer.step_count < steps:
+            if str(request.session_hash) in stopped:
+                stopped.discard(str(request.session_hash))
+                yield line('stopped'), trainer.glance(256), '', None
+                return
             trainer.fit(min(STEPS, steps - trainer.step_count))
             pace.count(trainer.step_count)
             yield line(f'step {trainer.step_count} of {steps}', pace.words(steps)), trainer.glance(256), '', None
@@ -74,6 +80,10 @@ def maker(changes: dict[str, Any]) -> Callable[[str], Iterator[Shown]]:
 
 def page(**changes: Any) -> gr.Blocks:
     "The page, with its queue; `changes`: keys of the configuration, such as `iters=60`"
+    stopped: set[str] = set()
+    def want(request: gr.Request) -> None: stopped.discard(str(request.session_hash))
+    def unwant(request: gr.Request) -> None: stopped.add(str(request.session_hash))
+
     with gr.Blocks(title='dreamfusion_nb', delete_cache=(3600, 3600)) as made:
         gr.Markdown('# A sentence becomes a 3D object\nScore distillation on two cores, in two or three minutes: '
                     '[how it works](https://github.com/dreamfusion-nb/dreamfusion_nb)')
@@ -87,9 +97,9 @@ def page(**changes: Any) -> gr.Blocks:
             model = gr.HTML(elem_id='model')
         file = gr.DownloadButton('Download the GLB', elem_id='file')
         gr.Markdown(WORDS)
-        runs = gr.on([button.click, prompt.submit], maker(changes), prompt, [line, picture, model, file],
-                     trigger_mode='once', api_name='make')
-        stop.click(lambda: 'Stopped', None, line, cancels=[runs], queue=False)
+        wanted = gr.on([button.click, prompt.submit], want, queue=False)
+        wanted.then(maker(changes, stopped), prompt, [line, picture, model, file], trigger_mode='once', api_name='make')
+        stop.click(unwant, queue=False)
     return made.queue(max_size=WAITING, default_concurrency_limit=1)
 
 
