@@ -26,6 +26,7 @@ WEIGHTS = PACKAGE/'prior_weights'
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 MODULES = sorted(p.stem for p in PACKAGE.glob('*.py') if p.stem not in ('__init__', '_modidx'))
 each_notebook = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.name)
+each_tutorial = pytest.mark.parametrize('path', sorted(newcomer.TUTORIALS.glob('*.ipynb')), ids=lambda p: p.name)
 each_module = pytest.mark.parametrize('name', MODULES)
 
 
@@ -152,16 +153,13 @@ def test_developers_packages_are_told_from_users():
             'jupyterlab'} <= set(newcomer.users_packages())
 
 
-@pytest.mark.parametrize('path', sorted(newcomer.TUTORIALS.glob('*.ipynb')), ids=lambda p: p.name)
+@each_tutorial
 def test_tutorial_imports_only_what_a_user_has(path):
     "And tools/newcomer.py, in .ci/run, runs them where nothing else is installed"
     assert not set(imports(path)) & set(newcomer.developers_modules())
 
 
 # Colab
-
-each_tutorial = pytest.mark.parametrize('path', sorted(newcomer.TUTORIALS.glob('*.ipynb')), ids=lambda p: p.name)
-
 
 @each_tutorial
 def test_tutorial_opens_in_colab(path):
@@ -248,7 +246,7 @@ def test_source_archive_holds_all_that_git_has(tmp_path):
     assert release.missing_in_archive(archive, ['nbs/nothing.ipynb', '.gitignore']) == ['nbs/nothing.ipynb']
 
 
-def test_a_python_that_is_too_old_is_told_so(tmp_path):
+def test_a_python_that_is_too_old_is_told_so():
     "The first lines of the package, as an older Python reads them"
     program = ('import sys; sys.version_info, sys.version = (3, 10, 4), "3.10.4 (main)"\n'
                f'exec(compile(open({str(PACKAGE/"__init__.py")!r}).read(), "it", "exec"))')

@@ -6,7 +6,7 @@
 
 A try installs the wheel, imports every module with deprecations of ours as errors, makes a red apple by the command in
 an empty folder, and runs a notebook that shows a live cell and a dashboard. It asks the package registry, and takes
-about four minutes a Python, most of it installing."""
+some minutes a Python, most of them for installing."""
 import argparse
 import os
 import subprocess
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 CONSTRAINTS = ROOT/'constraints.txt'
 TORCH = next(line for line in CONSTRAINTS.read_text().splitlines() if line.startswith('torch=='))
 BUILDERS = ['build', 'twine', 'check-wheel-contents']
-NOT_PACKED = ('.', 'Dockerfile', 'binder/', 'space/')    # of the repository alone
+NOT_PACKED = ('.', 'Dockerfile', 'binder/')    # of the repository alone
 MADE = ('model.glb', 'preview.png', 'turntable.mp4', 'history.jsonl')
 
 IMPORTS = """
