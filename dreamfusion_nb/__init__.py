@@ -4,6 +4,9 @@ __version__ = "0.1.0"
 import os
 import sys
 
+if sys.version_info < (3, 11):    # pip refuses too; this is for who has a checkout
+    raise ImportError(f'dreamfusion_nb needs Python 3.11 or newer, and this is {sys.version.split()[0]}')
+
 # OpenMP's threads sleep while they wait, instead of spinning; read when PyTorch is imported. See the page on threads
 if 'torch' not in sys.modules and not {'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT'} & set(os.environ):
     os.environ['OMP_WAIT_POLICY'] = 'PASSIVE'

@@ -14,6 +14,8 @@ import numba
 import numpy as np
 import torch
 
+from .kernels import jit
+
 # %% ../nbs/10_toys.ipynb #8f445284
 ELLIPSOID, BOX, CYLINDER, CONE, TORUS = range(5)
 # One primitive is one row of numbers, so that compiled code can loop over a whole toy.
@@ -22,22 +24,11 @@ ELLIPSOID, BOX, CYLINDER, CONE, TORUS = range(5)
 N_COLUMNS = 22
 
 
-def _jit(**options):
-    """Numba's decorator that compiles at the first call and keeps the code on disk, where some folder can be written.
-
-    It is compiled again when its own file is written anew, as `nbdev_export` does with all; Numba doesn't look at the
-    files of the functions that it calls."""
-    def compiled(function):
-        try: return numba.njit(cache=True, **options)(function)
-        except RuntimeError: return numba.njit(**options)(function)
-    return compiled
-
-
-@_jit(inline='always')
+@jit(inline='always')
 def _length2(a, b): return math.sqrt(a*a + b*b)
 
 
-@_jit()
+@jit()
 def _box_distance(x, y, z, hx, hy, hz, r):
     "Box of half sizes `hx, hy, hz`, edges rounded with radius `r`"
     qx, qy, qz = abs(x) - hx + r, abs(y) - hy + r, abs(z) - hz + r
@@ -45,14 +36,14 @@ def _box_distance(x, y, z, hx, hy, hz, r):
     return outside + min(max(qx, max(qy, qz)), 0.) - r
 
 
-@_jit()
+@jit()
 def _cylinder_distance(x, y, z, radius, half, r):
     "Cylinder of `radius` and half height `half`, edges rounded with radius `r`"
     qx, qy = _length2(x, z) - radius + r, abs(y) - half + r
     return _length2(max(qx, 0.), max(qy, 0.)) + min(max(qx, qy), 0.) - r
 
 # %% ../nbs/10_toys.ipynb #752bacb1
-@_jit()
+@jit()
 def _cone_distance(x, y, z, bottom, top, half):
     "Cut cone: radius `bottom` at y = -half, `top` at y = half. The distance to a trapezoid in the (radius, y) plane"
     q = _length2(x, z)
@@ -69,13 +60,13 @@ def _cone_distance(x, y, z, bottom, top, half):
     return -d if inside else d
 
 
-@_jit()
+@jit()
 def _torus_distance(x, y, z, ring, tube):
     "Ring of radius `ring` in the xz plane, tube of radius `tube`"
     return _length2(_length2(x, z) - ring, y) - tube
 
 # %% ../nbs/10_toys.ipynb #3464bb48
-@_jit()
+@jit()
 def _ellipsoid_estimate(x, y, z, a, b, c):
     "First-order distance: zero in the right place, not exact elsewhere"
     k0 = math.sqrt((x/a)**2 + (y/b)**2 + (z/c)**2)
@@ -83,7 +74,7 @@ def _ellipsoid_estimate(x, y, z, a, b, c):
     return k0*(k0 - 1.)/k1 if k1 > 1e-9 else -min(a, min(b, c))
 
 
-@_jit()
+@jit()
 def _ellipsoid_distance(x, y, z, a, b, c):
     "Exact distance to an ellipsoid of half axes `a, b, c` (Eberly, Distance from a point to an ellipsoid)"
     # a point exactly on a symmetry plane has no unique closest point; a nudge of 1e-9 picks one
@@ -101,7 +92,7 @@ def _ellipsoid_distance(x, y, z, a, b, c):
     return -d if (x/a)**2 + (y/b)**2 + (z/c)**2 < 1. else d
 
 # %% ../nbs/10_toys.ipynb #87bc9800
-@_jit()
+@jit()
 def _primitive_distance(row, x, y, z, exact):
     px, py, pz = x - row[1], y - row[2], z - row[3]
     u = row[4]*px + row[5]*py + row[6]*pz
@@ -126,7 +117,7 @@ COLORS = dict(red=(.85, .10, .10), orange=(.95, .50, .08), yellow=(.95, .85, .12
 FINISHES = ('matte', 'striped', 'spotted')
 
 
-@_jit()
+@jit()
 def _albedo(row, x, y, z, c):
     "Channel `c` of a primitive's colour at a point: plain, in slanted stripes, or with spots on a lattice of balls."
     value, finish = row[17 + c], int(row[21])
@@ -255,7 +246,7 @@ def mug(p: Parts, main: Paint) -> None:
     p.torus((.62, 0, 0), .32, .10, main, turn=(90, 0, 0))
 
 # %% ../nbs/10_toys.ipynb #46fd55d4
-@_jit()
+@jit()
 def _nearest(rows, x, y, z, exact):
     "Distance to the union, and which primitive is nearest"
     best, which = 1e9, 0
@@ -272,7 +263,7 @@ def _on_torch_threads(function: Callable) -> Callable:
     """A Numba kernel that runs on as many threads as torch does.
 
     Numba tells OpenMP its own number when its first kernel starts, and torch goes by that, so it is told again."""
-    kernel = _jit(parallel=True)(function)
+    kernel = jit(parallel=True)(function)
     def call(*args):
         n = torch.get_num_threads()
         before = numba.get_num_threads()

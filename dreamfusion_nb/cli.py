@@ -31,7 +31,7 @@ _VALUES = (    # option, name of its value, meaning
     ('--schedules', 'S',
      'of a run that is made longer: keep its schedules where they were, or rescale them to the new length'))
 _SWITCHES = (    # option, meaning
-    ('--resume', 'go on with an unfinished run, or make it longer by --iters; refuse to start a new one'),
+    ('--resume', 'to be repeated until the run is done: it begins, goes on, or is made longer by --iters'),
     ('--refine', 'then go on as a mesh, in a folder of its own; a finished result is not made again'),
     ('--overwrite', 'replace what the folder holds'),
     ('--list', 'list the toys and colours that the toybox prior knows, and stop (the same as dreamfusion toys)'),

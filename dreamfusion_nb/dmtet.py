@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numba import njit
 from torch import nn
 
 from .cameras import Cameras, projection, rays
 from .devices import read, send
 from .errors import ConfigError, is_whole
 from .field import albedo_at
+from .kernels import jit
 from .rasterize import Sides, antialias, interpolate, rasterize, seen_at
 from .renderer import Renderer, RenderOutput, backdrop, view_lights
 from .shading import Material, shade, vertex_normals
@@ -129,7 +129,7 @@ def cut_edges_torch(inside: torch.Tensor, tets: torch.Tensor) -> tuple[torch.Ten
 
 
 # %% ../nbs/08_dmtet.ipynb #08dc0000
-@njit(nogil=True, cache=True)
+@jit(nogil=True)
 def _find_cut(inside, tets, found) -> int:
     "The tetrahedra with corners on both sides, in order, into `found`; returns how many"
     n = 0
@@ -142,7 +142,7 @@ def _find_cut(inside, tets, found) -> int:
 
 
 # %% ../nbs/08_dmtet.ipynb #08dc0003
-@njit(nogil=True, cache=True)
+@jit(nogil=True)
 def _list_edges(inside, tets, begins, inner, outer) -> int:
     """Ends of the cut edges of tetrahedra, in order: those with the inner end v are begins[v] up to begins[v + 1].
 
@@ -177,7 +177,7 @@ def _list_edges(inside, tets, begins, inner, outer) -> int:
 
 
 # %% ../nbs/08_dmtet.ipynb #08dc0002
-@njit(nogil=True, cache=True)
+@jit(nogil=True)
 def _list_triangles(inside, tets, begins, outer, triangles, ends, faces) -> int:
     "Triangles of `cut_edges`, by the numbers of edges of `_list_edges`; returns how many"
     n = 0
@@ -226,7 +226,7 @@ def marching_tets(vertices: torch.Tensor,                 # of the grid [V, 3]
     return vertices[a] + (vertices[b] - vertices[a])*(sdf[a]/(sdf[a] - sdf[b]))[:, None], faces
 
 # %% ../nbs/08_dmtet.ipynb #c9c1fed5
-@njit(nogil=True, cache=True, error_model='numpy')
+@jit(nogil=True, error_model='numpy')
 def _crossings(triangles, low, step, n, turns):
     """Cross every triangle with the lines along z of the lattice low + step*i, i < n.
 

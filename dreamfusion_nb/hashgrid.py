@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numba
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,7 @@ from torch import nn
 
 from .devices import send
 from .errors import ConfigError, did_you_mean, notice, one_line
-from .kernels import _Kernels, notice_once, plain_gradients, run_parallel, warp_trouble
+from .kernels import _Kernels, jit, notice_once, plain_gradients, run_parallel, warp_trouble
 
 if TYPE_CHECKING: import warp as wp
 
@@ -91,11 +90,7 @@ def encode_torch(x: torch.Tensor,       # points [N, 3] in the unit cube; outsid
     return torch.stack(out, 1)
 
 # %% ../nbs/02_hashgrid.ipynb #7f7151f5
-def _jit(f):
-    "Compile at the first call and cache on disk, where some folder can be written. NaN and infinity keep their meaning"
-    options: dict = dict(nogil=True, error_model='numpy', fastmath={'contract', 'nsz', 'reassoc'})
-    try: return numba.njit(cache=True, **options)(f)
-    except RuntimeError: return numba.njit(**options)(f)
+_jit = jit(nogil=True, error_model='numpy', fastmath={'contract', 'nsz', 'reassoc'})    # NaN keeps its meaning
 
 f4, u4, u8 = np.float32, np.uint32, np.uint64
 BLOCK = 512  # points handled together: what they need stays in the first-level cache

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numba
 import torch
 
 from .errors import ConfigError, notice, one_line
@@ -162,6 +163,25 @@ def _as_array(a: torch.Tensor, kind: tuple[Any, int], device: torch.device, wher
 def _stream(device: torch.device, handle: int) -> Any:
     "A stream of torch's as Warp's"
     return _warp().Stream(f'cuda:{device.index}', cuda_stream=handle)
+
+# %% ../nbs/00d_kernels.ipynb #0d1000b1
+def jit(**options: Any                       # as of `numba.njit`
+       ) -> Callable[[Callable], Any]:       # decorator
+    """Numba's `njit`, with the code kept on disk where a folder can be written and has room.
+
+    A function is compiled again when its own file is written anew, as `nbdev_export` does with all; Numba doesn't look
+    at the files of the functions that it calls."""
+    def decorate(function: Callable) -> Any:
+        try: made = numba.njit(cache=True, **options)(function)
+        except RuntimeError: return numba.njit(**options)(function)    # no folder can be written
+        cache = getattr(made, '_cache', None)    # none where NUMBA_DISABLE_JIT is set
+        if cache is None: return made
+        save = cache.save_overload
+        def save_if_possible(*overload: Any) -> None:
+            with contextlib.suppress(OSError): save(*overload)
+        cache.save_overload = save_if_possible
+        return made
+    return decorate
 
 # %% ../nbs/00d_kernels.ipynb #0d1000a1
 _pool: dict[int, ThreadPoolExecutor] = {}  # process id -> threads, since they don't survive a fork

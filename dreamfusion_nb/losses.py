@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numba import njit
 
 from .devices import send
 from .field import normal_at
-from .kernels import plain_gradients
+from .kernels import jit, plain_gradients
 from .rasterize import Sides
 from .renderer import RenderOutput
 from .shading import cross, dot, edge_of, pull_triangle
@@ -107,7 +106,7 @@ def mesh_normal_torch(vertices: torch.Tensor, sides: Sides) -> torch.Tensor:
     return torch.where(paired, 1 - torch.where(alike, cosine, -cosine), 0.).sum()/paired.sum().clamp(min=1)
 
 # %% ../nbs/12_losses.ipynb #a2a96635
-@njit(nogil=True, cache=True, error_model='numpy')
+@jit(nogil=True, error_model='numpy')
 def _fold(p, faces, order, begins, g):
     "Sum of 1 - cosine over pairs of faces, and their number; the gradient of the sum by p is added to g"
     unit, length, pull = np.zeros((len(faces), 3)), np.empty(len(faces)), np.zeros((len(faces), 3))
@@ -182,7 +181,7 @@ def mesh_laplacian_torch(vertices: torch.Tensor, sides: Sides) -> torch.Tensor:
     return laplacian.norm(dim=-1).sum()/max(1, len(vertices))
 
 
-@njit(nogil=True, cache=True, error_model='numpy')
+@jit(nogil=True, error_model='numpy')
 def _stretch(p, faces, order, begins, g):
     "Sum of |Lv| over vertices, and their number; the gradient of the sum by p is added to g"
     lap, total = np.zeros(p.shape), 0.

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numba import njit
 
 from .errors import did_you_mean, notice, one_line
-from .kernels import kernels_trouble, run_parallel
+from .kernels import jit, kernels_trouble, run_parallel
 from dreamfusion_nb.raster_kernels import (
     _WarpAntialias,
     _WarpInterpolate,
@@ -74,7 +73,7 @@ def _visible_torch(pos: torch.Tensor, tri: torch.Tensor, height: int, width: int
     return found
 
 # %% ../nbs/07_rasterize.ipynb #01a488f3
-_jit = njit(nogil=True, cache=True, error_model='numpy')
+_jit = jit(nogil=True, error_model='numpy')
 
 @_jit
 def _span(a, b, c, n):

@@ -10,9 +10,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from numba import njit
 
-from .kernels import _Kernels, run_parallel
+from .kernels import _Kernels, jit, run_parallel
 
 if TYPE_CHECKING: import warp as wp
 
@@ -26,7 +25,7 @@ def _all_rays(kernel: Callable, n_rays: int, *arrays: Any) -> None:
     run_parallel(lambda i: kernel(512*i, min(512*(i + 1), n_rays), *plain), -(-n_rays//512))
 
 # %% ../nbs/05b_ray_kernels.ipynb #62e5abad
-@njit(nogil=True, cache=True, error_model='numpy')
+@jit(nogil=True, error_model='numpy')
 def _find(begin, end, origins, directions, occupied, bound, near, length, count, offset, hits, found):
     r = len(occupied)
     scale = r/(2*bound)
@@ -43,7 +42,7 @@ def _find(begin, end, origins, directions, occupied, bound, near, length, count,
         found[ray] = n
 
 # %% ../nbs/05b_ray_kernels.ipynb #f636e6af
-@njit(nogil=True, cache=True, error_model='numpy')
+@jit(nogil=True, error_model='numpy')
 def _sample(k, offset, near, far, length, first, marks):
     "(t, dt) of the sample in a ray's piece number k"
     if len(marks) == 0: return near + (k + offset)*length, length
@@ -51,7 +50,7 @@ def _sample(k, offset, near, far, length, first, marks):
     return begin + offset*(end - begin), end - begin
 
 # %% ../nbs/05b_ray_kernels.ipynb #6a16e56c
-@njit(nogil=True, cache=True, error_model='numpy')
+@jit(nogil=True, error_model='numpy')
 def _find_nested(begin, end, origins, directions, occupied, inner, bound, near, far, count, length, start, marks,
                  offset, hits, found):
     r = len(occupied)
@@ -73,7 +72,7 @@ def _find_nested(begin, end, origins, directions, occupied, inner, bound, near, 
         found[ray] = n
 
 # %% ../nbs/05b_ray_kernels.ipynb #13ee975f
-@njit(nogil=True, cache=True, error_model='numpy')
+@jit(nogil=True, error_model='numpy')
 def _write(begin, end, origins, directions, near, far, length, start, marks, offset, hits, first,
            t, dt, ray_index, positions):
     for ray in range(begin, end):

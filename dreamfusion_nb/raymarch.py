@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from numba import njit
 from torch import nn
 
 from .cameras import Cameras, rays
 from .devices import first_true, points_at_once, send
 from .field import ask_in_chunks, chunk_for
-from .kernels import kernels_trouble
+from .kernels import jit, kernels_trouble
 from dreamfusion_nb.ray_kernels import (
     _all_rays,
     _Composite,
@@ -327,7 +326,7 @@ def _composite_torch(density, color, t, dt, ray_index, n_rays, stop=STOP, first=
     return Composite(add(weights[:, None]*color), add(weights), add(weights*t), weights.to(density.dtype))
 
 # %% ../nbs/06_raymarch.ipynb #bbfe2b29
-@njit(nogil=True, cache=True, error_model='numpy')
+@jit(nogil=True, error_model='numpy')
 def _composite_forward(begin, end, density, color, t, dt, first, stop, image, opacity, depth, weights):
     for ray in range(begin, end):
         light, total, distance = 1., 0., 0.
@@ -343,7 +342,7 @@ def _composite_forward(begin, end, density, color, t, dt, first, stop, image, op
         opacity[ray], depth[ray] = total, distance
 
 # %% ../nbs/06_raymarch.ipynb #af4ac2dd
-@njit(nogil=True, cache=True, error_model='numpy')
+@jit(nogil=True, error_model='numpy')
 def _composite_backward(begin, end, density, color, t, dt, first, weights, stop,
                         to_image, to_opacity, to_depth, to_weights, to_density, to_color):
     for ray in range(begin, end):

@@ -231,7 +231,7 @@ def choose_folder(first: Path, config: Config, resume: str | bool = 'auto', part
     same = [path for path in numbered(first) if holds_run(path, config, resume, parts or OwnParts())]
     finished = [path for path in same if is_finished(path)]
     if same: return (finished or same)[0]
-    return first if resume is True else free_folder(first)    # who must resume is told what is in the first one
+    return first if resume is True else free_folder(first)    # resume means this one, whatever is in it
 
 # %% ../nbs/19a_run.ipynb #7a31c0d7
 class FolderTaken(ConfigError):
@@ -306,7 +306,7 @@ def start_run(config: Config,
     if folder is None: return Trainer(config, device=device, **parts.given())
     if resume is True: config = extend_run(config, folder, schedules)
     resumed = claim_folder(folder, config, resume, overwrite, parts)
-    if resume is True and not resumed: raise ConfigError(f'resume: {folder} holds no unfinished run')
+    if resume is True and not resumed: notice(f'resume: nothing is saved in {folder} yet, so the run begins')
     if line := expected_run(config, parts, device): notice(line)
     with advised(config, parts, device, folder):
         if resumed: trainer = Trainer.resume(folder, device=device, **parts.given())
@@ -536,7 +536,7 @@ def train(prompt: str,               # what to make
           seed: int | None = None,   # of every random draw; None: that of the configuration
           device: str | torch.device | None = None,  # where to compute; None: a GPU if there is one
           out: str | Path | None = None,             # result folder; None: outputs/<prompt>
-          resume: str | bool = 'auto',      # 'auto': go on with an unfinished run; False: never; True: it must be there
+          resume: str | bool = 'auto',      # 'auto': go on with an unfinished run; False: never; True: here or nowhere
           schedules: str | None = None,     # of a run made longer: 'keep' them where they were or 'rescale' them
           overwrite: bool = False,          # replace what is in the folder
           callbacks: Callable | Sequence[Callable] = (),  # called as callback(trainer, record) after each step

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from numba import njit
 from torch import nn
 
 from .devices import send
 from .errors import did_you_mean
-from .kernels import _Kernels, kernels_trouble, plain_gradients
+from .kernels import _Kernels, jit, kernels_trouble, plain_gradients
 
 if TYPE_CHECKING: import warp as wp
 
@@ -140,7 +139,7 @@ def sum_normals(vertices: torch.Tensor, faces: torch.Tensor, by_angle: bool) -> 
 
 
 # %% ../nbs/05_shading.ipynb #5a400045
-_jit = njit(nogil=True, cache=True, error_model='numpy')
+_jit = jit(nogil=True, error_model='numpy')
 
 @_jit
 def edge_of(p, a, b) -> tuple[float, float, float]:

@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ from .cameras import Cameras, rays
 from .devices import read
 from .errors import ConfigError
 from .field import normal_from_gradient
+from .kernels import jit
 from .renderer import Renderer, RenderOutput, backdrop, view_lights
 from .shading import Material, shade
 from .splats import CUTOFF, blend, blend_backend, covariance, front_to_back, project, rotation_matrix
@@ -63,14 +63,14 @@ def density_torch(x: torch.Tensor,           # points [N, 3]
 CELLS = 32    # an axis
 
 
-@numba.njit(cache=True)
+@jit()
 def _cell_range(center, reach, low, size):
     "First and last cell of an axis that a splat reaches into"
     first, last = int((center - reach - low)/size), int((center + reach - low)/size)
     return max(0, min(CELLS - 1, first)), max(0, min(CELLS - 1, last))
 
 
-@numba.njit(cache=True)
+@jit()
 def _fill_cells(mean, reach, low, size, count, member):
     "Number of splats of each cell into `count` [cells]; with `member` [total], their numbers too, from `count` on"
     for s in range(len(mean)):
@@ -85,7 +85,7 @@ def _fill_cells(mean, reach, low, size, count, member):
                     count[cell] += 1
 
 # %% ../nbs/08b_splat_renderer.ipynb #8b00000e
-@numba.njit(cache=True)
+@jit()
 def _density_at(points, mean, precision, peak, color, low, size, start, member, floor, density, paint):
     "Density [N] and sum of density*colour [N, 3] at points"
     for n in range(len(points)):

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numba
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from .cameras import Cameras
 from .devices import send
 from .errors import ConfigError, notice, one_line
-from .kernels import _Kernels, kernels_trouble
+from .kernels import _Kernels, jit, kernels_trouble
 
 if TYPE_CHECKING: import warp as wp
 
@@ -126,13 +125,13 @@ def front_to_back(prints: Footprints,
     return seen[prints.depth[seen].argsort(stable=True)]
 
 # %% ../nbs/08a_splats.ipynb #8a00001a
-@numba.njit(nogil=True, cache=True)
+@jit(nogil=True)
 def _box(center: float, extent: float, size: int) -> tuple[int, int]:
     "First and last pixel of a row or column whose middle lies within the extent."
     return max(0, int(math.ceil(center - extent - .5))), min(size - 1, int(math.floor(center + extent - .5)))
 
 
-@numba.njit(nogil=True, cache=True)
+@jit(nogil=True)
 def _blend_forward(center, conic, extent, opacity, feature, order, edge, picture, left, count) -> None:
     "Add the splats in `order` to `picture` [H, W, C] and to `count` [H, W]; `left` [H, W] is the light that is left."
     height, width, channels = picture.shape
@@ -155,7 +154,7 @@ def _blend_forward(center, conic, extent, opacity, feature, order, edge, picture
                 count[y, x] += 1
 
 # %% ../nbs/08a_splats.ipynb #8a00001c
-@numba.njit(nogil=True, cache=True)
+@jit(nogil=True)
 def _blend_backward(center, conic, extent, opacity, feature, order, edge, grad, behind, left,
                     d_center, d_conic, d_opacity, d_feature) -> None:
     "Gradients of `_blend_forward`, added up; `behind` [H, W] begins as the sum of grad*picture."

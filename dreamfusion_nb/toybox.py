@@ -18,11 +18,12 @@ import numba
 import numpy as np
 import torch
 
-from ._toys import (COLORS, FINISHES, KINDS, _albedo, _color, _distance, _jit,
-                                  _on_torch_threads, _primitive_distance, build)
+from ._toys import (COLORS, FINISHES, KINDS, _albedo, _color, _distance, _on_torch_threads,
+                                  _primitive_distance, build)
 from ._toys import Parts as Parts    # for worlds of your own
 from .cameras import VIEWS, Cameras, sample_cameras
 from .errors import ConfigError, did_you_mean
+from .kernels import jit
 
 if TYPE_CHECKING: import trimesh
 
@@ -49,7 +50,7 @@ ALBEDO, LAMBERTIAN, TEXTURELESS, NORMAL = range(4)
 _MODES = dict(albedo=ALBEDO, lambertian=LAMBERTIAN, textureless=TEXTURELESS, normal=NORMAL)
 
 
-@_jit()
+@jit()
 def _normal(row, x, y, z):
     h = 1e-4
     nx = _primitive_distance(row, x + h, y, z, False) - _primitive_distance(row, x - h, y, z, False)
@@ -59,7 +60,7 @@ def _normal(row, x, y, z):
     return nx/n, ny/n, nz/n
 
 
-@_jit()
+@jit()
 def _trace(rows, near, ox, oy, oz, dx, dy, dz):
     "Sphere tracing: distance along the unit ray (negative: a miss) and the primitive hit. `near` is scratch space [P]."
     # Only primitives whose bounding ball the ray meets can be hit; usually that is two or three of a dozen

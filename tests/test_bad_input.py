@@ -239,7 +239,7 @@ FOLDER = [
     Case('unfinished run of damaged settings', ('config.yaml',), state='unfinished',
          make=lambda tmp: (tmp/'result/config.yaml').write_text('iters: [')),
     Case('unfinished run, not to be resumed', ('resume is False', 'overwrite'), dict(resume=False), state='unfinished',
-         doors=('python',)), Case('nothing to resume', ('resume', 'no unfinished run'), dict(resume=True)),
+         doors=('python',)),
     Case('resume and overwrite', ('resume', 'overwrite', 'choose one'), dict(resume=True, overwrite=True),
          state='unfinished'), ]
 

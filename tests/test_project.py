@@ -5,14 +5,17 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import types
 import zipfile
 from configparser import ConfigParser
 from pathlib import Path
 
 import newcomer
 import pytest
+import release
 import yaml
 
 import dreamfusion_nb
@@ -23,6 +26,7 @@ WEIGHTS = PACKAGE/'prior_weights'
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 MODULES = sorted(p.stem for p in PACKAGE.glob('*.py') if p.stem not in ('__init__', '_modidx'))
 each_notebook = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.name)
+each_tutorial = pytest.mark.parametrize('path', sorted(newcomer.TUTORIALS.glob('*.ipynb')), ids=lambda p: p.name)
 each_module = pytest.mark.parametrize('name', MODULES)
 
 
@@ -149,10 +153,37 @@ def test_developers_packages_are_told_from_users():
             'jupyterlab'} <= set(newcomer.users_packages())
 
 
-@pytest.mark.parametrize('path', sorted(newcomer.TUTORIALS.glob('*.ipynb')), ids=lambda p: p.name)
+@each_tutorial
 def test_tutorial_imports_only_what_a_user_has(path):
     "And tools/newcomer.py, in .ci/run, runs them where nothing else is installed"
     assert not set(imports(path)) & set(newcomer.developers_modules())
+
+
+# Colab
+
+@each_tutorial
+def test_tutorial_opens_in_colab(path):
+    owner = settings()['git_url'].removeprefix('https://github.com/')
+    badges = re.findall(r'\[!\[Open in Colab\]\((\S+)\)\]\((\S+)\)',
+                        ''.join(''.join(cell['source']) for cell in cells(path, 'markdown')))
+    (picture, address), = badges
+    assert (path.parent/picture).exists()
+    assert address == f'https://colab.research.google.com/github/{owner}/blob/main/nbs/tutorials/{path.name}'
+
+
+@each_tutorial
+def test_first_cell_installs_in_colab_and_does_nothing_elsewhere(path, monkeypatch):
+    first = compile(''.join(cells(path, 'code')[0]['source']), path.name, 'exec')
+    did = []
+    shell = types.SimpleNamespace(system=did.append)
+    monkeypatch.setattr(os, 'chdir', did.append)
+    exec(first, dict(get_ipython=lambda: shell))
+    assert did == []
+    widgets = types.SimpleNamespace(enable_custom_widget_manager=lambda: did.append('widgets'))
+    monkeypatch.setitem(sys.modules, 'google.colab', types.SimpleNamespace(output=widgets))
+    exec(first, dict(get_ipython=lambda: shell))
+    assert did == ['/content', f'git clone -q --depth 1 {settings()["git_url"]}', 'pip install -q ./dreamfusion_nb',
+                   'dreamfusion_nb/nbs/tutorials', 'widgets']
 
 
 # Package
@@ -179,13 +210,88 @@ def test_shipped_weights_fit():
     assert all(path.stat().st_size <= 16*2**20 for path in files)
 
 
-def test_wheel_holds_all(tmp_path):
-    names = set(zipfile.ZipFile(newcomer.build_wheel(tmp_path)).namelist())
+@pytest.fixture(scope='module')
+def built(tmp_path_factory): return newcomer.build_wheel(tmp_path_factory.mktemp('built'))
+
+
+def test_wheel_holds_all(built):
+    names = set(zipfile.ZipFile(built).namelist())
     assert {f'dreamfusion_nb/{name}.py' for name in ('__init__', *MODULES)} <= names
     assert {path.relative_to(ROOT).as_posix() for path in WEIGHTS.rglob('*') if path.is_file()} <= names
     assert {'dreamfusion_nb/dashboard.js', 'dreamfusion_nb/viewer.js', 'dreamfusion_nb/py.typed'} <= names
     assert any(name.endswith('licenses/LICENSE') for name in names)
     assert not any(name.startswith(('tests/', 'nbs/', 'tools/')) for name in names)
+
+
+def test_what_a_wheel_says_of_itself(built):
+    said = release.metadata(built)
+    pythons = settings()['pythons'].split()
+    assert said['Requires-Python'] == f'>={pythons[0]}' == f'>={settings()["min_python"]}'
+    named = [name.rpartition(' ')[2] for name in said.get_all('Classifier') if ':: Python :: 3.' in name]
+    assert named == pythons
+    links = dict(line.split(', ') for line in said.get_all('Project-URL'))
+    assert {'Documentation', 'Source', 'Issues', 'Changelog'} <= set(links)
+    assert set(said.get_all('Provides-Extra')) == {'dev', 'ray', 'cuda', 'openvino'}
+    # a page of PyPI has no file beside it
+    assert not re.findall(r'\]\((?!https?:|#)|src="(?!https?:)', said.get_payload())
+
+
+def test_source_archive_holds_all_that_git_has(tmp_path):
+    "As setuptools packs it; that a wheel can be made from it is tried by tools/release.py"
+    tree = newcomer.copy_of_the_tree(tmp_path, pages=True)
+    subprocess.run([sys.executable, 'setup.py', '-q', 'sdist', '-d', tmp_path], cwd=tree, check=True,
+                   capture_output=True)
+    archive, = tmp_path.glob('*.tar.gz')
+    assert release.missing_in_archive(archive, newcomer.tracked()) == []
+    assert release.missing_in_archive(archive, ['nbs/nothing.ipynb', '.gitignore']) == ['nbs/nothing.ipynb']
+
+
+def test_a_python_that_is_too_old_is_told_so():
+    "The first lines of the package, as an older Python reads them"
+    program = ('import sys; sys.version_info, sys.version = (3, 10, 4), "3.10.4 (main)"\n'
+               f'exec(compile(open({str(PACKAGE/"__init__.py")!r}).read(), "it", "exec"))')
+    told = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True).stderr.splitlines()[-1]
+    assert told == f'ImportError: dreamfusion_nb needs Python {settings()["min_python"]} or newer, and this is 3.10.4'
+
+
+COMPILES = """import importlib, math, resource, sys
+import torch
+for name in sys.argv[2:]: importlib.import_module('dreamfusion_nb.' + name)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+from dreamfusion_nb.shading import vertex_normals
+corners = torch.eye(3)
+print(vertex_normals(corners, torch.tensor([[0, 1, 2]])).sum(1).sub(math.sqrt(3)).abs().max().item() < 1e-6)
+"""
+
+
+def compiled_where(limit, modules=(), drop=(), **environment):
+    "Imports modules and runs a compiled function where a file may have `limit` bytes; returns the warnings"
+    env = {k: v for k, v in os.environ.items() if k not in ('NUMBA_CACHE_DIR', 'XDG_CACHE_HOME', 'MPLCONFIGDIR')}
+    run = subprocess.run([*drop, sys.executable, '-c', COMPILES, str(limit), *modules], env=env | environment,
+                         capture_output=True, text=True)
+    assert (run.stdout, run.returncode) == ('True\n', 0), run.stderr
+    return run.stderr
+
+
+def test_a_full_disk_keeps_no_compiled_code(tmp_path):
+    "And is no reason to stop"
+    place = dict(NUMBA_CACHE_DIR=str(tmp_path), PYTHONPATH=str(ROOT))
+    assert compiled_where(0, **place) == '' and not list(tmp_path.rglob('*.nbc'))
+    assert compiled_where(2**30, **place) == '' and list(tmp_path.rglob('*.nbc'))
+
+
+def test_package_and_home_that_cannot_be_written(tmp_path):
+    drop = ()
+    if not os.geteuid():    # root may write everywhere, unless it gives that up
+        drop = ('setpriv', '--bounding-set', '-dac_override')
+        if not shutil.which('setpriv'): pytest.skip('needs setpriv')
+    package, home = tmp_path/'dreamfusion_nb', tmp_path/'home'
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns('__pycache__', 'prior_weights'))
+    home.mkdir()
+    for folder in (package, home): folder.chmod(0o555)
+    said = compiled_where(2**30, MODULES, drop, PYTHONPATH=str(tmp_path), HOME=str(home))
+    assert 'Traceback' not in said and not list(home.iterdir())
+    assert sorted(path.name for path in package.glob('*.py')) == sorted(path.name for path in PACKAGE.glob('*.py'))
 
 
 # Habits
@@ -225,15 +331,17 @@ def test_scripts_know_the_words_of_the_workflows():
 
 def test_every_python_that_we_name_is_tested():
     tested = yaml.safe_load(WORKFLOWS['tests'].read_text())['jobs']['tests']['strategy']['matrix']['python']
-    assert tested[0] == settings()['min_python']
+    assert tested == settings()['pythons'].split()
     named, = re.findall(r'with Python (3[\d., or]+)', (ROOT/'README.md').read_text(encoding='utf-8'))
     assert re.findall(r'3\.\d+', named) == tested
 
 
 def test_a_release_publishes_only_what_has_made_an_apple():
     jobs = yaml.safe_load(WORKFLOWS['release'].read_text())['jobs']
-    assert [s['run'] for s in jobs['build']['steps'] if 'bash' in s.get('run', '')] == ['bash .ci/run',
-        'bash .ci/release']
+    ours = [line for step in jobs['build']['steps'] for line in step.get('run', '').splitlines()
+            if line.startswith(('bash ', 'python tools/'))]
+    pythons = ' '.join(f'python{version}' for version in settings()['pythons'].split())
+    assert ours == ['bash .ci/run', f'python tools/release.py --try {pythons}']
     assert jobs['publish']['needs'] == 'build' and jobs['publish']['permissions'] == {'id-token': 'write'}
     assert not any('password' in step.get('with', {}) for step in jobs['publish']['steps'])
 

@@ -116,6 +116,18 @@ def test_killed_at_any_time(crashes, whole, tmp_path):
     assert kills > 1
 
 
+def test_resume_is_said_until_the_run_is_done(crashes, whole, tmp_path):
+    "Killed before anything is saved, in the middle, and when all is done: the same call each time"
+    always, folder = LONG | dict(resume=True), tmp_path/'result'
+    for at in range(1, 6):
+        assert crashes(folder, always, at=at)['signal'] == signal.SIGKILL
+        assert not checkpoints.list_checkpoints(folder)
+    assert crashes(folder, always, at=25)['signal'] == signal.SIGKILL and checkpoints.list_checkpoints(folder)
+    for _ in range(2): assert crashes(folder, always)['said'] == ''
+    assert without_log(folder) == without_log(whole[0])
+    assert crashes(folder, always, at=1)['changes'] == 0    # done is done
+
+
 def test_killed_while_finishing(crashes, whole, tmp_path):
     "SIGKILL at each change after the last checkpoint"
     done = tmp_path/'done'
@@ -457,6 +469,10 @@ def test_command(pipeline, result, tmp_path, capfd):
     assert [line.split()[0] for line in out.splitlines()] == [str(tmp_path/'result'/name)
                                                               for name in FILES if name != 'checkpoints']
     assert '12/12' in err and 'warn' not in err.lower()
+    for _ in range(2):    # said again: it is done
+        before = snapshot(tmp_path)
+        assert cli.main([*words(tmp_path/'result', pipeline), '--resume']) == 0
+        assert capfd.readouterr().out == out and snapshot(tmp_path) == before
     # the same run through the other door
     assert snapshot(tmp_path/'result'/'checkpoints') == snapshot(result.folder/'checkpoints')
 

@@ -45,12 +45,17 @@ NotebookClient(book, timeout=1200, kernel_name='python3', resources=dict(metadat
 """
 
 
-def copy_of_the_tree(folder):
-    "The files that git knows or would take, so that a build leaves nothing in the checkout"
+def tracked():
+    "The files that git knows or would take"
     listed = subprocess.run(['git', 'ls-files', '-z', '-co', '--exclude-standard'], cwd=ROOT, check=True,
                             capture_output=True).stdout
-    for name in filter(None, listed.decode().split('\0')):
-        if name.startswith('nbs/') or not (ROOT/name).is_file(): continue
+    return [name for name in listed.decode().split('\0') if name and (ROOT/name).is_file()]
+
+
+def copy_of_the_tree(folder, pages=False):
+    "What git tracks, without the pages unless they are wanted: so a build leaves nothing in the checkout"
+    for name in tracked():
+        if name.startswith('nbs/') and not pages: continue
         target = folder/'tree'/name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((ROOT/name).read_bytes())
