@@ -1,6 +1,6 @@
 """Keeps of saved notebooks what a page without a kernel can show: no live widget and no state of one, of a still
 picture only the plain one, of a picture that IPython kept as PNG and as JPEG the smaller one, and of that no more than
-470 pixels across and JPEG quality 31. So all pages together stay small enough for a checkout.
+470 pixels across and JPEG quality 28. So all pages together stay small enough for a checkout.
 
     python tools/stills.py [notebook ...]          # default: all below nbs
 """
@@ -15,7 +15,7 @@ from PIL import Image
 LIVE = 'application/vnd.jupyter.widget-view+json'
 PICTURES = ('image/jpeg', 'image/png')
 STILL = 'class="dfnb-still"'    # of the HTML that `viewer.StillWidget` shows before a live widget
-QUALITY = 31
+QUALITY = 28
 WIDTH = 470     # pixels
 
 
