@@ -306,41 +306,49 @@ def book(tmp_path_factory):
     return pages.write_notebook(tmp_path_factory.mktemp('books')/'viewer.ipynb', CODE)
 
 
-@pytest.mark.parametrize('dark', [True, False], ids=['dark', 'light'])
-def test_in_jupyterlab(opened, book, dark):
+@pytest.fixture(params=[True, False], ids=['dark', 'light'])
+def dark(request): return request.param
+
+
+@pytest.fixture
+def lab(book, dark):
+    with pages.served('lab', book.parent, dark) as address: yield address
+
+
+def test_in_jupyterlab(opened, lab, book, dark):
     "Keys stay in the viewer, its toolbar can be read, and a notebook that is opened without a kernel shows the still"
-    with pages.served('lab', book.parent, dark) as lab:
-        page = pages.open_lab(opened, lab, book.name)
-        pages.run_all(page)
-        page.locator('.dfnb-viewer canvas').first.wait_for(timeout=pages.PATIENCE)
-        assert not page.locator('.dfnb-still').is_visible()
-        for control in page.locator('.dfnb-viewer-bar :is(label, select, button)').all():
-            assert contrast(page, control) >= 4.5, control.text_content()
-        if not dark:
-            # the slider moves; the cell stays selected, and none is added or deleted
-            slider = page.locator('.dfnb-viewer input[type=range]')
-            slider.focus()
-            for key in ('ArrowRight', 'ArrowRight', 'ArrowUp', 'b', 'd', 'd'): slider.press(key)
-            assert slider.input_value() == '15'
-            page.locator('.dfnb-viewer canvas').focus()
-            for key in ('ArrowDown', 'd', 'd', 'a', 'x'): page.keyboard.press(key)
-            assert page.locator('.jp-CodeCell').count() == 1 and page.locator('.dfnb-viewer canvas').is_visible()
-            assert page.evaluate("document.activeElement.tagName") == 'CANVAS'
-        page.keyboard.press('Control+s')
-        wait_until(page, lambda: 'widget-view' in book.read_text())
-        shut_down(page)
-        page.close()
-        page = opened.new_page()
-        pages.goto_lab(page, lab, book.name)
-        lost = page.locator('.jp-OutputArea-output', has_text='model not found')
-        lost.wait_for(state='attached', timeout=pages.PATIENCE)
-        still = page.locator('.dfnb-still img')
-        wait_until(page, still.is_visible)
-        assert not page.locator('.jp-OutputArea-output', has_text='model not found').is_visible()
-        assert still.get_attribute('alt').startswith('3D view (shaded) of a red ball')
-        caption = page.locator('.dfnb-still figcaption')
-        assert 'Run this cell' in caption.text_content() and contrast(page, caption) >= 4.5
-        page.close()
+    pages.write_notebook(book, CODE)    # as it was before it was run
+    page = pages.open_lab(opened, lab, book.name)
+    pages.run_all(page)
+    page.locator('.dfnb-viewer canvas').first.wait_for(timeout=pages.PATIENCE)
+    assert not page.locator('.dfnb-still').is_visible()
+    for control in page.locator('.dfnb-viewer-bar :is(label, select, button)').all():
+        assert contrast(page, control) >= 4.5, control.text_content()
+    if not dark:
+        # the slider moves; the cell stays selected, and none is added or deleted
+        slider = page.locator('.dfnb-viewer input[type=range]')
+        slider.focus()
+        for key in ('ArrowRight', 'ArrowRight', 'ArrowUp', 'b', 'd', 'd'): slider.press(key)
+        assert slider.input_value() == '15'
+        page.locator('.dfnb-viewer canvas').focus()
+        for key in ('ArrowDown', 'd', 'd', 'a', 'x'): page.keyboard.press(key)
+        assert page.locator('.jp-CodeCell').count() == 1 and page.locator('.dfnb-viewer canvas').is_visible()
+        assert page.evaluate("document.activeElement.tagName") == 'CANVAS'
+    page.keyboard.press('Control+s')
+    wait_until(page, lambda: 'widget-view' in book.read_text())
+    shut_down(page)
+    page.close()
+    page = opened.new_page()
+    pages.goto_lab(page, lab, book.name)
+    lost = page.locator('.jp-OutputArea-output', has_text='model not found')
+    lost.wait_for(state='attached', timeout=pages.PATIENCE)
+    still = page.locator('.dfnb-still img')
+    wait_until(page, still.is_visible)
+    assert not page.locator('.jp-OutputArea-output', has_text='model not found').is_visible()
+    assert still.get_attribute('alt').startswith('3D view (shaded) of a red ball')
+    caption = page.locator('.dfnb-still figcaption')
+    assert 'Run this cell' in caption.text_content() and contrast(page, caption) >= 4.5
+    page.close()
 
 
 def test_html_made_offline_shows_the_still(opened, book, tmp_path):

@@ -111,16 +111,22 @@ def open_lab(opened, address, name, width=1280, height=1000):
     return page
 
 
-def seen(opened):
-    "What the open pages of a browser show and have said, and where their kernels are: for the report of a failed test"
-    lines = []
-    for page in (page for context in opened.contexts for page in context.pages):
+def shown_by(page):
+    "What a page shows and has said, and where its server's kernels are; a page that does not answer says why"
+    lines = [f'-- {page.url}']
+    try:
         kernels = page.evaluate("() => fetch('/api/kernels').then(answer => answer.text()).catch(String)")
-        lines += [f'-- {page.url}', page.locator('body').inner_text()[-1500:], f'-- kernels: {kernels[:600]}']
+        lines += [page.locator('body').inner_text(timeout=10_000)[-1500:], f'-- kernels: {kernels[:600]}']
         lines += [f'-- {said.type}: {said.text[:300]}' for said in page.console_messages()[-15:]]
         lines += [f'-- error: {error}' for error in page.page_errors()[-5:]]
-    for address, log in LOGS.items(): lines += [f'-- {address} says', log.read_text()[-2000:]]
+    except Exception as error: lines.append(f'-- {error}')
     return '\n'.join(lines)
+
+
+def seen(opened):
+    "What the open pages of a browser show, and what the servers say: for the report of a failed test"
+    servers = [f'-- {address} says\n{log.read_text()[-2000:]}' for address, log in LOGS.items()]
+    return '\n'.join([*(shown_by(page) for context in opened.contexts for page in context.pages), *servers])
 
 
 def run_all(page):
