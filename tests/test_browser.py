@@ -381,7 +381,7 @@ def test_a_saved_dashboard_is_a_picture(opened, lab, page, books):
 def test_voila(opened, books):
     "Without cells: step, and two runs side by side with one camera"
     with pages.served('voila', books) as address:
-        page = opened.new_page(viewport=dict(width=1280, height=900))
+        page = pages.new_page(opened, viewport=dict(width=1280, height=900))
         page.goto(f'{address}/voila/render/step.ipynb', wait_until='commit', timeout=pages.PATIENCE)
         page.locator('.dfnb-step-dashboard').first.wait_for(timeout=pages.PATIENCE)
         button(page, 'Step').click()

@@ -39,7 +39,7 @@ def written(tmp_path_factory):
 @pytest.fixture
 def page(opened, written):
     "The page that `write_page` made, with any request refused that is not for the file itself"
-    made = opened.new_page(viewport=dict(width=500, height=560))
+    made = pages.new_page(opened, viewport=dict(width=500, height=560))
     asked, errors = [], []
     made.on('request', lambda request: asked.append(request.url))
     made.on('pageerror', lambda error: errors.append(error))
@@ -156,7 +156,7 @@ def test_turning_by_itself(opened, written, page):
     page.wait_for_timeout(300)
     assert camera(page)['azimuth'] == stopped and turn.get_attribute('aria-pressed') == 'false'
     # who wants less motion gets it only by pressing the button
-    calm = opened.new_page(reduced_motion='reduce')
+    calm = pages.new_page(opened, reduced_motion='reduce')
     spinning = written.with_name('spinning.html')
     spinning.write_text(written.read_text().replace('"spin": false', '"spin": true'))
     calm.goto(spinning.as_uri())
@@ -226,7 +226,7 @@ def coated(tmp_path_factory):
 @pytest.fixture
 def toy(opened, coated):
     "That page, on which nothing may be said to be wrong"
-    made, wrong = opened.new_page(viewport=dict(width=340, height=400)), []    # wider than high
+    made, wrong = pages.new_page(opened, viewport=dict(width=340, height=400)), []    # wider than high
     made.on('console', lambda message: wrong.append(message.text))
     made.on('pageerror', lambda error: wrong.append(error))
     made.goto(coated[1].as_uri())
@@ -338,7 +338,7 @@ def test_in_jupyterlab(opened, lab, book, dark):
     wait_until(page, lambda: 'widget-view' in book.read_text())
     shut_down(page)
     page.close()
-    page = opened.new_page()
+    page = pages.new_page(opened)
     pages.goto_lab(page, lab, book.name)
     lost = page.locator('.jp-OutputArea-output', has_text='model not found')
     lost.wait_for(state='attached', timeout=pages.PATIENCE)
@@ -357,7 +357,7 @@ def test_html_made_offline_shows_the_still(opened, book, tmp_path):
         command = ['jupyter', 'nbconvert', '--to', 'html', *options, str(book), '--output', str(tmp_path/'viewer')]
         if options or 'dfnb-still' in book.read_text(): subprocess.run(command, check=True, capture_output=True)
         else: continue
-        page = opened.new_page()
+        page = pages.new_page(opened)
         page.route(re.compile('^https?:'), lambda route: route.abort())
         page.goto((tmp_path/'viewer.html').as_uri())
         still = page.locator('.dfnb-still img')

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 import api_pages
 import pytest
 from conftest import needs_browser
+from pages import new_page
 
 import docs
 from dreamfusion_nb.config import KEYS
@@ -249,7 +250,7 @@ def address(site):
 
 def visit(opened, address, name, **how):
     "(a page of the site, what it complained of), in a context of its own"
-    page = opened.new_context(**how).new_page()
+    page = new_page(opened, **how)
     complaints = []
     page.on('console', lambda said: complaints.append(said.text) if said.type in ('error', 'warning') else None)
     page.on('pageerror', lambda error: complaints.append(str(error)))
@@ -304,7 +305,7 @@ def test_pages_are_quiet_legible_and_reached_by_keyboard_and_fit_a_phone(opened,
         page.wait_for_function('window.innerWidth == 390')
         if page.evaluate('document.documentElement.scrollWidth') > 390: found[name].append('too wide for a phone')
         if not 0 < page.locator('h1').first.bounding_box()['y'] < 200: found[name].append('its content comes late')
-        page.context.close()
+        page.close()
     assert not {name: said for name, said in found.items() if said}
 
 
@@ -315,7 +316,7 @@ def test_theme_follows_the_reader_and_a_phone_has_its_menu(opened, address):
     page.locator('.primary-toggle').click()
     page.get_by_role('dialog').get_by_role('link', name='raymarch').first.wait_for()
     assert not complaints
-    page.context.close()
+    page.close()
 
 
 @needs_browser
@@ -333,13 +334,13 @@ def test_search_finds_names_and_keys(opened, address):
     page.locator('#search-results li a', has_text='Janus').first.click()
     page.wait_for_load_state()
     assert not complaints
-    page.context.close()
+    page.close()
 
 
 @needs_browser
 def test_search_works_from_a_folder(opened, site):
     "Without a server, too: it only leaves the summaries out"
-    page = opened.new_page()
+    page = new_page(opened)
     page.goto(f'file://{site}/search.html?q=nerf.bound')
     page.locator('#search-results li a[href*="#key-nerf-bound"]').wait_for()
     page.close()
@@ -358,4 +359,4 @@ def test_keyboard_alone_searches_and_opens(opened, address):
     page.keyboard.press('Enter')
     page.wait_for_url(lambda url: 'search.html' not in url)
     assert not complaints
-    page.context.close()
+    page.close()

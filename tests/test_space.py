@@ -54,8 +54,7 @@ def addresses():
 
 def visit(opened, address):
     "A visitor's page; `page.strange`: what it asked others for, and errors"
-    page = opened.new_page()
-    page.set_default_timeout(pages.PATIENCE)
+    page = pages.new_page(opened)
     page.strange = []
     page.on('request', lambda r: page.strange.append(r.url) if not r.url.startswith((address, 'data:', 'blob:')) else 0)
     page.on('pageerror', lambda error: page.strange.append(str(error)))

@@ -95,6 +95,13 @@ READY = """name => {
 }"""
 
 
+def new_page(opened, **how):
+    "A page in a context of its own, which waits as long as a busy machine needs"
+    page = opened.new_page(**how)
+    page.set_default_timeout(PATIENCE)
+    return page
+
+
 def goto_lab(page, address, name):
     """Open a notebook in JupyterLab in a workspace of its own, where no other notebook is restored. (`?reset` does that
     too, but may load the page a second time when a person or a test has already begun.)"""
@@ -103,8 +110,7 @@ def goto_lab(page, address, name):
 
 def open_lab(opened, address, name, width=1280, height=1000):
     "A page with a notebook in JupyterLab, its kernel ready"
-    page = opened.new_page(viewport=dict(width=width, height=height))
-    page.set_default_timeout(PATIENCE)
+    page = new_page(opened, viewport=dict(width=width, height=height))
     goto_lab(page, address, name)
     page.wait_for_function(READY, arg=name)
     page.locator('.jp-Notebook .jp-CodeCell').first.wait_for()
