@@ -113,7 +113,7 @@ def growth(args, model):
 
 
 def plot(scaling, grown, path):
-    figure, axes = plt.subplots(1, 1 + len(grown), figsize=(3*(1 + len(grown)), 2.6))
+    figure, (axes,) = plt.subplots(1, 1 + len(grown), figsize=(3*(1 + len(grown)), 2.6), squeeze=False)
     for preset, rows in scaling.items():
         rows = [row for row in rows if row['workers']]
         axes[0].plot([r['workers'] for r in rows], [r['views'] for r in rows], 'o-', label=preset)
