@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from .config import Config, load_config, mesh_preset
 from .errors import ConfigError, Interrupted, check_folder, is_whole, notice
+from .presets import TOYBOX_PRIORS
 
 # %% ../nbs/19b_batch.ipynb #eb35cfc9
 @dataclass(frozen=True)
@@ -271,7 +272,7 @@ def _differ(prompts: dict[int, str], where: str) -> dict[int, str]:
 def _refusal(config: Config, prompt: str) -> str:
     "Why the prior cannot make a prompt, or ''. Other models read any text"
     from dreamfusion_nb import toybox
-    if config.guidance.name != 'toybox': return ''
+    if config.guidance.name not in TOYBOX_PRIORS: return ''
     try: toybox.parse(prompt)
     except ConfigError as error: return str(error)
     return ''

@@ -139,6 +139,13 @@ def _sphere_numbers(draws: torch.Tensor, ranges: Sequence[Range], rate: float,
     spread = torch.stack([360*draws[0] - 180, torch.rad2deg(torch.acos(draws[1])), *numbers[2:]])
     return torch.where(_uniform(draws.shape[1], generator=generator) < rate, spread, numbers)
 
+
+def _rings(numbers: torch.Tensor, n_view: int) -> torch.Tensor:
+    "Of each camera among the numbers [4, n] a ring of `n_view`, evenly around [4, n·n_view]"
+    numbers = numbers.repeat_interleave(n_view, 1)
+    turned = numbers[0] + 360/n_view*(torch.arange(numbers.shape[1], device=numbers.device) % n_view)
+    return torch.cat([((turned + 180) % 360 - 180)[None], numbers[1:]])
+
 # %% ../nbs/01_cameras.ipynb #61533c0c
 def jitter_cameras(cameras: Cameras,                  # batch of B cameras on a sphere
            *,
@@ -170,6 +177,7 @@ def sample_cameras(n: int,                                    # how many
                    phi_range: Range = (-180., 180.),          # azimuth in degrees
                    fovy_range: Range = (10., 30.),            # vertical field of view in degrees
                    stratified: bool = False,                  # one camera in each of `n` equal azimuth sectors
+                   n_view: int = 1,                           # so many at a time stand evenly around, alike else
                    uniform_sphere_rate: float = 0.,           # share of cameras drawn by area on the upper hemisphere
                    jitter_center: float = 0.,                 # shakes the position, see `jitter_cameras`; 0 is off
                    jitter_target: float = 0.,                 # shakes the point looked at
@@ -181,13 +189,16 @@ def sample_cameras(n: int,                                    # how many
 
     ValueError for a bad range."""
     if n < 1: raise ValueError(f"n: at least one camera, not {n}")
+    if n_view < 1 or n % n_view: raise ValueError(f"n_view: a divisor of n, which is {n}, not {n_view}")
     if not 0 <= uniform_sphere_rate <= 1:
         raise ValueError(f"uniform_sphere_rate: must lie in 0..1, not {uniform_sphere_rate}")
     ranges = (_interval("phi_range", phi_range, -720, 720), _interval("theta_range", theta_range, 0, 180),
               _interval("radius_range", radius_range, 1e-3, 1e6), _interval("fovy_range", fovy_range, 1e-2, 179))
-    draws = _uniform(4, n, generator=generator)
-    if stratified: draws[0] = (torch.arange(n, device=draws.device) + draws[0])/n
-    cameras = sphere_cameras(*_sphere_numbers(draws, ranges, uniform_sphere_rate, generator), device=draws.device)
+    draws = _uniform(4, n//n_view, generator=generator)
+    if stratified: draws[0] = (torch.arange(n//n_view, device=draws.device) + draws[0])*n_view/n
+    numbers = _sphere_numbers(draws, ranges, uniform_sphere_rate, generator)
+    if n_view > 1: numbers = _rings(numbers, n_view)
+    cameras = sphere_cameras(*numbers, device=draws.device)
     if jitter_center or jitter_target or jitter_up:
         cameras = jitter_cameras(cameras, center=jitter_center, target=jitter_target, up=jitter_up, generator=generator)
     return cameras.send(device)

@@ -113,12 +113,28 @@ def check_guidance(config: Any) -> None:
     if g.kind == 'vsd' and g.low_memory:
         raise ConfigError('guidance.low_memory must be false for guidance.kind vsd: its LoRA learns through the whole '
                           'UNet, which stays on the GPU for that')
+    if g.name == 'toybox-multiview' and g.kind == 'vsd':
+        raise ConfigError('guidance.kind must not be vsd for guidance.name toybox-multiview: its LoRA would have to '
+                          'learn views that ask each other; asd has the same aim')
     for key, kind in (('asd_shift', 'asd'), ('ism_interval', 'ism'), ('bridge_start', 'bridge'),
                       ('bridge_source', 'bridge'), ('lora_rank', 'vsd'), ('lora_lr', 'vsd')):
         if g.kind != kind and getattr(g, key) != getattr(type(g)(), key):
             raise ConfigError(f'guidance.{key} is read by guidance.kind {kind} alone, and this run has {g.kind}')
 
 # %% ../nbs/14ab_checks.ipynb #18ac7cbf
+def check_views(config: Any,      # `Config`
+                together: int     # views of one object that the diffusion model draws together; 1: it draws pictures
+               ) -> None:
+    "Raise `ConfigError` unless the views of a step make whole rings, of the size that the model draws"
+    t = config.data.train
+    if t.batch_size % t.n_view:
+        raise ConfigError(f'data.train.batch_size must be a multiple of data.train.n_view, {t.n_view}, not '
+                          f'{t.batch_size}')
+    if together > 1 and t.n_view != together:
+        raise ConfigError(f'data.train.n_view must be {together} for a model that draws {together} views of an object '
+                          f'together, and data.train.batch_size a multiple of it, not {t.n_view} and {t.batch_size}')
+
+
 def is_scheduled(value: Any) -> bool:
     "Whether a value, or an end of a range, is a schedule"
     return isinstance(value, tuple) and (len(value) == 4 or any(map(is_scheduled, value)))
@@ -149,4 +165,5 @@ def check_schedules(config: Any) -> None:
 def check_together(config: Any) -> None:
     "Raise `ConfigError` where keys contradict each other"
     for check in (check_parts, check_losses, check_mesh, check_guidance, check_schedules): check(config)
+    check_views(config, 4 if config.guidance.name == 'toybox-multiview' else 1)
     check_latents(config, 3 if config.guidance.name.startswith('DeepFloyd/') else 4)

@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from .config import KEYS, Group, resolve
 from .errors import ConfigError
-from .presets import PRESETS
+from .presets import PRESETS, TOYBOX_PRIORS
 
 # %% ../nbs/14c_completion.ipynb #5c535c7a
 def open_brackets(text: str) -> tuple[list[int], str]:
@@ -66,7 +66,7 @@ def short_names() -> list[str]:
 
 
 ARGUMENTS: dict[str, Iterable] = {    # of `train` and its like, which are no keys: what to offer
-    'preset': PRESETS, 'guidance': ['toybox'], 'device': ['cpu', 'cuda'],
+    'preset': PRESETS, 'guidance': TOYBOX_PRIORS, 'device': ['cpu', 'cuda'],
     'resume': ['auto', True, False], 'schedules': ['keep', 'rescale'],
     'overwrite': [True, False], 'progress': [True, False]}
 

@@ -99,8 +99,8 @@ class Config(_Root):
     mesh_fname: str | None = not_compared(text(None, empty=False))  # null: model.glb in the result folder
     mesh_resolution: int = not_compared(number(128, 8, 1024))  # of that mesh: cells along an axis
     # where the defaults came from
-    preset: str = choice('toybox', 'toybox', 'quality', 'splats', 'toybox-dmtet', 'dreamgaussian', 'dreamfusion',
-        'dreamfusion-dmtet')
+    preset: str = choice('toybox', 'toybox', 'quality', 'splats', 'multiview', 'toybox-dmtet', 'dreamgaussian',
+        'dreamfusion', 'dreamfusion-dmtet')
     nerf: Nerf = group(Nerf)
     background: Background = group(Background)
     material: Material = group(Material)
@@ -256,7 +256,8 @@ def preset(name: str    # 'toybox', 'quality', 'splats', 'toybox-dmtet', 'dreamg
 def mesh_preset(config: Config  # of a NeRF or a mesh stage
                ) -> str:        # name of a preset
     "The preset with which a result of `config` goes on as a mesh"
-    return 'toybox-dmtet' if config.preset in ('toybox', 'quality', 'splats', 'toybox-dmtet') else 'dreamfusion-dmtet'
+    laptop = 'toybox', 'quality', 'splats', 'multiview', 'toybox-dmtet'
+    return 'toybox-dmtet' if config.preset in laptop else 'dreamfusion-dmtet'
 
 # %% ../nbs/14b_config.ipynb #28fb0a71
 def _apply_nemo_key(config: Any, key: str, value: Any) -> None:

@@ -26,6 +26,7 @@ from .kernels import warp_trouble
 from .keys import Guidance
 from .meter import Gpu, Meter, describe, find_gpu, memory_of
 from .model_cost import ModelCost, bytes_of, model_cost, settings_of
+from .multiview import draws_views
 from .own_parts import OwnParts, assemble
 from .pipelines import fastest_dtype
 from .raymarch import _TABLE, VolumeRenderer, march, visible
@@ -116,7 +117,9 @@ def small_configs(config: Config, renderer: nn.Module) -> Iterator[tuple[Config,
     "Smaller configurations whose steps cost the same for each unit, with what counts the units"
     lit = config.latent_iter_ratio or config.albedo_iter_ratio < 1
     usual = {'latent_iter_ratio': 0, 'albedo_iter_ratio': 0 if lit else 1, 'textureless_ratio': 0, 'iters': 10,
-             'data.train.batch_size': 1, 'data.train.start_size': None, 'phase_iters': None}
+             'data.train.batch_size': 1, 'data.train.n_view': 1, 'data.train.start_size': None, 'phase_iters': None,
+             # nobody is asked, so one who wants rings of views need not be named
+             'guidance.name': 'toybox' if draws_views(config.guidance.name) else config.guidance.name}
     # what is learned beside the object is the diffusion model's cost
     if config.guidance.kind == 'vsd': usual |= {f'guidance.{key}': getattr(Guidance(), key) for key in
         ('kind', 'lora_rank', 'lora_lr')}
@@ -268,7 +271,8 @@ def cloud_cost(ours: OurCost, trials: list[Trial], config: Config, parts: OwnPar
 
 def with_size(config: Config) -> Config:
     "The same with four views of a size that does not matter"
-    return config.replace({'data.train.width': 8, 'data.train.height': 8, 'data.train.batch_size': 4})
+    views = 4 if 4 % config.data.train.n_view == 0 else config.data.train.n_view
+    return config.replace({'data.train.width': 8, 'data.train.height': 8, 'data.train.batch_size': views})
 
 
 def number_of_rays(config: Config) -> int:
@@ -382,7 +386,7 @@ def levers(config: Config) -> Iterator[dict[str, Any]]:
     width, height = full_size(config)
     if not getattr(g, 'low_memory', True): yield {'guidance.low_memory': True}
     if g.precision == '32': yield {'guidance.precision': '16'}
-    if d.batch_size > 1: yield {'data.train.batch_size': 1}
+    if d.batch_size > d.n_view: yield {'data.train.batch_size': d.n_view}
     if config.renderer.name == 'splats':
         count, most = config.splats.count, config.splats.max_count
         for n in (4, 16):

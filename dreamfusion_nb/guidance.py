@@ -263,6 +263,30 @@ class Asking:
         uncond, cond = _ask(self.guidance, torch.cat([noisy]*2), torch.cat([t]*2), texts).chunk(2)
         return classifier_free(uncond, cond, scale)
 
+# %% ../nbs/09_guidance.ipynb #4981d9fa
+class Facing:
+    "A guidance that is told the cameras of the views it is asked about"
+    def __init__(self,
+                 guidance: Any,         # whose `predict_noise` takes `cameras`
+                 cameras: torch.Tensor  # poses of the views [B, 4, 4]
+                ):
+        self.guidance, self.cameras = guidance, cameras
+        if len(cameras) % guidance.together:
+            raise ValueError(f'this guidance draws {guidance.together} views of an object together, so their number '
+                f'is a multiple of {guidance.together}, not {len(cameras)}')
+
+    def __getattr__(self, name: str) -> Any: return getattr(self.guidance, name)
+
+    def predict_noise(self, noisy: torch.Tensor, t: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+        "As the guidance, with the cameras once for each text"
+        texts = len(noisy)//len(self.cameras)
+        return self.guidance.predict_noise(noisy, t, embeddings, cameras=self.cameras.repeat(texts, 1, 1))
+
+
+def facing(guidance: Any, cameras: torch.Tensor) -> Any:
+    "The guidance, told the cameras if it wants to know them"
+    return Facing(guidance, cameras) if getattr(guidance, 'together', 1) > 1 else guidance
+
 # %% ../nbs/09_guidance.ipynb #0d823232
 def _plain(ask: Asking, latents: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, kind: str
           ) -> tuple[Guess, torch.Tensor]:
@@ -289,6 +313,7 @@ def sds(guidance: Any,             # any object with the guidance protocol
         negative_embeddings: torch.Tensor | None = None,  # what the pictures should not show [kB, tokens, width]
         negative_weight: float | torch.Tensor = 1.,       # of these rows, for Perp-Neg (Armandpour et al. 2023)
         as_latent: bool = False,               # the image is the latent: resized and mapped to [-1, 1], not encoded
+       cameras: torch.Tensor | None = None,   # poses [B, 4, 4], for a guidance that wants to know them, see `facing`
         generator: torch.Generator | None = None  # draws the encoder's sample, t, the noise, and what a variant needs
        ) -> "SDSOutput":
     """Score distillation: d loss/d latents = w(t)·score/B.
@@ -297,12 +322,16 @@ def sds(guidance: Any,             # any object with the guidance protocol
     whatever the model's precision, float64 for such latents. Non-finite gradients become zero.
 
     Raises `ValueError` for bad options."""
+    if cameras is not None: guidance = facing(guidance, cameras)
     latents = _as_latents(image, guidance.latent_shape) if as_latent else guidance.encode_image(image, generator)
     _check_options(len(latents), len(embeddings), kind, weighting, clamp_x0, negative_embeddings)
     ask = Asking(guidance, guidance.alphas_cumprod.to(latents.device), embeddings, guidance_scale, rescale, clamp_x0,
         negative_embeddings, negative_weight, generator)
     with torch.no_grad():
-        if t is None: t = sample_timesteps(len(latents), len(ask.alphas), t_range, generator)
+        if t is None:
+            together = getattr(guidance, 'together', 1)    # views of one object share their level
+            t = sample_timesteps(len(latents)//together, len(ask.alphas), t_range, generator)
+            t = t.repeat_interleave(together)
         ask.levels = _check_timesteps(t, len(latents), len(ask.alphas))
         t = send(ask.levels, latents.device)
         if noise is None: noise = _randn(latents.shape, generator, latents.device)

@@ -167,7 +167,8 @@ class SplatList(Group):
 @dataclass(repr=False)
 class Guidance(Group):
     "The diffusion model and the noise it is asked about"
-    name: str = text('toybox', empty=False)     # 'toybox', or a Stable Diffusion folder or hub name
+    # 'toybox', 'toybox-multiview', or a Stable Diffusion folder or hub name
+    name: str = text('toybox', empty=False)
     # score distillation; classifier score (Yu et al. 2023); noise-free (Katzir et al. 2023); the rest: page variants
     kind: str = choice('sds', 'sds', 'csd', 'nfsd', 'x0', 'asd', 'consistent3d', 'bridge', 'ism', 'sdi',
         'vsd')
@@ -249,6 +250,8 @@ class Loss(Group):
 class Train(Group):
     "Random cameras, a new batch every step"
     batch_size: int = number(1, 1, 64)          # views a step
+    # so many of them see one object from one height, evenly around (MVDream, Shi et al. 2023)
+    n_view: int = number(1, 1, 16)
     width: int = number(64, 8, 2048, scheduled=True)   # pixels
     height: int = number(64, 8, 2048, scheduled=True)  # pixels
     # the shorter side at first, growing to its full size over half the run; null: always full

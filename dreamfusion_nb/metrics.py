@@ -24,6 +24,8 @@ from .cameras import Cameras, orbit
 from .dmtet import EmptyMeshError
 from .errors import ConfigError, one_line
 from .judge import Judge
+from .multiview import MultiViewToybox
+from .presets import TOYBOX_PRIORS
 from .prior import ToyboxPrior
 
 # %% ../nbs/21_metrics.ipynb #cd36eaac
@@ -370,7 +372,8 @@ def true_toy(config: Any,                # `Config` of a run
 
     Raises `ConfigError` if the prompt names no toy."""
     teacher = config.guidance.name.split('.')[-1]    # the prior's short name, or a class that was given as an object
-    return toybox.parse(prompt or config.prompt) if teacher in ('toybox', ToyboxPrior.__name__) else None
+    knows = *TOYBOX_PRIORS, ToyboxPrior.__name__, MultiViewToybox.__name__
+    return toybox.parse(prompt or config.prompt) if teacher in knows else None
 
 # %% ../nbs/21_metrics.ipynb #36804d8b
 def score(result: Any,                          # `Result`

@@ -21,10 +21,13 @@ from torch import nn
 
 from .config import Config
 from .errors import ConfigError
+from .guidance import facing
 from .meter import Meter
+from .multiview import MultiView, draws_views
 from .pipelines import (PARTS_OF, LatentDiffusion, Pipeline, _listing, find_pipeline, folder_kind,
     pick_files, settings_beside)
 from .pixel import PixelDiffusion
+from .presets import TOYBOX_PRIORS
 from .prior import PRIOR_DIR
 from .small_diffusion import Settings, SmallAutoencoder, SmallUNet
 from .variants import variant_of
@@ -117,7 +120,7 @@ def shape_of_file(path: Path) -> Shape:
 
 def settings_of(name: str) -> Shape:
     "The shape of a model: from its folder or file, from the cache of the Hub, or by its name. Raises `ConfigError`"
-    if name == 'toybox': return shape_of_folder(PRIOR_DIR)
+    if name in TOYBOX_PRIORS: return shape_of_folder(PRIOR_DIR)
     try: path = find_pipeline(name, local_files_only=True)
     except ConfigError as error:
         if not str(error).startswith('cannot get the model'): raise
@@ -145,14 +148,14 @@ def text_width(unet: Any) -> int:
     return getattr(unet.config, 'encoder_hid_dim', None) or unet.config.cross_attention_dim
 
 
-def mute_model(unet: nn.Module, vae: nn.Module | None, tokens: int = 77) -> Pipeline:
+def mute_model(unet: nn.Module, vae: nn.Module | None, tokens: int = 77, kind: type = LatentDiffusion) -> Pipeline:
     "A Stable Diffusion, or without a VAE a DeepFloyd IF, of networks without numbers; it has no text model"
     text: Any = nn.Module()
     text.config = SimpleNamespace(hidden_size=text_width(unet), max_position_embeddings=tokens)
     scheduler = SimpleNamespace(alphas_cumprod=torch.ones(1000, device='meta'),
                                 config=SimpleNamespace(prediction_type='epsilon'))
     others = text, SimpleNamespace(model_max_length=tokens), scheduler
-    return PixelDiffusion(unet, *others) if vae is None else LatentDiffusion(unet, vae, *others)
+    return PixelDiffusion(unet, *others) if vae is None else kind(unet, vae, *others)
 
 # %% ../nbs/16b_model_cost.ipynb #mc00000d
 @dataclass(frozen=True)
@@ -193,8 +196,9 @@ def count_step(guidance: Any, views: int, rows: int, low_memory: bool = False, b
         latents = guidance.encode_image(image)
         encoding, _ = meter.mark()
         noisy, t = latents.detach()[:1].expand(rows, -1, -1, -1), torch.zeros(rows, dtype=torch.long, device='meta')
-        guidance.predict_noise(noisy, t, embeddings)
-        for _ in range(beside): guidance.predict_noise(noisy[:views], t[:views], embeddings[:views])
+        told = facing(guidance, torch.empty(views, 4, 4, device='meta'))
+        told.predict_noise(noisy, t, embeddings)
+        for _ in range(beside): told.predict_noise(noisy[:views], t[:views], embeddings[:views])
         asking, _ = meter.mark()
         latents.backward(torch.empty_like(latents))
         learning, _ = meter.mark()
@@ -232,9 +236,10 @@ def asked_beside(config: Config) -> int:
 def _counted(name: str, dtype: torch.dtype, views: int, rows: int, low_memory: bool, beside: int, rank: int
             ) -> ModelCost:
     shape = settings_of(name)
-    def made(settings: Mapping) -> nn.Module: return build(settings, name == 'toybox', dtype)
+    def made(settings: Mapping) -> nn.Module: return build(settings, name in TOYBOX_PRIORS, dtype)
     vae = None if shape.vae is None else made(shape.vae)
-    cost = count_step(mute_model(made(shape.unet), vae, shape.tokens), views, rows, low_memory, beside, rank)
+    mute = mute_model(made(shape.unet), vae, shape.tokens, MultiView if draws_views(name) else LatentDiffusion)
+    cost = count_step(mute, views, rows, low_memory, beside, rank)
     return replace(cost, reading=shape.text*dtype.itemsize)
 
 
@@ -243,7 +248,8 @@ def _counted_object(given: Any, views: int, rows: int, beside: int, rank: int) -
     small = isinstance(given.unet, SmallUNet)
     def copy(part: Any) -> nn.Module: return build(dict(part.config), small, given.dtype)
     vae = copy(given.vae) if hasattr(given, 'vae') else None
-    mute = mute_model(copy(given.unet), vae, given.max_tokens)
+    kind = MultiView if isinstance(given, MultiView) else LatentDiffusion
+    mute = mute_model(copy(given.unet), vae, given.max_tokens, kind)
     cost = count_step(mute, views, rows, given.one_by_one, beside, rank)
     text = given.text_encoder
     return replace(cost, reading=bytes_of(text)) if isinstance(text, nn.Module) else cost

@@ -23,7 +23,7 @@ from .errors import ConfigError, notice, one_line
 from .field import Field
 from .hashgrid import FrequencyEncoding, HashGrid, SphericalHarmonicsEncoding
 from .pipelines import fastest_dtype
-from .pixel import diffusion_model
+from .multiview import any_model, multiview_prior
 from .prior import toybox_prior
 from .raymarch import Renderer, RenderOutput, VolumeRenderer
 from .shading import Material
@@ -165,7 +165,8 @@ PARTS: dict[str, dict[str, Callable[..., Any]]] = {
         'splats': splat_renderer},
     'guidance.name': {
         'toybox': lambda name, device, dtype, **tuning: toybox_prior(device=device, dtype=dtype).tune(**tuning),
-        'a folder or a Hub name': diffusion_model},
+        'toybox-multiview': lambda name, device, dtype, **tuning: multiview_prior(device, dtype).tune(**tuning),
+        'a folder or a Hub name': any_model},
     'optim.name': {
         'adam': adam,
         'adan': adan}}

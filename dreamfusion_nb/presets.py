@@ -111,6 +111,7 @@ OPTIONS: dict[str, dict[str, dict]] = {    # group: {option: values}
                           val=_around | dict(size=5, val_check_interval=100), test=_around | dict(size=100))}}
 
 # %% ../nbs/14_presets.ipynb #43abfe56
+TOYBOX_PRIORS = 'toybox', 'toybox-multiview'    # values of guidance.name: models that ship here, and know the toybox
 _dreamgaussian = """
 defaults: [guidance: sd_huggingface, loss: dreamfusion, optim: adam]
 iters: 500
@@ -149,6 +150,10 @@ data: {val: {width: 512, height: 512}, test: {size: 60, width: 384, height: 384}
 iters: 500
 update_extra_interval: 50
 renderer: {name: splats}
+""", 'multiview': """
+iters: 250
+guidance: {name: toybox-multiview, perp_neg: 0}
+data: {train: {batch_size: 4, n_view: 4}}
 """, 'dreamgaussian': _dreamgaussian, 'dreamfusion': """
 defaults: [nerf: torchngp, background: static, material: basic_shading, renderer: torchngp_raymarching,
     guidance: sd_huggingface, optim: adan, loss: dreamfusion, data: data]

@@ -93,12 +93,11 @@ def run_state(params: Mapping[str, torch.Tensor],   # the weights, by name
               mean: Mapping[str, torch.Tensor],     # their running averages
               optimizer: torch.optim.Optimizer   # AdamW of the weights
              ) -> dict[str, torch.Tensor]:
-    "What the next step depends on: weights, averages, and the two moments of AdamW."
+    "What the next step depends on: weights, averages, and what AdamW knows of weights that have had a gradient."
     tensors: dict[str, torch.Tensor] = {}
     for k, p in params.items():
-        s = optimizer.state[p]
-        tensors |= {f'param.{k}': p, f'mean.{k}': mean[k], f'exp_avg.{k}': s['exp_avg'],
-                    f'exp_avg_sq.{k}': s['exp_avg_sq']}
+        tensors |= {f'param.{k}': p, f'mean.{k}': mean[k]}
+        tensors |= {f'{name}.{k}': value for name, value in optimizer.state.get(p, {}).items()}
     return tensors
 
 
@@ -114,8 +113,10 @@ def read_state(path: Path,                        # safetensors of `run_state`
         for k in params:
             params[k].copy_(tensors[f'param.{k}'])
             mean[k].copy_(tensors[f'mean.{k}'])
-    def moments(k): return {name: tensors[f'{name}.{k}'] for name in ('exp_avg', 'exp_avg_sq')}
-    states = {i: dict(step=torch.tensor(float(step)), **moments(k)) for i, k in enumerate(params)}
+    def known(k):    # earlier versions did not write the steps of each weight
+        moments = {name: tensors[f'{name}.{k}'] for name in ('exp_avg', 'exp_avg_sq')}
+        return dict(step=tensors.get(f'step.{k}', torch.tensor(float(step))), **moments)
+    states = {i: known(k) for i, k in enumerate(params) if f'exp_avg.{k}' in tensors}
     optimizer.load_state_dict(dict(param_groups=optimizer.state_dict()['param_groups'], state=states))
 
 # %% ../nbs/11a_prior_training.ipynb #e2eadcba
@@ -134,7 +135,7 @@ class Run:
         self.folder, self.modules = Path(folder), nn.ModuleDict(modules)
         self.steps, self.lr, self.decay, self.warmup, self.seed = steps, lr, decay, warmup, seed
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.params = dict(self.modules.named_parameters())
+        self.params = {k: p for k, p in self.modules.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(self.params.values(), lr=lr, betas=(.9, .99), weight_decay=1e-2)
         self.average, self.mean = average, {k: p.detach().clone() for k, p in self.params.items()}
         self.step, self.began = 0, time.time()

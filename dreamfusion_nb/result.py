@@ -320,8 +320,11 @@ def _refine(result, preset, out, options):
     # the same words and the same networks; everything else is the preset's
     kept = {k: v for k, v in held.items() if k.startswith('nerf.') or k.endswith('_prompt') or k in ('seed',
         'guidance.name', 'view_prompts')}
+    preset = preset or mesh_preset(result.config)
+    if (n := held['data.train.n_view']) > 1:    # as many views as without rings, in fewer steps
+        kept |= {'data.train.n_view': n, 'data.train.batch_size': n, 'iters': max(1, load_config(preset).iters//n)}
     beside = SuggestedFolder(result.folder.with_name(f'{result.folder.name}-refined'))
-    return train(result.config.prompt, preset=preset or mesh_preset(result.config), out=out or beside,
+    return train(result.config.prompt, preset=preset, out=out or beside,
         **kept | dict(resume_from_checkpoint=str(result.folder)) | rest | parts)
 
 # %% ../nbs/17a_result.ipynb #63f1a0c5

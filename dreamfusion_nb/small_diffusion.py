@@ -181,12 +181,13 @@ class Stage(nn.Module):
 
 # %% ../nbs/10a_small_diffusion.ipynb #sd000019
 def repeats(x: torch.Tensor,  # noisy latents [N, C, h, w]
-            t: torch.Tensor   # noise levels [N]
+            t: torch.Tensor,  # noise levels [N]
+            least: int = 1    # rows that belong together, although some may be alike
            ) -> int:          # divides N
     "Return the smallest n for which all rows are the first n, again and again; N where nothing repeats, or on a GPU"
     total = len(x)
     if x.device.type != 'cpu': return total
-    for n in range(1, total//2 + 1):
+    for n in range(least, total//2 + 1, least):
         again = total//n
         if total % n == 0 and torch.equal(x[:n].repeat(again, 1, 1, 1), x) and torch.equal(t[:n].repeat(again), t):
             return n
@@ -227,6 +228,7 @@ class SmallUNet(nn.Module):
     "The UNet of a small Stable Diffusion, called as diffusers' `UNet2DConditionModel`, with the same weights"
     down_blocks: Any    # lists of `Stage`
     up_blocks: Any
+    views = 1           # rows that are views of one object
 
     def __init__(self, config: Any):    # what `config.json` says
         super().__init__()
@@ -251,7 +253,8 @@ class SmallUNet(nn.Module):
                 encoder_hidden_states: torch.Tensor,  # of the texts [N, tokens, width]
                 return_dict: bool = False             # only False is known: the result is a tuple
                ) -> tuple[torch.Tensor]:              # ([N, C, h, w],)
-        text, total, distinct = encoder_hidden_states, len(encoder_hidden_states), repeats(noisy, t)
+        text, total = encoder_hidden_states, len(encoder_hidden_states)
+        distinct = repeats(noisy, t, self.views)
         x, t = noisy[:distinct].contiguous(memory_format=torch.channels_last), t[:distinct]
         embedded = timestep_embedding(t, self.config.block_out_channels[0]).to(x.dtype)
         time = F.silu(self.time_embedding['linear_2'](F.silu(self.time_embedding['linear_1'](embedded))))

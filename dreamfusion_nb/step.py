@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 from .cameras import Cameras, progressive_ranges, sample_cameras, view_weights
+from .checks import check_views
 from .config import Config, check_latents
 from .devices import MemoryFull, enough_memory, read, send
 from .errors import ConfigError
-from .guidance import SDSOutput, ViewPrompts, denoise, sds
+from .guidance import SDSOutput, ViewPrompts, denoise, facing, sds
 from .losses import LOSSES
 from .noise_map import fixed_noise, noise_map
 from dreamfusion_nb.own_parts import (OwnParts, assemble, make_part, own_optimizer, record_parts, rehearse, short_name,
@@ -28,6 +29,7 @@ from dreamfusion_nb.own_parts import (OwnParts, assemble, make_part, own_optimiz
 from .parts import make_guidance, make_optimizer, parse_prompt, pick_device
 from .pipelines import Pipeline
 from .raymarch import Renderer, RenderOutput
+from .renderer import backdrop
 from .schedules import (ShadingChoice, Steering, annealed_timestep, guidance_scale_at, limit_levels,
     progress_at, shading_schedule, size_at, t_range_at)
 from .shading import sample_light
@@ -122,23 +124,32 @@ def draw_cameras(d: Any,                      # group `data.train` of the config
     shaken: dict[str, Any] = {}
     if d.jitter: shaken = dict(jitter_center=d.jitter_center, jitter_target=d.jitter_target, jitter_up=d.jitter_up)
     return sample_cameras(d.batch_size, **ranges, **shaken, uniform_sphere_rate=d.uniform_sphere_rate,
-        stratified=True, generator=generator, device=device)
+        n_view=d.n_view, stratified=True, generator=generator, device=device)
 
 # %% ../nbs/17b_step.ipynb #343d25c6
+def shared_backdrop(renderer: Any, n_view: int) -> dict[str, Any]:
+    "What a renderer is told so that all views of a ring stand before the same background"
+    own = getattr(renderer, 'background', None)
+    def behind(directions: torch.Tensor, n_images: int, generator: torch.Generator | None) -> torch.Tensor:
+        return backdrop(own, directions, n_images//n_view, generator)
+    return {} if n_view == 1 or own is None else dict(background=behind)
+
+
 def render_step(trainer: Any, cameras: Cameras, look: ShadingChoice, light: torch.Tensor) -> RenderOutput:
     "Return the rendering of a step"
     c, step = trainer.config, trainer.step_count
     smooth = (c.loss.lambda_2d_normal_smooth, c.loss.lambda_3d_normal_smooth)
     # losses of one's own can rely on normals
     normals = bool(trainer.parts.losses) or any(value_at(w, step) for w in smooth)
+    behind = shared_backdrop(trainer.renderer, c.data.train.n_view)
     return trainer.renderer(cameras, *size_at(step, c), shading=look.shading, light=light, ambient=look.ambient,
-        perturb=True, generator=trainer.generator, return_normal=normals)
+        perturb=True, generator=trainer.generator, return_normal=normals, **behind)
 
 
 def imagined(trainer: Any, record: StepRecord, steps: int) -> torch.Tensor:
     "Return what the diffusion model would draw from a step's noisy latents, all the way: pictures [B,3,H,W]"
     seen = trainer.prompts.embeddings(trainer.view_weights(record.cameras))
-    latents = denoise(trainer.guidance, record.noisy, record.t, seen[-2*len(record.t):],
+    latents = denoise(facing(trainer.guidance, record.cameras.c2w), record.noisy, record.t, seen[-2*len(record.t):],
         trainer.guidance_scale(record.step), steps)
     return trainer.guidance.decode_latents(latents)
 
@@ -172,7 +183,7 @@ def distill(trainer: Any, cameras: Cameras, look: ShadingChoice, out: RenderOutp
     return sds(trainer.guidance, image, **asked, t=t, t_range=t_range, noise=own_noise(trainer, cameras, out),
         weighting=g.weighting,
         clip=(value_at(g.clip_value, step), value_at(g.clip_norm, step)),
-        as_latent=look.as_latent, generator=trainer.generator)
+        as_latent=look.as_latent, cameras=cameras.c2w, generator=trainer.generator)
 
 # %% ../nbs/17b_step.ipynb #0f313a49
 def regularise(trainer: Any, out: RenderOutput) -> dict[str, torch.Tensor]:
@@ -232,9 +243,11 @@ def check_numbers(step: int, numbers: dict[str, list[float]]) -> None:
                 'learning rate (optim.lr)')
 
 # %% ../nbs/17b_step.ipynb #f6d2539f
-def check_views(trainer: Any, views: int) -> None:
-    "Raise `ConfigError` where workers would each mend the spread of their own views only"
+def check_team(trainer: Any, views: int) -> None:
+    "Raise `ConfigError` where workers would each see their own views only, and all of them are needed"
     g = trainer.config.guidance
+    if trainer.team is not None and getattr(trainer.guidance, 'together', 1) > 1:
+        raise ConfigError('workers (--workers) must be left out for a model that draws several views together')
     if trainer.team is not None and views > 1 and g.kind == 'x0' and g.rescale:
         raise ConfigError('workers (--workers) must be left out for guidance.kind x0 with guidance.rescale: the spread '
             'is that of all views of a step together')
@@ -258,7 +271,7 @@ def take_step(trainer: Any) -> StepRecord:
     c = trainer.config
     trainer.update_extra()
     cameras = trainer.cameras()
-    check_views(trainer, len(cameras))
+    check_team(trainer, len(cameras))
     shading = trainer.steering.choose_shading(shading_schedule(trainer.step_count, c, trainer.generator))
     light = trainer.steering.lamp(sample_light(cameras.position, generator=trainer.generator))
     # with workers each view is a job of its own: see the page on scale
@@ -365,6 +378,7 @@ class Stepper:
             own = make_part('guidance', self.parts.guidance, config, self.generator)
             self.guidance = make_guidance(config, self.device) if own is None else own
             check_latents(config, getattr(self.guidance, 'latent_shape', (3,))[0])
+            check_views(config, getattr(self.guidance, 'together', 1))
             self.renderer: Any = assemble(config, self.parts, self.generator).to(self.device).train()
             self.lora = lora_of(config, self.guidance, self.generator)
         self.optimizer = optimizer_of(config.optim, self.renderer, self.parts.optimizer)

@@ -314,27 +314,31 @@ def light_near(cameras: Cameras, rng: np.random.Generator) -> np.ndarray:  # uni
     return light/np.linalg.norm(light, axis=1, keepdims=True)
 
 # %% ../nbs/10_toybox.ipynb #5a9f4f17
-def draw(n: int,                      # how many
+def draw(n: int,                      # how many pictures
          generator: torch.Generator,  # of everything that is drawn
          size: int = 64,              # pixels a side
          *,
          kind: str | None = None,     # a toy, instead of any
          mode: int | None = None,     # ALBEDO … NORMAL, instead of any
-         everything: bool = False     # held-out pairs too: for examiners, never for what they examine
+         everything: bool = False,    # held-out pairs too: for examiners, never for what they examine
+         views: int = 1               # so many of each toy, evenly around
         ) -> tuple[torch.Tensor, list[Caption], Cameras]:  # (uint8 [n, 3, size, size], captions, cameras)
     "Random pictures of the world, with their captions and cameras; the same seed draws the same pictures."
-    cams = sample_cameras(n, **WORLD, generator=generator)
+    cams, m = sample_cameras(n, **WORLD, n_view=views, generator=generator), n//views
     rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
-    named = rng.random(n) < .7
-    picked = [kind or str(k) for k in rng.choice(kinds(), n)]
+    named = rng.random(m) < .7
+    picked = [kind or str(k) for k in rng.choice(kinds(), m)]
     allowed = {k: [c for c in colors() if everything or not _kept_out(k, c)] for k in kinds()}
     tints = [str(rng.choice(allowed[k])) if use else None for k, use in zip(picked, named)]
-    finishes = rng.choice(['', *FINISHES], n, p=[.55, .1, .175, .175]).tolist()
+    finishes = rng.choice(['', *FINISHES], m, p=[.55, .1, .175, .175]).tolist()
     toys = [build(k, c, rng, f or None) for k, c, f in zip(picked, tints, finishes)]
-    modes = np.full(n, mode)
-    if mode is None: modes = rng.choice([ALBEDO, LAMBERTIAN, TEXTURELESS, NORMAL], n, p=[.3, .6, .06, .04])
-    light = light_near(cams, rng)
-    images = render_rows(toys, cams, size, modes, light, rng.uniform(.2, 1., n), rng.random((n, 3)))
+    modes = np.full(m, mode)
+    if mode is None: modes = rng.choice([ALBEDO, LAMBERTIAN, TEXTURELESS, NORMAL], m, p=[.3, .6, .06, .04])
+    light, ambient, behind = light_near(cams, rng), rng.uniform(.2, 1., m), rng.random((m, 3))
+    def each(values): return np.repeat(values, views, 0)
+    images = render_rows([toy for toy in toys for _ in range(views)], cams, size, each(modes), light, each(ambient),
+                         each(behind))
     words = [view_word(a, p) for a, p in zip(cams.azimuth.tolist(), cams.polar.tolist())]
-    captions = [Caption(k, c, w, f or None) for k, c, f, w in zip(picked, tints, finishes, words)]
+    captions = [Caption(picked[i//views], tints[i//views], word, finishes[i//views] or None)
+                for i, word in enumerate(words)]
     return (images*255).round().to(torch.uint8), captions, cams

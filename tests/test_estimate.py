@@ -29,6 +29,7 @@ CASES = {    # none of them has the size of a trial
     'toybox': small('toybox', 16, albedo_iter_ratio=0),
     'dreamfusion': small('dreamfusion', 8, **SMALL_NERF, **{'data.train.batch_size': 2, 'guidance.perp_neg': 1}),
     'vsd': small('toybox', 16, albedo_iter_ratio=0, **{'guidance.kind': 'vsd', 'data.train.batch_size': 2}),
+    'multiview': small('multiview', 16, albedo_iter_ratio=0, **{'guidance.name': 'toybox-multiview'}),
     'splats': small('splats', 32, **{'splats.count': 600}),
     'dreamfusion-dmtet': small('dreamfusion-dmtet', 40, **{'renderer.grid_resolution': 20,
                                                            'nerf.log2_hashmap_size': 14})}
@@ -51,7 +52,8 @@ def counted(config, steps=2):
 @pytest.mark.parametrize('name', CASES)
 def test_it_is_what_a_step_holds_and_launches(name, pipeline):
     "With the toybox prior, and with a folder of diffusers' networks, which are smaller than what is ours"
-    config = CASES[name] if name == 'toybox' else CASES[name].replace({'guidance.name': str(pipeline)})
+    own = name in ('toybox', 'multiview')
+    config = CASES[name] if own else CASES[name].replace({'guidance.name': str(pipeline)})
     found = forecast.forecast(config, meter.find_gpu('A100'))
     held, launches = counted(config)
     assert .85 < (found.total - found.itself)/held < 1.15
