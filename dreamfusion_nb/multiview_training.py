@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/11d_multiview_training.ipynb #8592f0c5
+# %% ../nbs/11d_multiview_training.ipynb #ac323fcd
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from .cameras import orbit, sphere_cameras
 from .guidance import add_noise
 from .judge import Judge, agreement, shipped_judge
 from .multiview import MultiView, Told, across_views, multiview_prior
-from .prior import PRIOR_DIR, make_tokenizer
+from .prior import PRIOR_DIR, make_tokenizer, toybox_prior
 from .prior_training import (Run, _shards, caption_tokens, denoising_loss, encode_world, half_precision,
     read_captions, render_world, write_json, write_tensors)
 from .small_diffusion import read_small_diffusion
@@ -117,3 +117,56 @@ def train_multiview(work: str | Path = 'runs/multiview',  # folder of pictures, 
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     curve = [dict(step=r['step'], loss=r['loss']) for r in rows[::max(1, len(rows)//100)]]
     write_json(Path(out)/'multiview.json', dict(pictures=pictures, steps=steps, batch=batch, lr=lr, curve=curve))
+
+# %% ../nbs/11d_multiview_training.ipynb #6d0cc58a
+def draw_rings(guidance: Any,                   # `MultiView`, or a model of single pictures
+               things: list[toybox.Caption],    # n of them, without a view
+               generator: torch.Generator,      # of the noise
+               **options: Any                   # of `sample`
+              ) -> tuple[torch.Tensor, list[toybox.Caption]]:    # pictures [4n, 3, 64, 64], what each should show
+    "Each thing from the front, a side, the back and the other side."
+    around = orbit(VIEWS, elevation=15.)
+    words = [toybox.view_word(a, p) for a, p in zip(around.azimuth.tolist(), around.polar.tolist())]
+    wanted = [replace(thing, view=word) for thing in things for word in words]
+    told = getattr(guidance, 'together', 1) > 1
+    texts = [thing.prompt for thing in things for _ in words] if told else [str(c) for c in wanted]
+    cameras: dict[str, Any] = dict(cameras=around.c2w.repeat(len(things), 1, 1)) if told else {}
+    return guidance.sample(texts, generator=generator, **cameras, **options), wanted
+
+
+def measure_rings(guidance: Any,                # as for `draw_rings`
+                  judge: Judge,                 # such as `shipped_judge()`
+                  things: list[toybox.Caption] | None = None,    # None: every held-out pair with a front
+                  guidance_scale: float = 4.,   # of the samples
+                  steps: int = 20,              # of DDIM
+                  seed: int = 0                 # of the noise
+                 ) -> dict[str, float]:         # as `agreement`, and `one_front`
+    "Share of drawn pictures that show what was asked for, and of rings with exactly one front."
+    if things is None:
+        things = [toybox.Caption(*pair) for pair in toybox.held_out_pairs() if pair[0] in toybox.WITH_FRONT]
+    pictures, wanted = draw_rings(guidance, things, torch.Generator().manual_seed(seed),
+        guidance_scale=guidance_scale, steps=steps)
+    seen = judge.read(pictures)
+    fronts = [sum(c.view == 'front' for c in seen[i:i + VIEWS]) for i in range(0, len(seen), VIEWS)]
+    return agreement(wanted, seen) | dict(one_front=sum(n == 1 for n in fronts)/len(fronts))
+
+# %% ../nbs/11d_multiview_training.ipynb #9bd2e10a
+def main(argv: list[str] | None = None  # words of the command line; None: `sys.argv`
+        ) -> None:
+    "The command `python -m dreamfusion_nb.multiview_training`: train, go on with a training, or measure."
+    about = 'Trains the difference that makes the shipped prior draw four views. Each stage goes on where it stopped.'
+    parser = argparse.ArgumentParser('python -m dreamfusion_nb.multiview_training', description=about)
+    parser.add_argument('--work', default='runs/multiview', help='folder of pictures, checkpoints and log')
+    parser.add_argument('--pictures', type=int, default=48_000)
+    parser.add_argument('--steps', type=int, default=6000)
+    parser.add_argument('--out', default=PRIOR_DIR, help='folder for the result')
+    parser.add_argument('--measure', action='store_true',
+                        help='measure the rings of the shipped model, and of the model of single pictures')
+    options = vars(parser.parse_args(argv))
+    if not options.pop('measure'): return train_multiview(**options)
+    judge = shipped_judge()
+    for name, guidance in (('single pictures', toybox_prior()), ('four views', multiview_prior())):
+        print(name, measure_rings(guidance, judge))
+
+
+if __name__ == '__main__' and '__file__' in globals(): main()  # run as a program, not as a page
