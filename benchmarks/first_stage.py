@@ -1,11 +1,13 @@
-"""Splats or a NeRF first? Every prompt of both sets by both, at half and at equal time, and each as a mesh; paired.
+"""Splats or a NeRF first, and how many views a step? Every prompt of both sets by each, and each as a mesh; paired.
 
     python benchmarks/first_stage.py [--sets heldout24 seen12] [--seeds 0 1 2] [--variants nerf splats ...] [--no-mesh]
         [--jobs 2] [--work outputs/first_stage] [--out FILE.json] [--table]
 
 Interrupted, the same command goes on; `--table` prints what is finished so far and makes nothing. `splats` is the
 preset: 500 steps, which with all that is around them take half the time of the NeRF's 1000. `splats-equal` has 1,200
-and takes as long as the NeRF; `splats-grow` begins with a third of the splats and adds where the pull is strong."""
+and takes as long as the NeRF; `splats-grow` begins with a third of the splats and adds where the pull is strong.
+`multiview` is a NeRF by the prior of four views, `rings` the same four views a step by the prior of single pictures,
+with Perp-Neg."""
 import argparse
 import json
 from pathlib import Path
@@ -16,8 +18,9 @@ from dreamfusion_nb.benchmark import benchmark, prompt_set
 from dreamfusion_nb.prior_training import write_json
 
 GROW = ('splats.count=1000', 'splats.max_count=3000', 'splats.grow_share=.3')
+RINGS = ('iters=350', 'data.train.batch_size=4', 'data.train.n_view=4')
 VARIANTS = {'nerf': ('toybox', ()), 'splats': ('splats', ()), 'splats-equal': ('splats', ('iters=1200',)),
-            'splats-grow': ('splats', GROW)}
+            'splats-grow': ('splats', GROW), 'multiview': ('multiview', ()), 'rings': ('toybox', RINGS)}
 MEASURES = {'r_geometry': 'R geometry', 'r_color': 'R colour', 'f_score': 'F', 'iou': 'IoU', 'psnr': 'PSNR',
             'shape_psnr': 'PSNR shape', 'one_front': 'one front', 'agreement': 'views'}
 

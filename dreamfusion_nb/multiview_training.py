@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/11d_multiview_training.ipynb #ac323fcd
+# %% ../nbs/11d_multiview_training.ipynb #d4284563
 import argparse
+import copy
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from .guidance import add_noise
 from .judge import Judge, agreement, shipped_judge
 from .multiview import MultiView, Told, across_views, multiview_prior
 from .prior import PRIOR_DIR, make_tokenizer, toybox_prior
-from .prior_training import (Run, _shards, caption_tokens, denoising_loss, encode_world, half_precision,
+from .prior_training import (Run, _shards, caption_tokens, encode_world, half_precision,
     read_captions, render_world, write_json, write_tensors)
 from .small_diffusion import read_small_diffusion
 
@@ -53,19 +54,35 @@ def read_rings(work: str | Path,  # folder of `render_world`
     def ring(rows): return rows.unflatten(0, (-1, VIEWS))
     return Rings(ring(latents.float()*scale), ring(poses), ring(full), ring(plain), empty[None])
 
-# %% ../nbs/11d_multiview_training.ipynb #a874720f
+# %% ../nbs/11d_multiview_training.ipynb #9e7759f1
+def ring_weights(alpha: torch.Tensor    # ᾱ [N]
+                ) -> torch.Tensor:      # [N]
+    "Weights of the squared error of the noise: Min-SNR (Hang et al. 2023, γ = 5), and more where noise hides all."
+    snr = alpha/(1 - alpha)
+    return snr.clamp(max=5)/snr/alpha.clamp(min=1/25)
+
+
+def weighted_error(predicted: torch.Tensor,  # noise [N, 4, 16, 16]
+                   wanted: torch.Tensor,     # the same shape
+                   alpha: torch.Tensor       # ᾱ of each item [N]
+                  ) -> torch.Tensor:         # scalar
+    "Mean squared error with `ring_weights`."
+    return ((predicted - wanted).square().mean((1, 2, 3))*ring_weights(alpha)).mean()
+
+# %% ../nbs/11d_multiview_training.ipynb #38b7b24c
 ALONE = .2    # share of steps without cameras
 
 
-def pick_tokens(rings: Rings, pick: torch.Tensor, alone: bool, generator: torch.Generator) -> torch.Tensor:
-    "Tokens [B, 4, tokens] of the rings `pick` [B]: a tenth without any text, others without the view"
+def pick_tokens(rings: Rings, pick: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    "Tokens [B, 4, tokens] of the rings `pick` [B]: a tenth without any text, more without the view"
     drop = torch.rand(len(pick), 1, 1, generator=generator)
-    without_view = torch.where(drop < (.2 if alone else .55), rings.plain[pick], rings.full[pick])
+    without_view = torch.where(drop < .25, rings.plain[pick], rings.full[pick])
     return torch.where(drop < .1, rings.empty, without_view)
 
 
 def ring_loss(rings: Rings,
-              parts: dict[str, Any],       # of the shipped prior, with the UNet that learns
+              parts: dict[str, Any],       # of the shipped prior
+              unet: Any,                   # that learns
               told: Told,                  # its box
               batch: int,                  # rings a step
               generator: torch.Generator   # of every draw
@@ -73,7 +90,7 @@ def ring_loss(rings: Rings,
     "The loss of one step."
     pick = torch.randint(len(rings.latents), (batch,), generator=generator)
     alone = torch.rand((), generator=generator).item() < ALONE
-    tokens = pick_tokens(rings, pick, alone, generator).flatten(0, 1)
+    tokens = pick_tokens(rings, pick, generator).flatten(0, 1)
     clean = rings.latents[pick].flatten(0, 1)
     noise = torch.randn(clean.shape, generator=generator)
     t = torch.randint(1000, (batch, VIEWS if alone else 1), generator=generator).expand(-1, VIEWS).flatten()
@@ -81,23 +98,23 @@ def ring_loss(rings: Rings,
     told.tell(None if alone else rings.cameras[pick].flatten(0, 1), VIEWS)
     with half_precision(), sdpa_kernel(SDPBackend.MATH):
         with torch.no_grad(): text = parts['text_encoder'](tokens)[0]
-        predicted = parts['unet'](add_noise(clean, noise, alpha), t, text)[0].float()
-    return denoising_loss(predicted, noise, alpha)
+        predicted = unet(add_noise(clean, noise, alpha), t, text)[0].float()
+    return weighted_error(predicted, noise, alpha)
 
-# %% ../nbs/11d_multiview_training.ipynb #ebe71615
+# %% ../nbs/11d_multiview_training.ipynb #26f5e2b0
 SAVE_EVERY = 100    # steps
 
 
 def learning_unet(parts: dict[str, Any]) -> tuple[Any, Told]:
-    "A copy of the shipped UNet for views, whose convolutions stay"
-    unet, told = across_views(parts['unet'], VIEWS)
+    "A copy of the shipped UNet for views, with weights of its own, whose convolutions stay"
+    unet, told = across_views(copy.deepcopy(parts['unet']), VIEWS)
     for p in unet.parameters(): p.requires_grad_(p.ndim < 4)
     return unet, told
 
 
-def train_multiview(work: str | Path = 'runs/multiview',  # folder of pictures, checkpoints and log
+def train_multiview(work: str | Path = 'runs/multiview',  # folder of pictures, checkpoints and logs
                     pictures: int = 48_000,    # four of each toy
-                    steps: int = 6000,         # of AdamW
+                    steps: int = 3500,         # of AdamW
                     batch: int = 12,           # toys a step
                     lr: float = 5e-4,          # highest learning rate
                     out: str | Path = PRIOR_DIR    # folder for the difference to the shipped UNet
@@ -107,10 +124,10 @@ def train_multiview(work: str | Path = 'runs/multiview',  # folder of pictures, 
     torch.manual_seed(0)
     parts = read_small_diffusion(PRIOR_DIR)
     unet, told = learning_unet(parts)
-    run = Run(Path(work)/'run', dict(unet=unet), steps, lr, decay=.6, average=.998)
+    run = Run(Path(work)/'run', dict(unet=unet), steps, lr, decay=.43, average=.998)
     if run.step < steps:
         rings = read_rings(work, parts['vae'], pictures)
-        run.fit(lambda generator: ring_loss(rings, parts | dict(unet=unet), told, batch, generator), SAVE_EVERY)
+        run.fit(lambda generator: ring_loss(rings, parts, unet, told, batch, generator), SAVE_EVERY)
     learnt = run.averaged()['unet'].named_parameters()
     write_tensors(Path(out)/'multiview.safetensors', {name: p.half() for name, p in learnt if p.requires_grad})
     log = run.folder/'log.jsonl'
@@ -118,7 +135,7 @@ def train_multiview(work: str | Path = 'runs/multiview',  # folder of pictures, 
     curve = [dict(step=r['step'], loss=r['loss']) for r in rows[::max(1, len(rows)//100)]]
     write_json(Path(out)/'multiview.json', dict(pictures=pictures, steps=steps, batch=batch, lr=lr, curve=curve))
 
-# %% ../nbs/11d_multiview_training.ipynb #6d0cc58a
+# %% ../nbs/11d_multiview_training.ipynb #14f5215a
 def draw_rings(guidance: Any,                   # `MultiView`, or a model of single pictures
                things: list[toybox.Caption],    # n of them, without a view
                generator: torch.Generator,      # of the noise
@@ -128,10 +145,9 @@ def draw_rings(guidance: Any,                   # `MultiView`, or a model of sin
     around = orbit(VIEWS, elevation=15.)
     words = [toybox.view_word(a, p) for a, p in zip(around.azimuth.tolist(), around.polar.tolist())]
     wanted = [replace(thing, view=word) for thing in things for word in words]
-    told = getattr(guidance, 'together', 1) > 1
-    texts = [thing.prompt for thing in things for _ in words] if told else [str(c) for c in wanted]
-    cameras: dict[str, Any] = dict(cameras=around.c2w.repeat(len(things), 1, 1)) if told else {}
-    return guidance.sample(texts, generator=generator, **cameras, **options), wanted
+    together = getattr(guidance, 'together', 1) > 1
+    cameras: dict[str, Any] = dict(cameras=around.c2w.repeat(len(things), 1, 1)) if together else {}
+    return guidance.sample([str(c) for c in wanted], generator=generator, **cameras, **options), wanted
 
 
 def measure_rings(guidance: Any,                # as for `draw_rings`
@@ -150,7 +166,7 @@ def measure_rings(guidance: Any,                # as for `draw_rings`
     fronts = [sum(c.view == 'front' for c in seen[i:i + VIEWS]) for i in range(0, len(seen), VIEWS)]
     return agreement(wanted, seen) | dict(one_front=sum(n == 1 for n in fronts)/len(fronts))
 
-# %% ../nbs/11d_multiview_training.ipynb #9bd2e10a
+# %% ../nbs/11d_multiview_training.ipynb #504fafff
 def main(argv: list[str] | None = None  # words of the command line; None: `sys.argv`
         ) -> None:
     "The command `python -m dreamfusion_nb.multiview_training`: train, go on with a training, or measure."
@@ -158,7 +174,7 @@ def main(argv: list[str] | None = None  # words of the command line; None: `sys.
     parser = argparse.ArgumentParser('python -m dreamfusion_nb.multiview_training', description=about)
     parser.add_argument('--work', default='runs/multiview', help='folder of pictures, checkpoints and log')
     parser.add_argument('--pictures', type=int, default=48_000)
-    parser.add_argument('--steps', type=int, default=6000)
+    parser.add_argument('--steps', type=int, default=3500)
     parser.add_argument('--out', default=PRIOR_DIR, help='folder for the result')
     parser.add_argument('--measure', action='store_true',
                         help='measure the rings of the shipped model, and of the model of single pictures')
