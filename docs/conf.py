@@ -31,7 +31,7 @@ toc_object_entries_show_parents = 'hide'
 html_math_renderer = 'mathml'
 html_theme = 'pydata_sphinx_theme'
 html_title = cfg['title']
-html_static_path = ['_static']
+html_static_path = ['_static', '../nbs/images/dashboard.jpg']    # what the front page's films show before they run
 html_favicon = '_static/cube.svg'
 html_css_files = ['site.css']
 html_js_files = [('site.js', dict(defer='defer'))]

@@ -150,7 +150,8 @@ def _write_textured_obj(mesh: Any, picture: Image.Image, path: Path) -> Path:
 # %% ../nbs/13b_files.ipynb #2533fddb
 def write_video(frames: Iterable,  # [n, 3, H, W] in [0, 1], or [3, H, W] tensors or PIL images, all of one size
                 path: str | Path,  # ends in .mp4
-                fps: float = 25    # frames a second
+                fps: float = 25,   # frames a second
+                quality: int = 8   # 1 (small) to 10 (sharp)
                ) -> Path:
     """Write an H.264 video that plays in browsers and on phones, whole or not at all. Raises `ConfigError`.
 
@@ -159,10 +160,12 @@ def write_video(frames: Iterable,  # [n, 3, H, W] in [0, 1], or [3, H, W] tensor
     frames = iter(frames)
     if not (isinstance(fps, Real) and .01 <= fps <= 1000):
         raise ConfigError(f'video: fps must be from .01 to 1000, not {fps!r}')
+    if not (isinstance(quality, Real) and 1 <= quality <= 10):
+        raise ConfigError(f'video: quality must be from 1 to 10, not {quality!r}')
     first = next(frames, None)
     if first is None: raise ConfigError('a video needs at least one frame')
     size = _frame(0, first).size
-    return write_whole({path: lambda temporary: _encode(temporary, size, chain([first], frames), fps)})
+    return write_whole({path: lambda temporary: _encode(temporary, size, chain([first], frames), fps, quality)})
 
 
 def _frame(i: int, image: Any) -> Image.Image:
@@ -171,7 +174,7 @@ def _frame(i: int, image: Any) -> Image.Image:
     except (TypeError, ValueError) as error: raise ConfigError(f'video: frame {i}: {error}') from None
 
 # %% ../nbs/13b_files.ipynb #24e306eb
-def _encode(path: Path, size: tuple[int, int], frames: Iterator, fps: float) -> None:
+def _encode(path: Path, size: tuple[int, int], frames: Iterator, fps: float, quality: float) -> None:
     "Write frames with ffmpeg, and check that they are all there"
     import imageio_ffmpeg
     even = tuple(side//2*2 for side in size)  # 4:2:0 stores colour for blocks of 2×2
@@ -179,8 +182,8 @@ def _encode(path: Path, size: tuple[int, int], frames: Iterator, fps: float) -> 
     # named colours: without this players guess, and small videos look different from large ones
     tags = [word for key in ('colorspace', 'color_primaries', 'color_trc') for word in ('-' + key, 'bt709')]
     options = ['-vf', 'scale=out_color_matrix=bt709', *tags, '-movflags', '+faststart', '-f', 'mp4']
-    video = imageio_ffmpeg.write_frames(str(path), even, fps=fps, codec='libx264', quality=8, macro_block_size=1,
-                                        ffmpeg_log_level='error', output_params=options)
+    video = imageio_ffmpeg.write_frames(str(path), even, fps=fps, codec='libx264', quality=float(quality),
+                                        macro_block_size=1, ffmpeg_log_level='error', output_params=options)
     video.send(None)
     try:
         for i, frame in enumerate(frames):

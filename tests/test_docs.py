@@ -11,9 +11,11 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import api_pages
+import imageio.v3 as iio
 import pytest
 from conftest import needs_browser
 from pages import new_page
+from PIL import Image
 
 import docs
 from dreamfusion_nb.config import KEYS
@@ -230,7 +232,28 @@ def test_recipes_import_what_there_is():
 
 def test_pictures_of_the_documentation_are_small():
     kept = [path for path in (ROOT/'docs').rglob('*') if path.suffix in ('.mp4', '.jpg', '.png', '.svg', '.gif')]
-    assert sum(path.stat().st_size for path in kept) <= 300_000
+    assert all(path.stat().st_size <= 300_000 for path in kept)
+    assert sum(path.stat().st_size for path in kept) <= 450_000
+
+
+def test_films_are_short_and_play_in_browsers():
+    for path in (ROOT/'docs/_static').glob('*.mp4'):
+        film = iio.immeta(path)
+        assert film['codec'] == 'h264' and film['pix_fmt'].startswith('yuv420p'), path.name
+        assert 1 <= film['duration'] <= 15, path.name
+
+
+def test_films_are_described_and_silent_and_can_be_stopped(pages, site):
+    "They have the shape that the page keeps free for them, and so has what is shown before they run"
+    films = [tag for page in pages.values() for tag in re.findall(r'<video\s[^>]*>', page.text)]
+    assert len(films) == 2
+    for tag in films:
+        assert re.search(r'\saria-label="[^"]{20,}"', tag)
+        assert {'controls', 'loop', 'muted', 'playsinline'} <= set(tag.strip('<>').split())
+        named = dict(re.findall(r'(\w+)="([^"]+)"', tag))
+        sizes = [(int(named['width']), int(named['height'])), iio.immeta(site/named['src'])['size']]
+        if 'poster' in named: sizes.append(Image.open(site/named['poster']).size)
+        assert len({wide/high for wide, high in sizes}) == 1
 
 
 # In a browser
@@ -317,6 +340,19 @@ def test_theme_follows_the_reader_and_a_phone_has_its_menu(opened, address):
     page.get_by_role('dialog').get_by_role('link', name='raymarch').first.wait_for()
     assert not complaints
     page.close()
+
+
+@needs_browser
+def test_films_run_only_for_those_who_want_motion(opened, address):
+    "The others see a still, and can press play"
+    for wish, paused in (('no-preference', 'false'), ('reduce', 'true')):
+        page, complaints = visit(opened, address, 'index', reduced_motion=wish)
+        for i in range(2):
+            page.locator('video').nth(i).scroll_into_view_if_needed()    # out of sight a browser does not begin
+            page.wait_for_function(f"(film => film.readyState == 4 && film.paused == {paused})"
+                                   f"(document.querySelectorAll('video')[{i}])")
+        assert not complaints
+        page.close()
 
 
 @needs_browser

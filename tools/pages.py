@@ -2,7 +2,6 @@
 
     python tools/pages.py --out /tmp/pages          # pictures of every dashboard: light and dark, at three widths
     python tools/pages.py --only step --width 1024  # some of them
-    python tools/pages.py --readme                  # the one in the README, nbs/images/dashboard.jpg
 """
 import argparse
 import json
@@ -209,31 +208,13 @@ def pictures(out, names=DASHBOARDS, themes=(False, True), widths=WIDTHS):
             page.close()
 
 
-def readme_picture():
-    "The step dashboard in mid-run, without the page around it, as nbs/images/dashboard.jpg"
-    path = ROOT/'nbs/images/dashboard.jpg'
-    with tempfile.TemporaryDirectory() as folder, browser() as opened, served('lab', folder) as address:
-        code = DASHBOARDS['step'].replace('iters=300', 'iters=1000').replace('range(40)', 'range(500)')
-        write_notebook(Path(folder)/'step.ipynb', code)
-        page = open_lab(opened, address, 'step.ipynb', height=1200)
-        run_all(page)
-        widget = page.locator('.dfnb-step-dashboard').first
-        widget.wait_for(timeout=PATIENCE)
-        page.wait_for_timeout(4000)
-        widget.screenshot(path=path.with_suffix('.tmp.jpg'), type='jpeg', quality=60)
-        os.replace(path.with_suffix('.tmp.jpg'), path)
-    print(path)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', default='outputs/pages', help='folder of the pictures')
     parser.add_argument('--only', nargs='*', choices=DASHBOARDS, default=DASHBOARDS)
     parser.add_argument('--theme', choices=['light', 'dark'], help='only this one')
     parser.add_argument('--width', nargs='*', type=int, default=WIDTHS, help='of the window, pixels')
-    parser.add_argument('--readme', action='store_true', help='the picture of the README instead')
     o = parser.parse_args()
-    if o.readme: return readme_picture()
     pictures(Path(o.out), o.only, {'light': (False,), 'dark': (True,)}.get(o.theme, (False, True)), o.width)
 
 
