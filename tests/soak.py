@@ -13,7 +13,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import traceback
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,41 +23,74 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT/'tools')]
 
+os.environ |= dict(OMP_NUM_THREADS='1', NUMBA_NUM_THREADS='1', HF_HUB_OFFLINE='1')
+
+import crash
 import imageio_ffmpeg
 import yaml
 from conftest import CHEAP, MESH, snapshot
 from PIL import Image
 from safetensors.torch import load_file
 
-from dreamfusion_nb.checkpoints import is_finished, list_checkpoints, read_checkpoint
+from dreamfusion_nb import cli
+from dreamfusion_nb.checkpoints import HOLDER, is_finished, list_checkpoints, read_checkpoint
 
 STAGES = 'result', 'result-refined'
-CLOUD = CHEAP | {'iters': 40, 'data.val.val_check_interval': 6}
+CLOUD = CHEAP | {'iters': 24, 'data.val.val_check_interval': 6}
 WORDS = ['a hamburger', '--out', STAGES[0], '--refine', '--resume', *(f'{key}={value}' for key, value in CLOUD.items()),
          *(f'refine.{key}={value}' for key, value in MESH.items())]
-ENV = os.environ | dict(PYTHONPATH=str(ROOT), HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1', NUMBA_NUM_THREADS='1')
 # the time of day stands in each line of it, and each start adds one
 WITH_TIMES = 'log.txt'
-MAIN = 'import sys; from dreamfusion_nb.cli import main; sys.exit(main(sys.argv[1:]))'
 
 
 # The command
 
-def start(place, words=WORDS, before='', **how):
-    "The command as a process with `place` as its folder; `before` is Python that runs first in it"
-    return subprocess.Popen([sys.executable, '-c', before + '\n' + MAIN, *words], cwd=place, env=ENV, text=True,
-                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **how)
+class Child:
+    """`dreamfusion` in a process of its own, with `place` as its folder; `before` is Python that runs first in it.
+
+    It is a fork of this process, which has imported everything: no kill is spent on imports"""
+    def __init__(self, place, words=WORDS, before=''):
+        self.said, self.code = tempfile.TemporaryFile('w+'), None
+        self.pid = os.fork()
+        if self.pid: return
+        try:
+            os.chdir(place)
+            os.dup2(self.said.fileno(), 2)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            exec(before, {})
+            code = cli.main(list(words))
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+
+    def alive(self):
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid: self.code = os.waitstatus_to_exitcode(status)
+        return self.code is None
+
+    def wait(self, seconds=600):
+        "Whether it has ended within some seconds"
+        end = time.monotonic() + seconds
+        while self.alive() and time.monotonic() < end: time.sleep(.005)
+        return not self.alive()
+
+    def kill(self): os.kill(self.pid, signal.SIGKILL)
+
+    def answer(self):
+        "(exit code, the last line that was said), at its end; a traceback is never said"
+        assert self.wait(), 'it hangs'
+        self.said.seek(0)
+        said = self.said.read()
+        assert 'Traceback' not in said, said
+        lines = [line for line in said.replace('\r', '\n').splitlines() if line.startswith('dreamfusion: ')]
+        return self.code, lines[-1] if lines else ''
 
 
-def finish(process):
-    "(exit code, the last line that was said) of a process; a traceback is never said"
-    said = process.communicate()[1]
-    assert 'Traceback' not in said, said
-    lines = [line for line in said.replace('\r', '\n').splitlines() if line.startswith('dreamfusion: ')]
-    return process.returncode, lines[-1] if lines else ''
-
-
-def run(place, words=WORDS, before=''): return finish(start(place, words, before))
+def run(place, words=WORDS, before=''): return Child(place, words, before).answer()
 
 
 def done(place, words=WORDS):
@@ -112,7 +147,7 @@ def read_all(place):
     for path in whole: READERS[path.suffix](path)
     for stage in STAGES:
         for checkpoint in list_checkpoints(place/stage): read_checkpoint(checkpoint)
-    return len(whole), len(files) - len(whole)
+    return len(whole), sum(path.name != HOLDER for path in files) - len(whole)
 
 
 def result_of(place):
@@ -128,7 +163,7 @@ def where(place):
     if is_finished(cloud): return 'between the stages'
     saved = list_checkpoints(cloud)
     if not saved: return 'nothing is saved'
-    return 'the first stage is being written out' if saved[-1].name == 'step-000040' else 'in the first stage'
+    return 'the first stage is being written out' if saved[-1].name == 'step-000024' else 'in the first stage'
 
 
 def changes(place): return [(path, path.stat().st_mtime_ns) for path in sorted(place.glob('result*/*'))]
@@ -162,12 +197,13 @@ class Soak:
         "The folder of the run that nothing disturbs; it is made once"
         place = self.folder/'unbroken'
         if 'unbroken' not in self.state:
-            done(self.place('unbroken'))    # compiles what is not yet compiled
-            self.place('unbroken')
-            began = time.monotonic()
-            done(place)
-            self.keep('unbroken', seconds=time.monotonic() - began)
+            subprocess.run([Path(sys.executable).with_name('dreamfusion'), *WORDS], cwd=self.place('unbroken'),
+                           env=os.environ | dict(PYTHONPATH=str(ROOT)), check=True, capture_output=True)
             read_all(place)
+            fork, began = self.place('fork'), time.monotonic()
+            done(fork)
+            assert result_of(fork) == result_of(place)
+            self.keep('unbroken', seconds=time.monotonic() - began)
         return place
 
     def same(self, place):
@@ -183,12 +219,11 @@ def kill_once(place, moment, seconds):
     """Start the command, and send SIGKILL at a share `moment` of its life: every second time counted from its first
     change of the folder. Returns whether it was still alive"""
     share, from_first_change = moment
-    process, before, began = start(place), changes(place), time.monotonic()
-    while from_first_change and process.poll() is None and changes(place) == before: time.sleep(.002)
-    try: process.communicate(timeout=share*seconds/(1 + from_first_change))
-    except subprocess.TimeoutExpired: process.send_signal(signal.SIGKILL)
-    code, said = finish(process)
-    assert code in (0, -signal.SIGKILL), (code, said, time.monotonic() - began)
+    before, child = changes(place), Child(place)
+    while from_first_change and child.alive() and changes(place) == before: time.sleep(.002)
+    if not child.wait(share*seconds): child.kill()
+    code, said = child.answer()
+    assert code in (0, -signal.SIGKILL), (code, said)
     return code != 0
 
 
@@ -207,7 +242,8 @@ def kills(soak):
         if killed:
             place_of = dict(Counter(at['where']) + Counter([where(place)]))
             at |= dict(kills=at['kills'] + 1, half=at['half'] + bool(half), where=place_of)
-        if not killed or at['kills'] == wanted:
+        # a run that is killed for ever sees its end only: one in four is let go
+        if not killed or draw.random() < .25 or at['kills'] == wanted:
             done(place)
             soak.same(place)
             shutil.rmtree(place)
@@ -219,7 +255,72 @@ def kills(soak):
             f'with the bytes of the unbroken run')
 
 
-PARTS = {'kills': kills}
+
+# Disks
+
+@contextmanager
+def disk(place, size='64m'):
+    "A small disk of its own at an empty folder"
+    subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', place], check=True)
+    try: yield place
+    finally: subprocess.run(['umount', '-l', place], check=True)
+
+
+def fill(place):
+    "Fill a disk to the last byte; returns the file that does it"
+    path = place/'filler'
+    with open(path, 'wb', buffering=0) as f:
+        for size in (2**20, 4096, 1):
+            try:
+                while f.write(bytes(size)) == size: pass
+            except OSError: pass
+    return path
+
+
+# fills the disk when the first file of a kind is about to be written
+FULL = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from soak import fill
+def watch(event, args, full=[]):
+    if full: return
+    words = []
+    if event == 'os.mkdir' or event == 'open' and set(str(args[1])) & set('wax'): words = args[:1]
+    if event == 'subprocess.Popen': words = args[1]
+    if any({kind!r} in str(word) and {stage!r} in os.path.abspath(str(word)) for word in words):
+        full.append(1)
+        fill(Path({place!r}))
+sys.addaudithook(watch)
+"""
+# what a run writes, by a piece of its name. safetensors and state.json lie in a folder that is made for them
+KINDS = {'config.yaml': '.config.tmp.yaml', 'log.txt': 'log.txt', 'history.jsonl': '.history.tmp.jsonl',
+         'a checkpoint': 'step-000004.tmp', 'a validation picture': '.step-', 'preview.png': '.preview.tmp.png',
+         'turntable.mp4': '.turntable.tmp.mp4', 'model.glb': '.model.tmp.glb'}
+
+
+def full_disk(soak):
+    "A disk that fills up when a file of each kind is about to be written, in each stage; then there is room again"
+    said = []
+    for stage in STAGES:
+        for what, piece in KINDS.items():
+            if what == 'a validation picture' and stage != STAGES[0]: continue
+            place = soak.place('full')
+            with disk(place):
+                answer = run(place, before=FULL.format(tests=str(ROOT/'tests'), kind=piece, stage=f'/{stage}/',
+                                                       place=str(place)))
+                assert (place/'filler').exists(), (stage, what)
+                refused(answer, 'cannot', stage)
+                (place/'filler').unlink()
+                read_all(place)
+                done(place)
+                soak.same(place)
+            said.append(what)
+    return (f'{len(said)} times full, at {", ".join(KINDS)}: exit code 2 and one line each time, every file whole, and '
+            'the same command made the same bytes when there was room again')
+
+
+PARTS = {'kills': kills, 'full_disk': full_disk}
 
 
 def main():
@@ -230,6 +331,7 @@ def main():
     parser.add_argument('--seed', type=int, default=0, help='of the moments')
     parser.add_argument('--only', choices=PARTS, metavar='NAME', help=f'one of {", ".join(PARTS)}')
     soak = Soak(parser.parse_args())
+    crash.warm()
     for name in [soak.options.only] if soak.options.only else PARTS:
         said = soak.state.get(name, {}).get('said') or soak.keep(name, said=PARTS[name](soak))['said']
         print(f'{name}: {said}', flush=True)
