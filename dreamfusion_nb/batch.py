@@ -430,14 +430,16 @@ def read_seconds(out: Path) -> dict[str, float | None]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError): return {}
 
 # %% ../nbs/19b_batch.ipynb #0bc68f9c
-def batch_sheet(tiles: Iterable[tuple[str, Path]],  # (text, preview), for each prompt; the preview need not exist
+def batch_sheet(tiles: Iterable[tuple[str, Path]],  # (text, preview), for each prompt; a preview may be missing
                 width: int = 240,                   # of a tile
                 cols: int = 4                       # tiles in a row
                ) -> Image.Image:
     "The previews of a batch, each with its prompt"
     pictures = []
     for text, preview in tiles:
-        picture = Image.open(preview).convert('RGB') if preview.exists() else Image.new('RGB', (3, 2), '#ddd')
+        try: picture = Image.open(preview).convert('RGB')
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):    # not there, or damaged
+            picture = Image.new('RGB', (3, 2), '#ddd')
         height = round(width*picture.height/picture.width)
         tile = Image.new('RGB', (width, height + 18), 'white')
         tile.paste(picture.resize((width, height)))

@@ -78,8 +78,9 @@ def _fit(trainer, n, callbacks):
                         'call goes on') from None
                 raise
             step, folder = trainer.step_count, trainer.folder
-            if folder and (step == c.iters or saves and step % saves == 0): trainer.save()
+            # the picture first: a run that is killed between the two does the step, and the picture, again
             if folder and looks and step % looks == 0: trainer.validate()
+            if folder and (step == c.iters or saves and step % saves == 0): trainer.save()
             try:
                 for callback in callbacks: callback(trainer, record)
             except BaseException:    # the step is done, whatever a callback does: a run goes on from here
@@ -166,7 +167,7 @@ def _validate(trainer):
     size = min(val.height, limit), min(val.width, limit)
     picture = sheet_of(Result(trainer.config, trainer.renderer).passes(orbit_of(val, trainer.device), *size))
     with writing(trainer.folder):
-        (trainer.folder/'validation').mkdir(exist_ok=True)
+        (trainer.folder/'validation').mkdir(parents=True, exist_ok=True)
         save_picture(picture, trainer.folder/'validation'/f'step-{trainer.step_count:06d}.png')
 
 # %% ../nbs/18_trainer.ipynb #7025c62e

@@ -6,7 +6,9 @@ Every part drives the real command on a small run of two stages (or the real `Tr
 figure`; what is wrong is an AssertionError. FOLDER keeps what was reached: a part that is done is not done again, and a
 part that was stopped goes on. Disks of their own (full, read-only) need root on Linux."""
 import argparse
+import gc
 import json
+import math
 import os
 import random
 import shutil
@@ -17,7 +19,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -27,12 +29,13 @@ os.environ |= dict(OMP_NUM_THREADS='1', NUMBA_NUM_THREADS='1', HF_HUB_OFFLINE='1
 
 import crash
 import imageio_ffmpeg
+import psutil
 import yaml
 from conftest import CHEAP, MESH, snapshot
 from PIL import Image
 from safetensors.torch import load_file
 
-from dreamfusion_nb import cli
+from dreamfusion_nb import Trainer, cli, load_config
 from dreamfusion_nb.checkpoints import HOLDER, is_finished, list_checkpoints, read_checkpoint
 
 STAGES = 'result', 'result-refined'
@@ -50,7 +53,7 @@ class Child:
 
     It is a fork of this process, which has imported everything: no kill is spent on imports"""
     def __init__(self, place, words=WORDS, before=''):
-        self.said, self.code = tempfile.TemporaryFile('w+'), None
+        self.said, self.code, self.spent = tempfile.TemporaryFile('w+'), None, 0.
         self.pid = os.fork()
         if self.pid: return
         try:
@@ -67,22 +70,23 @@ class Child:
             os._exit(code)
 
     def alive(self):
+        "Whether it is at work; `spent` is the time that it has computed, in seconds"
         if self.code is None:
+            with suppress(psutil.Error): self.spent = sum(psutil.Process(self.pid).cpu_times()[:2])
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid: self.code = os.waitstatus_to_exitcode(status)
         return self.code is None
 
-    def wait(self, seconds=600):
-        "Whether it has ended within some seconds"
-        end = time.monotonic() + seconds
-        while self.alive() and time.monotonic() < end: time.sleep(.005)
+    def wait(self, spent=math.inf):
+        "Whether it has ended before it has computed for some seconds"
+        while self.alive() and self.spent < spent: time.sleep(.005)
         return not self.alive()
 
     def kill(self): os.kill(self.pid, signal.SIGKILL)
 
     def answer(self):
         "(exit code, the last line that was said), at its end; a traceback is never said"
-        assert self.wait(), 'it hangs'
+        self.wait()
         self.said.seek(0)
         said = self.said.read()
         assert 'Traceback' not in said, said
@@ -200,10 +204,10 @@ class Soak:
             subprocess.run([Path(sys.executable).with_name('dreamfusion'), *WORDS], cwd=self.place('unbroken'),
                            env=os.environ | dict(PYTHONPATH=str(ROOT)), check=True, capture_output=True)
             read_all(place)
-            fork, began = self.place('fork'), time.monotonic()
-            done(fork)
-            assert result_of(fork) == result_of(place)
-            self.keep('unbroken', seconds=time.monotonic() - began)
+            child = Child(self.place('fork'))
+            child.answer()
+            assert result_of(self.folder/'fork') == result_of(place)
+            self.keep('unbroken', seconds=child.spent)    # of its own computing: a busy machine does not change it
         return place
 
     def same(self, place):
@@ -216,12 +220,12 @@ class Soak:
 # Kills
 
 def kill_once(place, moment, seconds):
-    """Start the command, and send SIGKILL at a share `moment` of its life: every second time counted from its first
-    change of the folder. Returns whether it was still alive"""
+    """Start the command, and send SIGKILL when it has computed for a share `moment` of `seconds`: every second time
+    counted from its first change of the folder, and of half of them. Returns whether it was still alive"""
     share, from_first_change = moment
     before, child = changes(place), Child(place)
     while from_first_change and child.alive() and changes(place) == before: time.sleep(.002)
-    if not child.wait(share*seconds): child.kill()
+    if not child.wait(child.spent*from_first_change + share*seconds/(1 + from_first_change)): child.kill()
     code, said = child.answer()
     assert code in (0, -signal.SIGKILL), (code, said)
     return code != 0
@@ -320,7 +324,163 @@ def full_disk(soak):
             'the same command made the same bytes when there was room again')
 
 
-PARTS = {'kills': kills, 'full_disk': full_disk}
+
+def read_only(soak):
+    "A disk that turns read-only: before a run, while it waits for --resume, in its middle, and below a finished result"
+    place = soak.place('read-only')
+    def mount(how): return subprocess.run(['mount', '-o', f'remount,{how}', place], capture_output=True).returncode
+    with disk(place):
+        child = Child(place)
+        while child.alive() and not list_checkpoints(place/STAGES[0]): time.sleep(.005)
+        while child.alive() and mount('ro'): pass    # not while a file is open
+        refused(child.answer(), 'cannot', STAGES[0])
+        read_all(place)
+        before = snapshot(place)
+        for words in (WORDS, ['a duck', '--out', 'new', *WORDS[5:]]): refused(run(place, words), 'cannot be written')
+        assert snapshot(place) == before
+        mount('rw')
+        done(place)
+        soak.same(place)
+        mount('ro')
+        before = snapshot(place)
+        refused(run(place, ['export', STAGES[0], 'new.glb']), 'cannot write')
+        done(place, ['export', STAGES[0], str(soak.folder/'read-only.glb'), 'resolution=32', '--overwrite'])
+        assert snapshot(place) == before
+    chunks(soak.folder/'read-only.glb')
+    return ('turned read-only in mid-run: exit code 2 and one line; --resume and a new run: the same, no byte changed; '
+            'when it could be written again, the same bytes; a finished result on it can be exported elsewhere')
+
+
+# A clock that jumps
+
+JUMP = """
+import time
+from datetime import datetime
+real, begun = time.time, time.monotonic()
+def jumped(): return real() + ({jump} if time.monotonic() - begun > {after} else 0)
+time.time = jumped
+strftime = time.strftime
+time.strftime = lambda form, *moment: strftime(form, *(moment or [time.localtime(jumped())]))
+"""
+
+
+def clock(soak):
+    """A clock that jumps by a year in mid-run, forward or back, with a kill before the end; and files of the first
+    stage that are a day newer than those of the second, as a clock set back leaves them"""
+    year = 365*24*3600
+    for jump in (year, -year):
+        place = soak.place('clock')
+        child = Child(place, before=JUMP.format(jump=jump, after=.5))
+        while child.alive() and len(list_checkpoints(place/STAGES[0])) < 2: time.sleep(.005)
+        child.kill()
+        child.answer()
+        code, said = run(place, before=JUMP.format(jump=-jump, after=.5))
+        assert code == 0, said
+        soak.same(place)
+        tomorrow = time.time() + jump
+        for path in (place/STAGES[0]).rglob('*'): os.utime(path, (tomorrow, tomorrow))
+        before = snapshot(place)
+        done(place)
+        assert snapshot(place) == before, 'the mesh was made again'
+    return ('a year forward and a year back in mid-run, with a kill in between: the same bytes; a first stage that '
+            'seems a year newer or older than its mesh: nothing is made again')
+
+
+# A folder that is renamed
+
+def renamed(soak):
+    "A folder that is renamed while a run works in it, and another run that takes its old name at once"
+    place, other = soak.place('renamed'), ['a duck', *WORDS[1:]]
+    child = Child(place)
+    while child.alive() and not list_checkpoints(place/STAGES[0]): time.sleep(.005)
+    (place/STAGES[0]).rename(place/'moved')
+    second = Child(place, [word for word in other if word != '--refine' and not word.startswith('refine.')])
+    refused(child.answer(), 'no longer the folder')
+    code, said = second.answer()
+    assert code == 0, said
+    assert 'a duck' in (place/STAGES[0]/'config.yaml').read_text()
+    shutil.rmtree(place/STAGES[0])
+    done(place, [word.replace(STAGES[0], 'moved') for word in WORDS])
+    for stage, name in zip(STAGES, ('moved', 'moved-refined')):
+        here, there = ({n: data for n, data in snapshot(folder).items() if n not in (WITH_TIMES, 'config.yaml')}
+                       for folder in (place/name, soak.unbroken/stage))
+        assert here == there, name
+    return ('the run says that its folder has gone, with exit code 2, and writes nothing under the old name, where '
+            'another run comes to its end; --out with the new name goes on to the same bytes')
+
+
+# Two processes, one folder
+
+WEAK = 'import fcntl\nfcntl.flock = fcntl.lockf = lambda *args: None\n'
+ELSEWHERE = 'import socket\nsocket.gethostname = lambda: "elsewhere"\n'
+
+
+def two(soak):
+    "A second process in the folder of the first: with the system's lock, without, and as if from another machine"
+    said = []
+    for name, before in {'flock': '', 'no lock': WEAK, 'no lock, from another machine': WEAK + ELSEWHERE}.items():
+        place = soak.place('two')
+        child = Child(place, [*WORDS, 'iters=100000'])    # does not end before the second one asks
+        while not list_checkpoints(place/STAGES[0]): time.sleep(.005)
+        refused(run(place, [*WORDS, 'iters=100000'], before), 'another run is at work')
+        child.kill()
+        child.answer()
+        # a dead one keeps nobody out: here at once, elsewhere after some seconds without a sign of life
+        second = Child(place, [*WORDS, 'iters=100000'], before)
+        reached = list_checkpoints(place/STAGES[0])[-1]
+        while second.alive() and list_checkpoints(place/STAGES[0])[-1] <= reached: time.sleep(.005)
+        assert second.alive(), second.answer()
+        second.kill()
+        second.answer()
+        said.append(name)
+    return (f'the second one is refused in one line ({", ".join(said)}); when the first is killed, the second goes on '
+            'where it stopped')
+
+
+# Memory
+
+def memory(soak):
+    "The resident memory of a process while the real `Trainer` does many steps; a child, so that it begins small"
+    steps, at = soak.options.steps, soak.state.get('memory', {})
+    place = soak.folder/'memory'
+    while len(at.get('megabytes', [])) < 10:
+        read, write = os.pipe()
+        pid = os.fork()
+        if not pid:
+            try: train_and_weigh(place, steps, write)
+            except BaseException: traceback.print_exc()
+            finally: os._exit(1)
+        os.close(write)
+        with os.fdopen(read) as lines:
+            weighed = [json.loads(line) for line in map(tell, lines)]
+        os.waitpid(pid, 0)
+        assert len(weighed) == 10, 'it ended early'
+        at = soak.keep('memory', megabytes=weighed)
+    held = at['megabytes']
+    assert held[-1] - held[4] < 4, held
+    return (f'{steps:,} steps; {", ".join(f"{size:.1f}" for size in held)} MB after each {steps//10:,}; '
+            f'the last half grew by {held[-1] - held[4]:.1f} MB')
+
+
+def tell(line):
+    print(f'memory: {line.strip()} MB', flush=True)
+    return line
+
+
+def train_and_weigh(place, steps, out):
+    "Ten lines with megabytes; saves, validates and keeps its history as every run does"
+    shutil.rmtree(place, ignore_errors=True)
+    changes = CHEAP | {'prompt': 'a hamburger', 'iters': steps, 'checkpoint.every_n_train_steps': steps//20,
+                       'data.val.val_check_interval': steps//20, 'data.train.width': 16, 'data.train.height': 16}
+    trainer = Trainer(load_config('toybox', changes), folder=place)
+    for _ in range(10):
+        trainer.fit(steps//10)
+        gc.collect()
+        os.write(out, f'{psutil.Process().memory_info().rss/1e6:.2f}\n'.encode())
+
+
+PARTS = {'kills': kills, 'full_disk': full_disk, 'read_only': read_only, 'clock': clock, 'renamed': renamed, 'two': two,
+         'memory': memory}
 
 
 def main():
