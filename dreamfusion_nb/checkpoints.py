@@ -56,9 +56,11 @@ def holder(folder: Path) -> str:
     "Return who is at work in a folder, as 'process 7 on pc', or '' if nobody is"
     file = folder/HOLDER
     try:
-        host, pid, start, number = file.read_text().split()
+        line = file.read_text()
+        host, pid, start, number = line.split()
         if number != str(folder.stat().st_ino): return ''    # it was copied here
         alive = host == socket.gethostname() and process_start(int(pid)) == start
+        if int(pid) == os.getpid(): alive = line in _holding.values()    # or left behind, as its folder was renamed
         began = file.stat().st_mtime_ns
         for _ in range(PATIENCE if host != socket.gethostname() else 0):
             time.sleep(1)
