@@ -1,4 +1,5 @@
 """What can be put in wrongly, in one table: python tests/bad_inputs.py prints it, with the line that each input gets.
+docs/trust.md shows it with what the lines must have.
 
 A row is `input | piece; piece`: the line must have each piece, and is at most 700 characters long. An input is
 `key=value` (a setting, also in `mesh:` the second stage), a `dreamfusion` command, or Python.
@@ -376,21 +377,27 @@ def line_of(door, code, known):
 def check(line, code, pieces):
     "Raise AssertionError unless a line is one, and has all pieces; that of a setting names its key"
     assert 10 < len(line) < 700 and len(line.splitlines()) == 1, (code, line)
-    for piece in pieces: assert piece in line, (code, piece, line)
+    key = re.match(r'[\w./]+(?==)', code)
+    for piece in (*pieces, *[key[0]]*bool(key)): assert piece in line, (code, piece, line)
 
 
-def table():
-    "The rows as Markdown, each with its line"
-    def cell(text): return text.replace('|', '\\|').replace('<', '&lt;')
+def table(lines=None):
+    "The rows as Markdown: what the line of each must have, or the line itself"
+    def cell(text): return text.replace('|', '\\|').replace('<', '&lt;').replace('*', '\\*')
+    second = lines or [' … '.join(pieces) for *_, pieces in rows()]
+    body = [f'| `{code}` | {cell(said)} |' for (_, code, _), said in zip(rows(), second)]
+    return '\n'.join(['| what is put in | what the line says |', '|---|---|', *body])
+
+
+def all_lines():
+    "The line of each row, in a folder of its own"
     with tempfile.TemporaryDirectory() as place, chdir(place), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         make_files(Path(place))
         known = names()
-        said = [(door, code, line_of(door, code, known)) for door, code, _ in rows()]
-    lines = [f'| `{cell(code)}` | {cell(line)} |' for _, code, line in said]
-    return '\n'.join(['| what is put in | the line |', '|---|---|', *lines])
+        return [line_of(door, code, known) for door, code, _ in rows()]
 
 
 if __name__ == '__main__':
     os.environ |= dict(HF_HUB_OFFLINE='1')
-    print(table())
+    print(table(all_lines()))
