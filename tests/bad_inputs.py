@@ -378,7 +378,7 @@ def check(line, code, pieces):
     "Raise AssertionError unless a line is one, and has all pieces; that of a setting names its key"
     assert 10 < len(line) < 700 and len(line.splitlines()) == 1, (code, line)
     key = re.match(r'[\w./]+(?==)', code)
-    for piece in (*pieces, *[key[0]]*bool(key)): assert piece in line, (code, piece, line)
+    for piece in (*pieces, *([key[0]] if key else [])): assert piece in line, (code, piece, line)
 
 
 def table(lines=None):

@@ -129,6 +129,7 @@ def prepare(source, blob):
         path.write_text(json.dumps(as_page(book, name, blob)), encoding='utf-8')
     sys.path.append(str(ROOT/'tests'))
     import bad_inputs    # a table; it imports nothing of ours
+
     package = api_pages.Package(ROOT)
     groups = reading_order(found['index'])
     made_by = {page.path.stem: page.module for page in package.house.pages if page.module}
