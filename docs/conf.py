@@ -40,7 +40,7 @@ html_copy_source = False
 html_permalinks_icon = '#'
 html_domain_indices = False
 html_context = dict(default_mode='auto')
-html_sidebars = {name: [] for name in ('index', 'glossary', 'settings', 'make', 'start')}
+html_sidebars = {name: [] for name in ('index', 'glossary', 'settings', 'make', 'start', 'trust')}
 html_theme_options = dict(
     github_url=cfg['git_url'], search_as_you_type=True, search_bar_text='search: a name, a key, a word',
     header_links_before_dropdown=7, navigation_depth=2, show_nav_level=1, show_toc_level=2, collapse_navigation=False,

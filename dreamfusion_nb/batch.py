@@ -33,7 +33,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from .config import Config, load_config, mesh_preset
-from .errors import ConfigError, Interrupted, check_folder, is_whole, notice
+from .errors import ConfigError, Interrupted, check_folder, expanded, is_whole, notice
 from .presets import TOYBOX_PRIORS
 
 # %% ../nbs/19b_batch.ipynb #eb35cfc9
@@ -247,7 +247,7 @@ def read_prompts(prompts: str | Path | Iterable[str]) -> dict[int, str]:
 
     In a file # begins a comment, and empty lines don't count"""
     if not isinstance(prompts, (str, Path)): return _differ(dict(enumerate(prompts, 1)), 'the list')
-    path = Path(prompts).expanduser()
+    path = expanded(prompts)
     if path.is_dir(): raise ConfigError(f'prompts: {path} is a folder, not a text file with one prompt a line')
     if not path.exists(): raise ConfigError(f'prompts: there is no file {str(path)!r}')
     try: text = path.read_text(encoding='utf-8-sig')
@@ -431,14 +431,16 @@ def read_seconds(out: Path) -> dict[str, float | None]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError): return {}
 
 # %% ../nbs/19b_batch.ipynb #0bc68f9c
-def batch_sheet(tiles: Iterable[tuple[str, Path]],  # (text, preview), for each prompt; the preview need not exist
+def batch_sheet(tiles: Iterable[tuple[str, Path]],  # (text, preview), for each prompt; a preview may be missing
                 width: int = 240,                   # of a tile
                 cols: int = 4                       # tiles in a row
                ) -> Image.Image:
     "The previews of a batch, each with its prompt"
     pictures = []
     for text, preview in tiles:
-        picture = Image.open(preview).convert('RGB') if preview.exists() else Image.new('RGB', (3, 2), '#ddd')
+        try: picture = Image.open(preview).convert('RGB')
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):    # not there, or damaged
+            picture = Image.new('RGB', (3, 2), '#ddd')
         height = round(width*picture.height/picture.width)
         tile = Image.new('RGB', (width, height + 18), 'white')
         tile.paste(picture.resize((width, height)))
@@ -511,7 +513,7 @@ def plan_batch(lines: Mapping[int, str], out: Path, config: Config, mesh: dict |
 
 def check_batch(prompts: Any, out: Any, config: Any, mesh: dict | None, jobs: Any, ray: str | None) -> tuple:
     "Return (lines, folder, configuration, settings), after all checks that need no torch. Raises `ConfigError`"
-    lines, start, where = read_prompts(prompts), load_config(config), Path(out).expanduser()
+    lines, start, where = read_prompts(prompts), load_config(config), expanded(out)
     if start.mode != 'fit': raise ConfigError(f'mode must be fit for a batch, which makes things, not {start.mode}')
     if mesh is not None: load_config(mesh_preset(start), mesh)    # a slip is found now, not after the NeRFs
     check_jobs(jobs)

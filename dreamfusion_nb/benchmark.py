@@ -28,7 +28,7 @@ import dreamfusion_nb
 from . import toybox
 from .batch import alone, check_ray, claimed, read_prompts, remove_locks, run_tasks
 from .config import load_config, pairs
-from .errors import ConfigError, did_you_mean
+from .errors import ConfigError, did_you_mean, expanded
 from .judge import Judge, shipped_judge
 from .metrics import Clip, Retrieval, r_precision, score, scored_views, true_toy
 from .prior_training import write_json
@@ -59,7 +59,7 @@ def prompt_set(name: str | Path  # in `PROMPT_SETS`, or a text file with one pro
 
     Raises `ConfigError` for an unknown name, a file that can't be read, and a prompt that occurs twice."""
     if str(name) in PROMPT_SETS: return [toybox.Caption(*pair).prompt for pair in PROMPT_SETS[str(name)]()]
-    path = Path(name).expanduser()
+    path = expanded(name)
     if not path.is_file():
         raise ConfigError(f'prompts: no set or file {str(name)!r}; sets are '
                           f'{", ".join(PROMPT_SETS)}{did_you_mean(str(name), PROMPT_SETS)}')

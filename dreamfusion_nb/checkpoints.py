@@ -6,11 +6,14 @@
 __all__ = ['FORMAT', 'discard', 'write_checkpoint', 'read_checkpoint']
 
 # %% ../nbs/17_checkpoints.ipynb #7c3cdb10
+import hashlib
 import json
 import os
 import shutil
+import socket
+import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -26,20 +29,136 @@ from .parts import make_optimizer
 from .splat_renderer import Splats
 from .vsd import LoRA
 
+# %% ../nbs/17_checkpoints.ipynb #17a00001
+class FolderTaken(ConfigError):
+    "Another program works in the folder"
+
+
+HOLDER = '.holder'                 # file in a folder where a run is at work: who it is
+BEAT, PATIENCE = 2, 20             # seconds between signs of life; without one for so long, another machine is dead
+_holding: dict[Path, str] = {}     # folders in which this process works -> what its file says there
+
+
+def process_start(pid: int) -> str:
+    "Return the moment at which a process of this machine was started, in a unit of the system; '' if there is none"
+    try:
+        said = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+        return '' if said[0] in 'ZX' else said[19]    # Z, X: it is dead, and only its number is left
+    except (OSError, IndexError):
+        if os.name == 'nt' or Path('/proc/self/stat').exists(): return ''
+    try: os.kill(pid, 0)    # no /proc, as on a Mac
+    except ProcessLookupError: return ''
+    except OSError: pass
+    return 'running'
+
+
+def holder(folder: Path) -> str:
+    "Return who is at work in a folder, as 'process 7 on pc', or '' if nobody is"
+    file = folder/HOLDER
+    try:
+        line = file.read_text()
+        host, pid, start, number = line.split()
+        if number != str(folder.stat().st_ino): return ''    # it was copied here
+        alive = host == socket.gethostname() and process_start(int(pid)) == start
+        if int(pid) == os.getpid(): alive = line in _holding.values()    # or left behind, as its folder was renamed
+        began = file.stat().st_mtime_ns
+        for _ in range(PATIENCE if host != socket.gethostname() else 0):
+            time.sleep(1)
+            alive = file.stat().st_mtime_ns != began    # clocks of two machines differ: only a change counts
+            if alive: break
+    except (OSError, ValueError): return ''
+    return f'process {pid} on {host}' if alive else ''
+
+# %% ../nbs/17_checkpoints.ipynb #17a00002
+def taken(folder: Path, who: str) -> FolderTaken:
+    "Return the error for a folder in which somebody else is at work"
+    return FolderTaken(f'out: another run is at work in {folder}: wait for it{who and f" ({who})"}, or choose another '
+        'folder with out= (--out)')
+
+
+@contextmanager
+def system_lock(folder: Path) -> Iterator[None]:
+    "Ask the system for a folder; it takes it back when this process ends, however it ends. Raises `FolderTaken`"
+    try: import fcntl
+    except ImportError:    # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError: raise taken(folder, holder(folder)) from None
+        except OSError: pass    # a file system without locks
+        yield
+    finally: os.close(handle)
+
+
+def is_held(folder: Path) -> bool:
+    "Return whether somebody is at work in a folder"
+    try:
+        with system_lock(folder): return bool(holder(folder))
+    except FolderTaken: return True
+
+
+def check_held(folder: Path | None) -> None:
+    "Raise `FolderTaken` if the folder that this process holds has gone from its place"
+    if folder not in _holding: return
+    with suppress(OSError):
+        if (folder/HOLDER).read_text() == _holding[folder]: return
+    raise FolderTaken(f'out: {folder} is no longer the folder in which this run began: it was renamed, removed or '
+        'taken by another run; what is saved in it goes on under its new name with out= (--out)')
+
+# %% ../nbs/17_checkpoints.ipynb #17a00004
+@contextmanager
+def writing(folder: Path | None) -> Iterator[None]:
+    "Turn errors of the disk into a `ConfigError` of one line. Raises `FolderTaken` if the folder has gone"
+    check_held(folder)
+    try: yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, 'strerror', None) or one_line(error)
+        raise ConfigError(f'out: {folder} cannot be written: {reason}') from None
+
+
+def _put(file: Path, line: str) -> None:
+    "Write the file of a holder, unless another one is quicker"
+    file.unlink(missing_ok=True)
+    try:
+        with open(file, 'x') as f: f.write(line)
+    except FileExistsError: raise taken(file.parent, '') from None
+    except OSError:    # a full disk
+        file.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Keep other programs from working in a folder. Raises `FolderTaken`, `ConfigError`.
+
+    A file says who is at work, for network file systems that grant a lock twice; a thread touches it, for other
+    machines, which cannot see our processes"""
+    file, over = folder/HOLDER, threading.Event()
+    line = f'{socket.gethostname()} {os.getpid()} {process_start(os.getpid())} {folder.stat().st_ino}\n'
+    def beat():
+        while not over.wait(BEAT):
+            with suppress(OSError): os.utime(file)
+    with system_lock(folder):
+        if who := holder(folder): raise taken(folder, who)
+        with writing(folder): _put(file, line)
+        _holding[folder] = line
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try: yield
+        finally:
+            over.set()
+            thread.join()
+            del _holding[folder]
+            with suppress(OSError):
+                if file.read_text() == line: file.unlink()
+
 # %% ../nbs/17_checkpoints.ipynb #0ede76a8
 VIDEO_KINDS = ('rgb', 'depth', 'normal')    # in the order of `Result.maps`
 RESULT_FILES = ('config.yaml', 'history.jsonl', 'checkpoints', 'preview.png', 'turntable.mp4', 'model.glb', 'log.txt',
     'validation',
                 'validation.png', *(f'test-{kind}.mp4' for kind in VIDEO_KINDS))
-
-
-@contextmanager
-def writing(folder: Path | None) -> Iterator[None]:
-    "Turn errors of the disk into a `ConfigError` of one line"
-    try: yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, 'strerror', None) or one_line(error)
-        raise ConfigError(f'out: {folder} cannot be written: {reason}') from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -113,8 +232,9 @@ PARTIAL_FILES = tuple(f'.{Path(name).stem}.tmp{Path(name).suffix}' for name in R
 
 
 def names_in(folder: Path) -> list[str]:
-    "Return the names in a folder, if it exists, without what a killed run has left half-written"
-    return [path.name for path in folder.iterdir() if path.name not in PARTIAL_FILES] if folder.exists() else []
+    "Return the names in a folder, if it exists, without what only a run at work or a killed one has there"
+    if not folder.exists(): return []
+    return [path.name for path in folder.iterdir() if path.name not in (HOLDER, *PARTIAL_FILES)]
 
 
 def remove_partial_files(folder: Path, n: int) -> None:
@@ -135,6 +255,20 @@ def find_result(path: str | Path) -> tuple[Path, list[Path]]:
     if not found or folder != path and found[-1] != path:
         raise ConfigError(f'{path} holds no result: a folder that train() wrote has config.yaml and checkpoints/')
     return folder, found
+
+
+def weights_mark(path: str | Path) -> str:
+    "Return what tells the newest weights of a result from all others; '' if there are none"
+    try:
+        with open(find_result(path)[1][-1]/'model.safetensors', 'rb') as f:
+            return hashlib.file_digest(f, 'sha256').hexdigest()[:16]
+    except (OSError, ConfigError): return ''
+
+
+def began_with(checkpoint: Path) -> str:
+    "Return the `weights_mark` of the result that the run of a checkpoint began with; '' if it says none"
+    try: return json.loads((checkpoint/'state.json').read_text()).get('began_with', '')
+    except (OSError, ValueError, AttributeError, RecursionError): return ''
 
 # %% ../nbs/17_checkpoints.ipynb #1f6fd9f1
 def read_history(folder: str | Path, steps: int) -> list[dict]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import SYNONYMS, Config, load_config, mesh_preset, pairs, preset
-from .errors import ConfigError, check_folder, did_you_mean
+from .errors import ConfigError, check_folder, did_you_mean, expanded
 from .presets import PRESETS, read_yaml
 
 # %% ../nbs/23_cli.ipynb #5f781932
@@ -114,7 +114,7 @@ def _read_arguments(argv: list[str]) -> tuple[argparse.Namespace, Config, dict[s
     if args.prompt is None: raise ConfigError('the prompt is missing: dreamfusion "a hamburger"')
     if args.resume and args.overwrite: raise ConfigError('--resume and --overwrite contradict each other: choose one')
     config, later = _configure(args, dict(prompt=args.prompt))
-    check_folder(Path(args.out).expanduser() if args.out else Path('outputs'))
+    check_folder(expanded(args.out) if args.out else Path('outputs'))
     return args, config, later
 
 # %% ../nbs/23_cli.ipynb #0fb50968
@@ -203,7 +203,7 @@ def _export(argv: list[str]) -> None:
     parser.add_argument('--overwrite', action='store_true', help='replace a file that is there')
     args, unknown = parser.parse_known_intermixed_args(argv)
     _check_options(unknown, parser)
-    folder = Path(args.folder).expanduser()
+    folder = expanded(args.folder)
     files = [word for word in args.words if '=' not in word]
     options = {}
     for key, _, written in (word.partition('=') for word in args.words if '=' in word):
@@ -213,7 +213,7 @@ def _export(argv: list[str]) -> None:
         options[key] = read_yaml(written, key)
     if len(files) > 1: raise ConfigError(f'export writes one file, not {len(files)}: {", ".join(files)}')
     load_config(folder)    # says at once if this is no result
-    path = Path(files[0] if files else f'{folder.absolute().name}.glb').expanduser()
+    path = expanded(files[0] if files else f'{folder.absolute().name}.glb')
     if path.exists() and not args.overwrite: raise ConfigError(f'{path} exists; choose another name, or --overwrite')
     _loading(f'the result in {folder}')
     from dreamfusion_nb.files import MESH_FORMATS, check_path
@@ -231,7 +231,7 @@ def _view(argv: list[str]) -> None:
     parser.add_argument('--no-browser', action='store_true', help='only write the page')
     args, unknown = parser.parse_known_args(argv)
     _check_options(unknown, parser)
-    folder = Path(args.folder).expanduser()
+    folder = expanded(args.folder)
     config = load_config(folder)
     _loading('the viewer')
     from dreamfusion_nb.result import load, made_of_splats

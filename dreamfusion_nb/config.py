@@ -200,7 +200,8 @@ def _is_nemo_only(key: str) -> bool:
 def _ignore(config: Any, key: str, value: Any, reason: str) -> None:
     "Note a key that has no effect here"
     shown = repr(value) if len(repr(value)) < 100 else repr(value)[:100] + '…'
-    vars(config)['not_honoured'] = (*config.not_honoured, (' '.join(key.split()), f'{shown}, but {reason}'))
+    plain = key if key.isprintable() else repr(key)    # both stand in a comment of the YAML
+    vars(config)['not_honoured'] = (*config.not_honoured, (plain, f'{shown}, but {reason}'))
 
 
 def _warn(found: tuple) -> None:

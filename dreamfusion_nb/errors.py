@@ -57,6 +57,12 @@ def is_whole(n: object, least: int, most: float = math.inf) -> bool:
     return least <= int(n) <= most    # type: ignore[call-overload]
 
 # %% ../nbs/00_errors.ipynb #516351ed
+def expanded(path: str | Path) -> Path:
+    "Return the path with ~ as the home folder. Raises `ConfigError`"
+    try: return Path(path).expanduser()
+    except RuntimeError as error: raise ConfigError(f'cannot write or read {str(path)[:200]!r}: {error}') from None
+
+
 def check_folder(folder: Path  # may exist or not
                 ) -> None:
     "Raise `ConfigError` unless files can be written into a folder, or into one that is made there"

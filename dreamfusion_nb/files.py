@@ -19,15 +19,9 @@ import torch
 from PIL import Image
 
 from .cameras import orbit
-from .errors import ConfigError, did_you_mean
+from .errors import ConfigError, did_you_mean, expanded
 from .show import image_grid, to_pil
 from .textures import paint_of, srgb_to_linear
-
-# %% ../nbs/13b_files.ipynb #600ad76b
-def expanded(path: str | Path) -> Path:
-    "Return the path with ~ as the home folder. Raises `ConfigError`"
-    try: return Path(path).expanduser()
-    except RuntimeError as error: raise ConfigError(f'cannot write or read {str(path)[:200]!r}: {error}') from None
 
 # %% ../nbs/13b_files.ipynb #4e94d032
 MESH_FORMATS = ('.glb', '.obj', '.ply', '.stl')

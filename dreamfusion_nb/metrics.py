@@ -22,7 +22,7 @@ from trimesh import Trimesh
 from . import toybox
 from .cameras import Cameras, orbit
 from .dmtet import EmptyMeshError
-from .errors import ConfigError, one_line
+from .errors import ConfigError, expanded, one_line
 from .judge import Judge
 from .multiview import MultiViewToybox
 from .presets import TOYBOX_PRIORS
@@ -278,7 +278,7 @@ class Clip:
         """Open a CLIP `folder` in the format of transformers (safetensors only), never asking a network.
 
         Raises `ConfigError`."""
-        model, tokenizer, mean, std = read_clip(Path(folder).expanduser())
+        model, tokenizer, mean, std = read_clip(expanded(folder))
         return cls(model.to(device or 'cpu'), tokenizer, mean, std)
 
     @property

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .errors import ConfigError, notice, one_line
+from .errors import ConfigError, expanded, notice, one_line
 from .guidance import _randn, classifier_free
 from .thrift import compiled, key_of, remembered, visiting
 from .weights import (KNOWN_NAMES, PICKLES, content_hash, header, model_kind, precisions,
@@ -144,7 +144,7 @@ def find_pipeline(name_or_path: str | Path,             # folder, single file, o
                   settings_only: bool = False           # settings and tokenizer are enough
                  ) -> Path:
     "The folder or the file of a pipeline, downloaded if need be. Raises `ConfigError` with the ways out in one line."
-    name, folder = str(name_or_path), Path(name_or_path).expanduser()
+    name, folder = str(name_or_path), expanded(name_or_path)
     if folder.is_dir() or folder.is_file() and folder.suffix in ('.safetensors', *PICKLES): return folder
     if not re.fullmatch(r'[\w][\w.-]*/[\w][\w.-]*', name) or name.endswith(('.safetensors', '.ckpt')):
         raise ConfigError(f'no guidance folder or file {name!r}; it is a folder in diffusers format, a .safetensors '

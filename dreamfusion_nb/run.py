@@ -7,7 +7,6 @@ __all__ = ['start_run', 'train']
 
 # %% ../nbs/19a_run.ipynb #618a9baa
 import math
-import os
 import re
 import reprlib
 import shutil
@@ -21,9 +20,8 @@ import torch
 from tqdm import tqdm
 
 from .cameras import Cameras, orbit
-from dreamfusion_nb.checkpoints import (VIDEO_KINDS, backup_folder, is_backup, is_finished, list_checkpoints, log,
-    names_in,
-    writing)
+from .checkpoints import (VIDEO_KINDS, FolderTaken, backup_folder, began_with, hold_folder, is_backup,
+    is_finished, is_held, list_checkpoints, log, names_in, weights_mark, writing)
 from .config import Config, load_config, preset as named_preset
 from .dmtet import EmptyMeshError
 from .docstrings import with_parameters
@@ -207,9 +205,11 @@ def other_parts(folder: Path, config: Config, parts: OwnParts) -> bool:
 def is_outdated(folder: Path, config: Config) -> bool:
     """Return whether the result that a run began with was written again after the run in `folder` (a mesh stage, and
     its NeRF)"""
-    if config.resume_from_checkpoint is None: return False
-    began, made = list_checkpoints(expanded(config.resume_from_checkpoint)), list_checkpoints(folder)
-    return bool(began and made) and began[-1].stat().st_mtime > made[-1].stat().st_mtime
+    made = list_checkpoints(folder)
+    if config.resume_from_checkpoint is None or not made: return False
+    now = weights_mark(config.resume_from_checkpoint)
+    then = began_with(made[-1])    # '' of an earlier version
+    return bool(now and then) and now != then
 
 # %% ../nbs/19a_run.ipynb #7a31c0d4
 def holds_run(folder: Path, config: Config, resume: str | bool, parts: OwnParts) -> bool:
@@ -234,35 +234,6 @@ def choose_folder(first: Path, config: Config, resume: str | bool = 'auto', part
     return first if resume is True else free_folder(first)    # resume means this one, whatever is in it
 
 # %% ../nbs/19a_run.ipynb #7a31c0d7
-class FolderTaken(ConfigError):
-    "Another program works in the folder"
-
-
-@contextmanager
-def hold_folder(folder: Path) -> Iterator[None]:
-    "Keep other programs from working in a folder. Raises `FolderTaken`"
-    try: import fcntl
-    except ImportError:    # Windows
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FolderTaken(f'out: another run is at work in {folder}: wait for it, or choose another folder with '
-                'out= (--out)') from None
-        except OSError: pass    # a file system without locks
-        yield
-    finally: os.close(handle)
-
-
-def is_held(folder: Path) -> bool:
-    "Return whether another program works in a folder"
-    try:
-        with hold_folder(folder): return False
-    except FolderTaken: return True
-
-
 def check_still(folder: Path, config: Config, resume: str | bool, overwrite: bool, resumed: bool,
     parts: OwnParts) -> None:
     "Raise `FolderTaken` if a folder is no longer as it was when it was claimed: another program has been quicker"
@@ -362,9 +333,11 @@ def write_outputs(result: Result,
     with writing(folder):
         tell('writing preview.png')
         save_picture(result.preview(val.height, val.width), folder/'preview.png')
+    with writing(folder):    # anew each time: a folder may go while a film is made
         if result.config.export_video:
             cameras = told(film_cameras(result), tell, 'writing turntable.mp4')
             result.video(folder/'turntable.mp4', height=test.height, width=test.width, cameras=cameras)
+    with writing(folder):
         # a NeRF's surface comes in many more triangles than it has detail, and a fine mesh takes too long to cut open
         if mesh is not None:
             tell('writing model.glb')

@@ -20,9 +20,9 @@ import torch
 from PIL import Image
 
 from .cameras import orbit
-from dreamfusion_nb.checkpoints import (back_up_result, check_finite, keep_newest, list_checkpoints,
-    load_training_state, log, read_history, remove_partial_files, training_state, warm_start, write_checkpoint,
-    write_text, writing)
+from .checkpoints import (back_up_result, began_with, check_finite, keep_newest,
+    list_checkpoints, load_training_state, log, read_history, remove_partial_files, training_state, warm_start,
+    weights_mark, write_checkpoint, write_text, writing)
 from .config import Config, load_config
 from .dmtet import MeshRenderer
 from .docstrings import with_init_parameters
@@ -78,8 +78,9 @@ def _fit(trainer, n, callbacks):
                         'call goes on') from None
                 raise
             step, folder = trainer.step_count, trainer.folder
-            if folder and (step == c.iters or saves and step % saves == 0): trainer.save()
+            # the picture first: a run that is killed between the two does the step, and the picture, again
             if folder and looks and step % looks == 0: trainer.validate()
+            if folder and (step == c.iters or saves and step % saves == 0): trainer.save()
             try:
                 for callback in callbacks: callback(trainer, record)
             except BaseException:    # the step is done, whatever a callback does: a run goes on from here
@@ -102,6 +103,7 @@ def _save(trainer):
             'Trainer.resume goes on with it')
     tensors, state = training_state(trainer.renderer, trainer.optimizer, trainer.generator, trainer.step_count,
         own=trainer.parts.optimizer is not None, lora=trainer.lora)
+    if trainer.began_with: state['began_with'] = trainer.began_with
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder/'config.yaml', config.to_yaml())
@@ -165,7 +167,7 @@ def _validate(trainer):
     size = min(val.height, limit), min(val.width, limit)
     picture = sheet_of(Result(trainer.config, trainer.renderer).passes(orbit_of(val, trainer.device), *size))
     with writing(trainer.folder):
-        (trainer.folder/'validation').mkdir(exist_ok=True)
+        (trainer.folder/'validation').mkdir(parents=True, exist_ok=True)
         save_picture(picture, trainer.folder/'validation'/f'step-{trainer.step_count:06d}.png')
 
 # %% ../nbs/18_trainer.ipynb #7025c62e
@@ -215,7 +217,9 @@ class Trainer(Stepper):
         super().__init__(config, OwnParts(guidance, field, background, renderer, losses, optimizer), device)
         self.team = team_for(workers, self.config, self.parts, self.device)
         self.folder = Path(folder) if folder else None
-        self.warm_start_report = _begin(self, config.resume_from_checkpoint)    # what it began with, in lines
+        source = config.resume_from_checkpoint
+        self.warm_start_report = _begin(self, source)    # what it began with, in lines
+        self.began_with = weights_mark(source) if source else ''
 
     @property
     def checkpoint(self) -> Path | None:
@@ -258,7 +262,7 @@ class Trainer(Stepper):
         check_same_parts(config, OwnParts(guidance, **parts), folder)
         began = config.replace(dict(resume_from_checkpoint=None))    # the weights that it began with may be gone by now
         trainer = cls(began, guidance, device, folder, workers=workers, **parts)
-        trainer.config, trainer.warm_start_report = config, []
+        trainer.config, trainer.warm_start_report, trainer.began_with = config, [], began_with(found[-1])
         return _restore(trainer, found[-1])
 
     def mesh(self, resolution: int = 48) -> 'trimesh.Trimesh':

@@ -61,24 +61,32 @@ def child(job, pipe, train, checkpoints, model, save):
     else: answer()
 
 
-def main(pipeline):
-    warnings.simplefilter('ignore')
+def warm(guidance=None):
+    """Import and compile once what every child of a fork uses; autograd alone may not run before it.
+
+    `guidance`: a model, or None for the shipped one"""
     import imageio_ffmpeg
     import scipy.sparse.csgraph  # noqa: F401  used by every child
     import skimage.measure  # noqa: F401
     import torch
     import trimesh  # noqa: F401
-    from safetensors.torch import save
 
-    from dreamfusion_nb import Trainer, checkpoints, load_config, train
-    from dreamfusion_nb.guidance import LatentDiffusion, fastest_dtype
+    from dreamfusion_nb import Trainer, load_config
     torch.set_num_threads(1)    # no thread of OpenMP before the fork: it would not survive it
     imageio_ffmpeg.get_ffmpeg_exe()
-    model = LatentDiffusion.from_pretrained(pipeline, dtype=fastest_dtype())
-    # compiled code is loaded once for all children; autograd alone may not run before a fork
-    first = Trainer(load_config('toybox', dict(prompt='a mug', iters=1)), model)
+    first = Trainer(load_config('toybox', dict(prompt='a mug', iters=1)), guidance)
     first.renderer.update(0, first.generator)
     first.glance()
+
+
+def main(pipeline):
+    warnings.simplefilter('ignore')
+    from safetensors.torch import save
+
+    from dreamfusion_nb import checkpoints, train
+    from dreamfusion_nb.guidance import LatentDiffusion, fastest_dtype
+    model = LatentDiffusion.from_pretrained(pipeline, dtype=fastest_dtype())
+    warm(model)
     for line in sys.stdin:
         job = json.loads(line)
         read, write = os.pipe()

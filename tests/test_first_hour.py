@@ -4,6 +4,8 @@ import inspect
 import json
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
 import types
@@ -18,7 +20,7 @@ from jupyter_client import KernelManager
 from PIL import Image
 
 import dreamfusion_nb
-from dreamfusion_nb import ConfigError, Trainer, cli, estimate, load, load_config, progress, run, train
+from dreamfusion_nb import ConfigError, Trainer, checkpoints, cli, estimate, load, load_config, progress, run, train
 from dreamfusion_nb.errors import Interrupted
 from dreamfusion_nb.raymarch import VolumeRenderer
 from dreamfusion_nb.result import RESULT_BACKGROUND, Result
@@ -209,6 +211,7 @@ def test_refine_twice(model, here):
     nerf, few = again(guidance=model), MESH | dict(iters=1, guidance=model, progress=False)
     refined = nerf.refine(**few)
     assert refined.folder == Path('outputs/a-hamburger-refined')
+    for path in nerf.folder.rglob('*'): os.utime(path, (2**32, 2**32))    # as a clock that is set back leaves it
     assert nerf.refine(callbacks=no_step, **few).folder == refined.folder
     assert nerf.refine(seed=8, **few).folder == Path('outputs/a-hamburger-refined-2')
     newer = again(guidance=model, overwrite=True, seed=5)
@@ -226,6 +229,44 @@ def test_two_programs_in_one_folder(model, here):
     assert seen == [Path('outputs/a-hamburger-2')]
     assert again(guidance=model).folder == Path('outputs/a-hamburger')
     assert not [name for name in os.listdir('outputs/a-hamburger') if 'lock' in name]
+
+
+@pytest.mark.parametrize('machine', ['this', 'another'])
+def test_weak_locks(machine, model, here, monkeypatch):
+    """A network file system that grants the lock twice: a second process is refused while the first one lives, on its
+    machine by its number, on another one by its signs of life. A copy of the folder is nobody's"""
+    folder = Path('outputs/a-hamburger')
+    def stop_in(name):
+        def at_once(trainer, record): raise ZeroDivisionError
+        with pytest.raises(ZeroDivisionError): again(guidance=model, out=folder, callbacks=[at_once])
+        (folder/checkpoints.HOLDER).write_text(name + f' {folder.stat().st_ino}')
+    other = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)
+    if machine == 'another':
+        # each look of ours is a second in which the other one may touch its file
+        def second(_):
+            if other.poll() is None: os.utime(folder/checkpoints.HOLDER, (0, looks.append(0) or len(looks)))
+        looks = []
+        monkeypatch.setattr(checkpoints.time, 'sleep', second)
+    host = socket.gethostname() if machine == 'this' else 'elsewhere'
+    stop_in(f'{host} {other.pid} {checkpoints.process_start(other.pid)}')
+    with pytest.raises(ConfigError, match=f'outputs/a-hamburger: wait for it .process {other.pid} on {host}'):
+        again(guidance=model, out=folder)
+    shutil.copytree(folder, 'copy')
+    assert not checkpoints.is_held(Path('copy'))
+    other.communicate(b'')
+    assert again(guidance=model, out=folder).folder == folder
+    assert not (folder/checkpoints.HOLDER).exists()
+
+
+def test_a_folder_that_is_renamed(model, here):
+    "The run says so and writes nothing under the old name; under the new one it goes on"
+    folder, moved = Path('outputs/a-hamburger'), Path('outputs/moved')
+    def rename(trainer, record):
+        if trainer.step_count == 1: folder.rename(moved)
+    with pytest.raises(ConfigError, match='is no longer the folder in which this run began'):
+        again(guidance=model, callbacks=[rename])
+    assert not folder.exists()
+    assert again(guidance=model, out=moved).folder == moved
 
 
 def test_a_result_that_waits_is_not_taken_for_another(model, here):

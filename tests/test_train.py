@@ -35,7 +35,8 @@ from dreamfusion_nb.show import image_grid
 ROOT = Path(dreamfusion_nb.__file__).parents[1]
 ENV = os.environ | dict(PYTHONPATH=str(ROOT), HF_HUB_OFFLINE='1')
 FILES = ['checkpoints', 'config.yaml', 'history.jsonl', 'log.txt', 'model.glb', 'preview.png', 'turntable.mp4']
-LONG = CHEAP | {'prompt': 'a hamburger', 'iters': 40, 'checkpoint.every_n_train_steps': 5}
+LONG = CHEAP | {'prompt': 'a hamburger', 'iters': 40, 'checkpoint.every_n_train_steps': 5,
+                'data.val.val_check_interval': 10}
 
 
 def without_log(folder): return {name: content for name, content in snapshot(folder).items() if name != 'log.txt'}

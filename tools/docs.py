@@ -127,6 +127,9 @@ def prepare(source, blob):
         path = source/f'{"start" if name == "index" else name}.ipynb'
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(as_page(book, name, blob)), encoding='utf-8')
+    sys.path.append(str(ROOT/'tests'))
+    import bad_inputs    # a table; it imports nothing of ours
+
     package = api_pages.Package(ROOT)
     groups = reading_order(found['index'])
     made_by = {page.path.stem: page.module for page in package.house.pages if page.module}
@@ -136,7 +139,8 @@ def prepare(source, blob):
     (source/'api.md').write_text(package.index(modules), encoding='utf-8')
     for page, made in (('learn', tutorials(found, source)),
                        ('research', pages_in_order(found, {'The papers': ['paper']} | groups)),
-                       ('settings', api_pages.settings(package, obeyed(found['paper'])))):
+                       ('settings', api_pages.settings(package, obeyed(found['paper']))),
+                       ('trust', bad_inputs.table())):
         path = source/f'{page}.md'
         path.write_text(f'{path.read_text(encoding="utf-8").rstrip()}\n\n{made}', encoding='utf-8')
 
