@@ -128,7 +128,7 @@ def prepare(source, blob):
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(as_page(book, name, blob)), encoding='utf-8')
     sys.path.append(str(ROOT/'tests'))
-    import bad_inputs    # a table; it imports nothing of ours
+    import bad_inputs  # a table; it imports nothing of ours
 
     package = api_pages.Package(ROOT)
     groups = reading_order(found['index'])
