@@ -31,7 +31,7 @@ import crash
 import imageio_ffmpeg
 import psutil
 import yaml
-from conftest import CHEAP, MESH, snapshot
+from conftest import CHEAP, MESH, snapshot, write_pipeline
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -439,44 +439,48 @@ def two(soak):
 
 # Memory
 
+WEIGHED = 10    # times
+
+
 def memory(soak):
-    "The resident memory of a process while the real `Trainer` does many steps; a child, so that it begins small"
-    steps, at = soak.options.steps, soak.state.get('memory', {})
-    place = soak.folder/'memory'
-    while len(at.get('megabytes', [])) < 10:
-        read, write = os.pipe()
-        pid = os.fork()
-        if not pid:
-            try: train_and_weigh(place, steps, write)
-            except BaseException: traceback.print_exc()
-            finally: os._exit(1)
-        os.close(write)
-        with os.fdopen(read) as lines:
-            weighed = [json.loads(line) for line in map(tell, lines)]
-        os.waitpid(pid, 0)
-        assert len(weighed) == 10, 'it ended early'
-        at = soak.keep('memory', megabytes=weighed)
-    held = at['megabytes']
-    assert held[-1] - held[4] < 4, held
-    return (f'{steps:,} steps; {", ".join(f"{size:.1f}" for size in held)} MB after each {steps//10:,}; '
-            f'the last half grew by {held[-1] - held[4]:.1f} MB')
-
-
-def tell(line):
-    print(f'memory: {line.strip()} MB', flush=True)
-    return line
+    """The resident memory of a process in which the real `Trainer` does many steps, with the tests' small Stable
+    Diffusion. The history is meant to grow, and is taken off"""
+    steps, place = soak.options.steps, soak.folder/'memory'
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try: train_and_weigh(place, steps, write)
+        except BaseException: traceback.print_exc()
+        finally: os._exit(0)
+    os.close(write)
+    held = []
+    with os.fdopen(read) as lines:
+        for line in lines:
+            held.append(json.loads(line))
+            print(f'memory: {len(held)*steps//WEIGHED:,} steps, {held[-1][0]:.1f} MB, history {held[-1][1]:.1f} MB',
+                  flush=True)
+    os.waitpid(pid, 0)
+    assert len(held) == WEIGHED, 'it ended early'
+    rest = [whole - history for whole, history in held]
+    grown, half = rest[-1] - rest[WEIGHED//2 - 1], held[-1][1] - held[WEIGHED//2 - 1][1]
+    assert grown < 4, held
+    each = ', '.join(f'{whole:.1f}' for whole, _ in held)
+    return (f'{steps:,} steps; {each} MB after each {steps//WEIGHED:,}; in the '
+            f'last half the history grew by {half:.1f} MB and the rest by {grown:.1f} MB')
 
 
 def train_and_weigh(place, steps, out):
-    "Ten lines with megabytes; saves, validates and keeps its history as every run does"
+    "Lines of JSON, megabytes of the process and of the history. Saves and validates as every run does"
     shutil.rmtree(place, ignore_errors=True)
-    changes = CHEAP | {'prompt': 'a hamburger', 'iters': steps, 'checkpoint.every_n_train_steps': steps//20,
-                       'data.val.val_check_interval': steps//20, 'data.train.width': 16, 'data.train.height': 16}
-    trainer = Trainer(load_config('toybox', changes), folder=place)
-    for _ in range(10):
-        trainer.fit(steps//10)
+    often = steps//(2*WEIGHED)
+    changes = CHEAP | {'prompt': 'a hamburger', 'iters': steps, 'checkpoint.every_n_train_steps': often,
+                       'data.val.val_check_interval': often, 'guidance.name': str(write_pipeline(place/'pipeline'))}
+    trainer = Trainer(load_config('toybox', changes), folder=place/'result')
+    for _ in range(WEIGHED):
+        trainer.fit(steps//WEIGHED)
         gc.collect()
-        os.write(out, f'{psutil.Process().memory_info().rss/1e6:.2f}\n'.encode())
+        history = sum(sys.getsizeof(row) + sum(map(sys.getsizeof, row.values())) for row in trainer.history)
+        os.write(out, f'{json.dumps([psutil.Process().memory_info().rss/1e6, history/1e6])}\n'.encode())
 
 
 PARTS = {'kills': kills, 'full_disk': full_disk, 'read_only': read_only, 'clock': clock, 'renamed': renamed, 'two': two,
