@@ -128,7 +128,7 @@ def _put(file: Path, line: str) -> None:
         file.unlink(missing_ok=True)
         raise
 
-
+# %% ../nbs/17_checkpoints.ipynb #607bbcf5
 @contextmanager
 def hold_folder(folder: Path) -> Iterator[None]:
     """Keep other programs from working in a folder. Raises `FolderTaken`, `ConfigError`.
@@ -244,7 +244,7 @@ def remove_partial_files(folder: Path, n: int) -> None:
         shutil.rmtree(p) if p.is_dir() else p.unlink()
     keep_newest(folder, n)
 
-
+# %% ../nbs/17_checkpoints.ipynb #b53998d6
 def find_result(path: str | Path) -> tuple[Path, list[Path]]:
     """Return (result folder, its checkpoints up to the one meant) of a result folder or one of its checkpoints.
 

@@ -134,7 +134,7 @@ def check_views(config: Any,      # `Config`
         raise ConfigError(f'data.train.n_view must be {together} for a model that draws {together} views of an object '
                           f'together, and data.train.batch_size a multiple of it, not {t.n_view} and {t.batch_size}')
 
-
+# %% ../nbs/14ab_checks.ipynb #bc5acd24
 def is_scheduled(value: Any) -> bool:
     "Whether a value, or an end of a range, is a schedule"
     return isinstance(value, tuple) and (len(value) == 4 or any(map(is_scheduled, value)))

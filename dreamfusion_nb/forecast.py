@@ -140,7 +140,7 @@ def small_configs(config: Config, renderer: nn.Module) -> Iterator[tuple[Config,
     else:
         for size in (16, 32): yield sized(size, size), lambda s, out: (out.image[:, 0].numel(),)
 
-
+# %% ../nbs/18ba_forecast.ipynb #3d4c118f
 def splat_trials(config: Config) -> list[tuple[tuple[int, int], int]]:    # ((width, height), splats)
     "Sizes of two trials: few splats in small pictures; of large ones a smaller picture, with as many a pixel"
     (width, height), most = full_size(config), max(config.splats.count, config.splats.max_count or 0)
@@ -268,7 +268,7 @@ def cloud_cost(ours: OurCost, trials: list[Trial], config: Config, parts: OwnPar
     ours.what = f'at most {seen:,.0f} samples on {rays_there:,} rays'
     return ours
 
-
+# %% ../nbs/18ba_forecast.ipynb #794549d5
 def with_size(config: Config) -> Config:
     "The same with four views of a size that does not matter"
     views = 4 if 4 % config.data.train.n_view == 0 else config.data.train.n_view

@@ -283,9 +283,17 @@ class Facing:
         return self.guidance.predict_noise(noisy, t, embeddings, cameras=self.cameras.repeat(texts, 1, 1))
 
 
-def facing(guidance: Any, cameras: torch.Tensor) -> Any:
-    "The guidance, told the cameras if it wants to know them"
-    return Facing(guidance, cameras) if getattr(guidance, 'together', 1) > 1 else guidance
+def facing(guidance: Any, cameras: torch.Tensor | None) -> Any:
+    "The guidance, told the cameras if there are any and it wants to know them"
+    told = cameras is not None and getattr(guidance, 'together', 1) > 1
+    return Facing(guidance, cameras) if told else guidance    # type: ignore[arg-type]
+
+
+def shared_timesteps(guidance: Any, n: int, t_range: tuple, generator: torch.Generator | None) -> torch.Tensor:
+    "Noise levels of n pictures; views that a guidance asks about together share theirs"
+    together = guidance.together if isinstance(guidance, Facing) else 1
+    drawn = sample_timesteps(n//together, len(guidance.alphas_cumprod), t_range, generator)
+    return drawn.repeat_interleave(together)
 
 # %% ../nbs/09_guidance.ipynb #0d823232
 def _plain(ask: Asking, latents: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, kind: str
@@ -319,19 +327,14 @@ def sds(guidance: Any,             # any object with the guidance protocol
     """Score distillation: d loss/d latents = w(t)·score/B.
 
     The score is ε̂ - ε (DreamFusion, Poole et al. 2022, eq. 3) or another, by `kind`. The arithmetic is float32
-    whatever the model's precision, float64 for such latents. Non-finite gradients become zero.
-
-    Raises `ValueError` for bad options."""
-    if cameras is not None: guidance = facing(guidance, cameras)
+    whatever the model's precision, float64 for such latents. Non-finite gradients become zero. Raises `ValueError`."""
+    guidance = facing(guidance, cameras)
     latents = _as_latents(image, guidance.latent_shape) if as_latent else guidance.encode_image(image, generator)
     _check_options(len(latents), len(embeddings), kind, weighting, clamp_x0, negative_embeddings)
     ask = Asking(guidance, guidance.alphas_cumprod.to(latents.device), embeddings, guidance_scale, rescale, clamp_x0,
         negative_embeddings, negative_weight, generator)
     with torch.no_grad():
-        if t is None:
-            together = getattr(guidance, 'together', 1)    # views of one object share their level
-            t = sample_timesteps(len(latents)//together, len(ask.alphas), t_range, generator)
-            t = t.repeat_interleave(together)
+        if t is None: t = shared_timesteps(guidance, len(latents), t_range, generator)
         ask.levels = _check_timesteps(t, len(latents), len(ask.alphas))
         t = send(ask.levels, latents.device)
         if noise is None: noise = _randn(latents.shape, generator, latents.device)

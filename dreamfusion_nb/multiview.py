@@ -47,7 +47,7 @@ class Told(threading.local):
         "The cameras [B, 4, 4] of B views, so many of an object; None: of pictures by themselves"
         self.numbers, self.views = (None, 1) if cameras is None else (camera_numbers(cameras), views)
 
-
+# %% ../nbs/11c_multiview.ipynb #7a8b9487
 class AcrossViews(nn.Module):
     "A self-attention whose places are those of all views of an object"
     def __init__(self, inner: nn.Module, told: Told):

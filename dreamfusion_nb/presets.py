@@ -151,9 +151,7 @@ iters: 500
 update_extra_interval: 50
 renderer: {name: splats}
 """, 'multiview': """
-iters: 350
-guidance: {name: toybox-multiview, perp_neg: 0}
-data: {train: {batch_size: 4, n_view: 4}}
+{iters: 350, guidance: {name: toybox-multiview, perp_neg: 0}, data: {train: {batch_size: 4, n_view: 4}}}
 """, 'dreamgaussian': _dreamgaussian, 'dreamfusion': """
 defaults: [nerf: torchngp, background: static, material: basic_shading, renderer: torchngp_raymarching,
     guidance: sd_huggingface, optim: adan, loss: dreamfusion, data: data]

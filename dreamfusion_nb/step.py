@@ -253,6 +253,12 @@ def check_team(trainer: Any, views: int) -> None:
             'is that of all views of a step together')
 
 
+def check_teacher(config: Config, guidance: Any) -> None:
+    "Raise `ConfigError` where the diffusion model, now that it is there, does not fit the keys"
+    check_latents(config, getattr(guidance, 'latent_shape', (3,))[0])
+    check_views(config, getattr(guidance, 'together', 1))
+
+
 def lora_of(config: Config, guidance: Any, generator: torch.Generator) -> LoRA | None:
     "Return the model of the renderings that a configuration asks for. Raises `ConfigError` where there can be none"
     g = config.guidance
@@ -377,8 +383,7 @@ class Stepper:
         with room_for_parts(self.device):
             own = make_part('guidance', self.parts.guidance, config, self.generator)
             self.guidance = make_guidance(config, self.device) if own is None else own
-            check_latents(config, getattr(self.guidance, 'latent_shape', (3,))[0])
-            check_views(config, getattr(self.guidance, 'together', 1))
+            check_teacher(config, self.guidance)
             self.renderer: Any = assemble(config, self.parts, self.generator).to(self.device).train()
             self.lora = lora_of(config, self.guidance, self.generator)
         self.optimizer = optimizer_of(config.optim, self.renderer, self.parts.optimizer)

@@ -120,7 +120,7 @@ def _restore(trainer, path):
     trainer.slowed = trainer.history[-1].get('slowed', 0) if trainer.history else 0
     return trainer
 
-
+# %% ../nbs/18_trainer.ipynb #c45b9d42
 def open_folder(trainer: 'Trainer', how: str, overwrite: bool) -> None:
     "Make a trainer's folder ready and write down how the run began; `overwrite` makes room first, see `back_up_result`"
     folder, config = trainer.folder, trainer.config
@@ -198,9 +198,7 @@ def _begin(trainer, source):
 # %% ../nbs/18_trainer.ipynb #49757a69
 @with_init_parameters
 class Trainer(Stepper):
-    """Text to a field: makes the parts of `config` and optimises them. Parts of one's own as of `train`.
-
-    Raises `ConfigError`"""
+    "Text to a field: makes the parts of `config` and optimises them; own parts as of `train`. Raises `ConfigError`"
     def __init__(self,
                  config: Config,                            # what to make, and how
                  guidance: Any = None,                      # see `GuidanceProtocol`; None: the one that `config` names
