@@ -123,7 +123,7 @@ def test_resume_is_said_until_the_run_is_done(crashes, whole, tmp_path):
     for at in range(1, 6):
         assert crashes(folder, always, at=at)['signal'] == signal.SIGKILL
         assert not checkpoints.list_checkpoints(folder)
-    assert crashes(folder, always, at=25)['signal'] == signal.SIGKILL and checkpoints.list_checkpoints(folder)
+    assert crashes(folder, always, at=35)['signal'] == signal.SIGKILL and checkpoints.list_checkpoints(folder)
     for _ in range(2): assert crashes(folder, always)['said'] == ''
     assert without_log(folder) == without_log(whole[0])
     assert crashes(folder, always, at=1)['changes'] == 0    # done is done
