@@ -99,6 +99,12 @@ def is_held(folder: Path) -> bool:
     except FolderTaken: return True
 
 
+def forget_dead(folder: Path) -> None:
+    "Remove what a run has left that was killed after all was written"
+    with suppress(OSError, FolderTaken), system_lock(folder):
+        if (folder/HOLDER).exists() and not holder(folder): (folder/HOLDER).unlink()
+
+
 def check_held(folder: Path | None) -> None:
     "Raise `FolderTaken` if the folder that this process holds has gone from its place"
     if folder not in _holding: return
@@ -128,7 +134,7 @@ def _put(file: Path, line: str) -> None:
         file.unlink(missing_ok=True)
         raise
 
-# %% ../nbs/17_checkpoints.ipynb #607bbcf5
+# %% ../nbs/17_checkpoints.ipynb #17a00005
 @contextmanager
 def hold_folder(folder: Path) -> Iterator[None]:
     """Keep other programs from working in a folder. Raises `FolderTaken`, `ConfigError`.
@@ -327,7 +333,8 @@ def training_state(renderer: torch.nn.Module,
                    generator: torch.Generator,
                    step: int,
                    own: bool = False,   # whether the optimiser is not one of ours
-                   lora: LoRA | None = None  # that learns beside
+                   lora: LoRA | None = None, # that learns beside
+                   began: str = ''           # the `weights_mark` of what the run began with
                   ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
     "Return (tensors, state) of a run, as `write_checkpoint` takes them"
     state = optimizer.state_dict()
@@ -337,6 +344,7 @@ def training_state(renderer: torch.nn.Module,
     counts = [dict(step=int(group['step']), setup=True) for group in state['param_groups'] if 'step' in group]
     # not every parameter has had a gradient: albedo in the latent phase or in white light, a sky that no step has used
     kept = dict(step=step, numbers=numbers, counts=counts, learnt=sorted(state['state']))
+    if began: kept['began_with'] = began
     if lora is not None:
         tensors['lora'] = lora.state()
         kept['lora'] = True

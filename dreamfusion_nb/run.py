@@ -20,8 +20,8 @@ import torch
 from tqdm import tqdm
 
 from .cameras import Cameras, orbit
-from .checkpoints import (VIDEO_KINDS, FolderTaken, backup_folder, began_with, hold_folder, is_backup,
-    is_finished, is_held, list_checkpoints, log, names_in, weights_mark, writing)
+from .checkpoints import (VIDEO_KINDS, FolderTaken, backup_folder, began_with, forget_dead, hold_folder,
+    is_backup, is_finished, is_held, list_checkpoints, log, names_in, weights_mark, writing)
 from .config import Config, load_config, preset as named_preset
 from .dmtet import EmptyMeshError
 from .docstrings import with_parameters
@@ -414,6 +414,7 @@ def find_or_start(config: Config,
 def read_back(folder: Path, device: str | torch.device | None, parts: OwnParts) -> Result:
     "Load a result that the same call has made before, and say so"
     result = load(folder, device, **parts.given())
+    forget_dead(folder)
     known = folder.resolve() in _made_with or not parts.given()
     kinds = ' and '.join(parts.given())
     unsure = '' if known else f' (its {kinds} had the same name as yours; if it has changed since, do that)'

@@ -102,8 +102,7 @@ def _save(trainer):
         raise ConfigError(f'{folder} holds {later[-1].name} of a run that is further, and would be spoilt; '
             'Trainer.resume goes on with it')
     tensors, state = training_state(trainer.renderer, trainer.optimizer, trainer.generator, trainer.step_count,
-        own=trainer.parts.optimizer is not None, lora=trainer.lora)
-    if trainer.began_with: state['began_with'] = trainer.began_with
+        own=trainer.parts.optimizer is not None, lora=trainer.lora, began=trainer.began_with)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder/'config.yaml', config.to_yaml())
