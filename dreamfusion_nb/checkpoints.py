@@ -91,7 +91,7 @@ def system_lock(folder: Path) -> Iterator[None]:
         yield
     finally: os.close(handle)
 
-
+# %% ../nbs/17_checkpoints.ipynb #e0cc34f9
 def is_held(folder: Path) -> bool:
     "Return whether somebody is at work in a folder"
     try:

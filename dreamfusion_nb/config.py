@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .checks import MESH_LOSSES, VOLUME_LOSSES, check_latents, check_together  # noqa: F401 (old imports)
-from .errors import ConfigError, did_you_mean, is_whole, notice  # noqa: F401 (old imports)
+from .errors import ConfigError, did_you_mean, is_whole, notice, printable  # noqa: F401 (old imports)
 from .keys import Background, Checkpoint, Data, Group, Guidance, Loss, Material, Nerf, Optim, Parts
 from .keys import Preview, Renderer, SplatList, Train, Video, group, not_compared  # noqa: F401
 from .keys import plain_tree  # noqa: F401
@@ -200,8 +200,8 @@ def _is_nemo_only(key: str) -> bool:
 def _ignore(config: Any, key: str, value: Any, reason: str) -> None:
     "Note a key that has no effect here"
     shown = repr(value) if len(repr(value)) < 100 else repr(value)[:100] + '…'
-    plain = key if key.isprintable() else repr(key)    # both stand in a comment of the YAML
-    vars(config)['not_honoured'] = (*config.not_honoured, (plain, f'{shown}, but {reason}'))
+    # both stand in a comment of the YAML
+    vars(config)['not_honoured'] = (*config.not_honoured, (printable(key), f'{shown}, but {reason}'))
 
 
 def _warn(found: tuple) -> None:
@@ -271,7 +271,7 @@ def _apply_nemo_key(config: Any, key: str, value: Any) -> None:
         return
     if '/' in key:    # model/nerf=tcnn
         group, option = key.rpartition('/')[2], value
-        built_in(f'{group}/{option}', key)    # is there such an option?
+        built_in(f'{group}/{option}', printable(key))    # is there such an option?
     else:
         found = class_option(key, value)
         if found is None:

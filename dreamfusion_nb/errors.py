@@ -43,6 +43,11 @@ def did_you_mean(word: object,            # what was written
     return f'; did you mean {plain[close[0]]!r}?' if close else ''
 
 # %% ../nbs/00_errors.ipynb #0e000002
+def printable(text: str) -> str:
+    "The text, or as Python writes it where it would break a line"
+    return text if text.isprintable() else repr(text)
+
+
 def one_line(error: object,            # an exception
              with_kind: bool = False   # begin with the name of its class
             ) -> str:                  # at most 200 characters

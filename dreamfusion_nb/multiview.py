@@ -118,7 +118,7 @@ class MultiView(LatentDiffusion):
         return parts | dict(unet=unet.to(dtype), told=told)
 
     @contextmanager
-    def facing(self, cameras: torch.Tensor | None) -> Iterator[None]:
+    def telling(self, cameras: torch.Tensor | None) -> Iterator[None]:
         "Within this block the network is told cameras [B, 4, 4] of B views; None: of pictures by themselves."
         if cameras is not None and len(cameras) % self.together:
             raise ValueError(f'cameras: a multiple of {self.together}, not {len(cameras)}')
@@ -133,7 +133,7 @@ class MultiView(LatentDiffusion):
                       cameras: torch.Tensor | None = None    # poses [B, 4, 4]; None: pictures by themselves
                      ) -> torch.Tensor:            # [N, C, h, w], float32, a constant without a graph
         "The noise in `noisy`, given texts and cameras."
-        with self.facing(cameras): return super().predict_noise(noisy, t, embeddings)
+        with self.telling(cameras): return super().predict_noise(noisy, t, embeddings)
 
     def sample(self,
                prompts: list[str],                    # one a picture
@@ -141,7 +141,7 @@ class MultiView(LatentDiffusion):
                **options: Any                         # of `ddim_sample`
               ) -> torch.Tensor:                      # [n, 3, H, W] in [0, 1]
         "Draw views of objects, or pictures by themselves."
-        with self.facing(cameras): return super().sample(prompts, **options)
+        with self.telling(cameras): return super().sample(prompts, **options)
 
     def tune(self, low_memory: bool = False, compile: bool = False) -> Any:
         "Compile the UNet. Returns itself."

@@ -62,13 +62,6 @@ def ring_weights(alpha: torch.Tensor    # ᾱ [N]
     return snr.clamp(max=5)/snr/alpha.clamp(min=1/25)
 
 
-def weighted_error(predicted: torch.Tensor,  # noise [N, 4, 16, 16]
-                   wanted: torch.Tensor,     # the same shape
-                   alpha: torch.Tensor       # ᾱ of each item [N]
-                  ) -> torch.Tensor:         # scalar
-    "Mean squared error with `ring_weights`."
-    return ((predicted - wanted).square().mean((1, 2, 3))*ring_weights(alpha)).mean()
-
 # %% ../nbs/11d_multiview_training.ipynb #38b7b24c
 ALONE = .2    # share of steps without cameras
 
@@ -99,7 +92,7 @@ def ring_loss(rings: Rings,
     with half_precision(), sdpa_kernel(SDPBackend.MATH):
         with torch.no_grad(): text = parts['text_encoder'](tokens)[0]
         predicted = unet(add_noise(clean, noise, alpha), t, text)[0].float()
-    return weighted_error(predicted, noise, alpha)
+    return ((predicted - noise).square().mean((1, 2, 3))*ring_weights(alpha)).mean()
 
 # %% ../nbs/11d_multiview_training.ipynb #26f5e2b0
 SAVE_EVERY = 100    # steps
@@ -132,7 +125,8 @@ def train_multiview(work: str | Path = 'runs/multiview',  # folder of pictures, 
     write_tensors(Path(out)/'multiview.safetensors', {name: p.half() for name, p in learnt if p.requires_grad})
     log = run.folder/'log.jsonl'
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    curve = [dict(step=r['step'], loss=r['loss']) for r in rows[::max(1, len(rows)//100)]]
+    losses = {row['step']: row['loss'] for row in rows}    # steps that were done again count once
+    curve = [dict(step=step, loss=loss) for step, loss in losses.items()][::max(1, len(losses)//100)]
     write_json(Path(out)/'multiview.json', dict(pictures=pictures, steps=steps, batch=batch, lr=lr, curve=curve))
 
 # %% ../nbs/11d_multiview_training.ipynb #14f5215a

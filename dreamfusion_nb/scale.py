@@ -67,13 +67,21 @@ def why_no_process() -> str:
     return ''
 
 # %% ../nbs/17c_scale.ipynb #5c00000b
+def _together_only() -> ConfigError:
+    "The error for views that cannot be shared out"
+    return ConfigError('workers (--workers) must be left out with data.train.n_view above 1: the views of a ring stand '
+        'before one background, and a model may be asked about them together')
+
+
 def workers_for(asked: int | str | None,            # a number, 'auto', or None: the views of a step are one batch
                 config: Config,                     # its views a step are `data.train.batch_size`
                 device: torch.device | str = 'cpu'  # where they compute; on GPUs each worker has one
                ) -> int | None:
     "How many workers a run gets. Raises `ConfigError` for a number that cannot be"
     check_workers(asked)
-    if asked is None: return None
+    rings = config.data.train.n_view > 1
+    if asked is None or asked == 'auto' and rings: return None
+    if rings: raise _together_only()
     views, gpus = config.data.train.batch_size, torch.cuda.device_count()
     on_gpu = torch.device(device).type == 'cuda'
     if asked == 'auto':
@@ -510,6 +518,7 @@ def launched_team(asked: int | str | None, config: Config, device: torch.device)
     "The team that a launcher has started, or None without one. Raises `ConfigError`"
     rank, size = launched()
     if size == 1: return None
+    if config.data.train.n_view > 1: raise _together_only()
     if asked not in (None, 'auto', size):
         raise ConfigError(f'workers: {asked}, but the launcher has started {size} processes: leave out workers '
             '(--workers)')

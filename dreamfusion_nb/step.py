@@ -244,10 +244,8 @@ def check_numbers(step: int, numbers: dict[str, list[float]]) -> None:
 
 # %% ../nbs/17b_step.ipynb #f6d2539f
 def check_team(trainer: Any, views: int) -> None:
-    "Raise `ConfigError` where workers would each see their own views only, and all of them are needed"
+    "Raise `ConfigError` where workers would each mend the spread of their own views only"
     g = trainer.config.guidance
-    if trainer.team is not None and getattr(trainer.guidance, 'together', 1) > 1:
-        raise ConfigError('workers (--workers) must be left out for a model that draws several views together')
     if trainer.team is not None and views > 1 and g.kind == 'x0' and g.rescale:
         raise ConfigError('workers (--workers) must be left out for guidance.kind x0 with guidance.rescale: the spread '
             'is that of all views of a step together')

@@ -195,12 +195,19 @@ def splats(draw):
     return made, draw(st.sampled_from(['.ply', '.glb']))
 
 
+def there_and_back(write, read, made, name):
+    "What is read of what was written, or None where it may not be written"
+    path = tried(write, made, PLACE/name)
+    if path is None: return None
+    back = tried(read, path)
+    assert back is not None, 'what was written cannot be read'
+    return back
+
+
 def splats_there_and_back(drawn):
     made, ending = drawn
-    path = tried(write_splats, made, PLACE/f'splats{ending}')
-    if path is None: return
-    back = tried(read_splats, path)
-    assert back is not None, 'what was written cannot be read'
+    back = there_and_back(write_splats, read_splats, made, f'splats{ending}')
+    if back is None: return
     for name, value in parameters(made).items():
         there = back.get_parameter(name).detach()
         if name == 'quaternion': value = torch.nn.functional.normalize(value, dim=-1)
@@ -229,10 +236,8 @@ def meshes(draw):
 
 def mesh_there_and_back(drawn):
     made, ending = drawn
-    path = tried(write_mesh, made, PLACE/f'mesh{ending}')
-    if path is None: return
-    back = tried(one_mesh, path)
-    assert back is not None, 'what was written cannot be read'
+    back = there_and_back(write_mesh, one_mesh, made, f'mesh{ending}')
+    if back is None: return
     assert len(back.faces) == len(made.faces)
     np.testing.assert_allclose(back.triangles, made.triangles, rtol=1e-5, atol=1e-6)
     tried(mesh_data, back)

@@ -123,8 +123,10 @@ def test_step_dashboard_in_jupyterlab(page, books):
     button(page, 'Step').click()
     wait_for_count(page, stopped + 1)
     wait_until(page, lambda: 'looking back' not in page.locator('.dfnb-step-dashboard').first.inner_text())
-    curves = page.locator('.dfnb-step-dashboard .scatterlayer .trace').count()
-    assert curves >= 2
+    # Plotly draws its curves when it finds time
+    curves = page.locator('.dfnb-step-dashboard .scatterlayer .trace')
+    wait_until(page, lambda: curves.count() >= 2)
+    curves = curves.count()
     # a word that the prior refuses is said, and nothing is lost
     words = page.locator('.widget-text:has-text("prompt") input').first
     words.fill('a sonata')

@@ -2,7 +2,6 @@
 cameras, runs that stop and go on, and what is refused"""
 import copy
 import math
-import types
 
 import numpy as np
 import pytest
@@ -104,7 +103,7 @@ def test_two_threads_do_not_hear_what_the_other_is_told(prior):
     import threading
     x, t, text = rows(4)
     before, seen = prior.predict_noise(x, t, text), []
-    with prior.facing(orbit(4).c2w):
+    with prior.telling(orbit(4).c2w):
         thread = threading.Thread(target=lambda: seen.append(prior.predict_noise(x, t, text)))
         thread.start()
         thread.join()
@@ -183,11 +182,14 @@ def test_a_guidance_object_is_asked_how_many_views_it_draws(prior):
         Stepper(load_config('toybox', dict(prompt='a duck')), OwnParts(prior))
 
 
-def test_workers_are_refused(tmp_path):
-    config = load_config('multiview', CHEAP, VIEWS)
-    run = Trainer(config, folder=tmp_path/'a')
-    run.team = types.SimpleNamespace(threads=1)    # as in a worker
-    with pytest.raises(ConfigError, match='workers .* must be left out'): run.step()
+def test_workers_are_refused_and_auto_has_none(tmp_path):
+    "A ring is not split, whoever draws it"
+    for keys in {}, {'guidance.name': 'toybox'}:
+        config = load_config('multiview', CHEAP, VIEWS, keys)
+        for asked in 1, 2:
+            with pytest.raises(ConfigError, match='workers .* must be left out'): Trainer(config, workers=asked)
+        run = Trainer(config, folder=tmp_path/keys.get('guidance.name', 'four'), workers='auto')
+        assert run.team is None and len(run.step().cameras) == 4
 
 
 def test_a_damaged_difference_is_one_line(tmp_path):

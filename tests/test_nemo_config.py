@@ -549,5 +549,5 @@ def test_stretched_pictures_are_not_made(tree):
 def test_names():
     assert resolve('model.data.test_dataset.size') == 'data.test.size'
     assert resolve('n_levels') == 'nerf.n_levels'    # not the background's, which lies deeper
-    assert set(PRESETS) == {'toybox', 'quality', 'splats', 'toybox-dmtet', 'dreamgaussian', 'dreamfusion',
+    assert set(PRESETS) == {'toybox', 'quality', 'splats', 'multiview', 'toybox-dmtet', 'dreamgaussian', 'dreamfusion',
                             'dreamfusion-dmtet'}
