@@ -110,12 +110,12 @@ def refuse_odd(numbers: dict[str, torch.Tensor],  # by the names of the paramete
               ) -> None:
     "Raise `ConfigError` for splats that no program could draw, and name the first"
     for name, values in numbers.items():
-        flat = values.reshape(len(values), -1)
-        bad = ~flat.isfinite()
-        if name == 'log_scale': bad &= flat > -math.inf    # no size: see below
-        why = f'has {_WHAT[name]} that is not finite'
-        if name == 'log_scale' and not bad.any(): bad, why = flat.float().exp() == 0, 'has no size'
-        if name == 'quaternion' and not bad.any(): bad, why = flat.norm(dim=1, keepdim=True) == 0, 'has no rotation'
+        flat = values.reshape(len(values), -1).float()
+        if name == 'log_scale': flat = flat.exp()
+        if name == 'quaternion': flat = flat.norm(dim=1, keepdim=True)    # which may overflow, as squares do
+        bad, why = ~flat.isfinite(), f'has {_WHAT[name]} that is not finite'
+        if name in ('log_scale', 'quaternion') and not bad.any():
+            bad, why = flat == 0, f'has no {_WHAT[name].removeprefix("a ")}'
         if bad.any(): raise ConfigError(f'{where}: splat {bad.any(1).nonzero()[0].item()} {why}')
 
 # %% ../nbs/13ba_splat_files.ipynb #8c100005

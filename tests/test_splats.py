@@ -587,6 +587,9 @@ def test_a_list_that_cannot_be_drawn_is_not_written(tmp_path, ending):
     for name, value, line in (('mean', math.nan, 'splat 3 has a centre that is not finite'),
                               ('log_scale', -math.inf, 'splat 3 has no size'), ('log_scale', -200., 'has no size'),
                               ('log_scale', math.inf, 'has a size that is not finite'),
+                              ('log_scale', math.nan, 'has a size that is not finite'),
+                              ('log_scale', 100., 'has a size that is not finite'),
+                              ('quaternion', 1e30, 'has a rotation that is not finite'),
                               ('quaternion', 0., 'splat 3 has no rotation')):
         splats = Splats(9, generator=gen())
         with torch.no_grad(): getattr(splats, name)[3] = value
