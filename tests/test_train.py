@@ -96,7 +96,7 @@ def test_same_seed_same_bytes(whole, model, tmp_path):
     assert without_log(folders[0]) == without_log(whole[0])
 
 
-@pytest.mark.parametrize('seed', range(5))
+@pytest.mark.parametrize('seed', range(2))    # soak.py kills a hundred times
 def test_killed_at_any_change(seed, crashes, whole, tmp_path):
     "SIGKILL before the n-th change of the folder, with half of it written, over and over"
     draw = random.Random(seed)
