@@ -288,7 +288,8 @@ def check_claim(out: Path, settings: dict, what: str) -> bool:
             raise ConfigError(f'out: {out} holds something that is no {what} of ours; choose another folder')
         return False
     try: held = json.loads(note.read_text(encoding='utf-8'))
-    except ValueError: raise ConfigError(f'out: {note} is damaged; choose another folder') from None
+    except ValueError: held = None
+    if not isinstance(held, dict): raise ConfigError(f'out: {note} is damaged; choose another folder')
     now = json.loads(json.dumps(settings, default=str))
     if held == now: return True
     there, here = ({k: found.get(k) for k in held | now} for found in (held, now))

@@ -271,7 +271,7 @@ def _apply_nemo_key(config: Any, key: str, value: Any) -> None:
         return
     if '/' in key:    # model/nerf=tcnn
         group, option = key.rpartition('/')[2], value
-        built_in(f'{group}/{option}', printable(key))    # is there such an option?
+        built_in(f'{group}/{option}', key)    # is there such an option?
     else:
         found = class_option(key, value)
         if found is None:
