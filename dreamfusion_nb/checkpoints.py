@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from .config import Config, Optim, load_config
 from .dmtet import MeshRenderer
-from .errors import ConfigError, notice, one_line
+from .errors import ConfigError, is_whole, notice, one_line
 from .export import expanded, write_whole
 from .parts import make_optimizer
 from .splat_renderer import Splats
@@ -215,6 +215,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], d
             raise ConfigError(f'checkpoint {folder} was written by a newer version of dreamfusion_nb (format '
                 f'{state["format"]}, this version '
                 f'reads {FORMAT}): upgrade to read it')
+        if not is_whole(state.get('step'), 0): raise ValueError('state.json does not say its step')
         names = ('model', 'optimizer', *['lora']*state.get('lora', False))
         return {name: load_file(folder/f'{name}.safetensors') for name in names}, state
     except ConfigError: raise
