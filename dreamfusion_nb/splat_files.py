@@ -140,12 +140,13 @@ def _header(data: bytes, path: Path) -> tuple[int, list[str], int]:
     lines = [line.split() for line in data[:end].decode('ascii', 'replace').splitlines()]
     if ['format', 'binary_little_endian', '1.0'] not in lines: raise refuse('it is not binary_little_endian')
     elements = [line[1:] for line in lines if line[:1] == ['element']]
-    if len(elements) != 1 or elements[0][0] != 'vertex' or not elements[0][1].isdigit():
-        raise refuse('it holds something else than vertices, such as the triangles of a mesh')
+    match elements:
+        case [['vertex', count]] if count.isdigit() and len(count) < 16: pass
+        case _: raise refuse('it holds something else than vertices, such as the triangles of a mesh')
     properties = [line[1:] for line in lines if line[:1] == ['property']]
     if any(len(p) != 2 or p[0] not in ('float', 'float32') for p in properties):
         raise refuse('not all of its columns are float')
-    return int(elements[0][1]), [name for _, name in properties], end + len(b'end_header\n')
+    return int(count), [name for _, name in properties], end + len(b'end_header\n')
 
 
 def _read_ply(data: bytes, path: Path) -> dict[str, torch.Tensor]:

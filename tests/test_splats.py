@@ -500,6 +500,9 @@ def test_files_that_are_none(tmp_path):
     for name, data, line in (('short', whole[:-1], 'is cut off'), ('text', b'ply', 'does not begin as a PLY file'),
                              ('column', whole.replace(b'opacity', b'opacitx'), 'lacks opacity'),
                              ('kind', whole.replace(b'float opacity', b'uchar opacity'), 'not all of its columns'),
+                             ('no count', whole.replace(b'vertex 9', b'vertex'), 'something else than vertices'),
+                             ('no name', whole.replace(b'vertex 9', b''), 'something else than vertices'),
+                             ('many', whole.replace(b'vertex 9', b'vertex ' + b'9'*5000), 'something else'),
                              ('endian', whole.replace(b'little', b'bigger'), 'binary_little_endian')):
         (tmp_path/name).write_bytes(data)
         assert line in says(lambda: read_splats(tmp_path/name))
