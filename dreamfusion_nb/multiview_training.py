@@ -61,7 +61,6 @@ def ring_weights(alpha: torch.Tensor    # ᾱ [N]
     snr = alpha/(1 - alpha)
     return snr.clamp(max=5)/snr/alpha.clamp(min=1/25)
 
-
 # %% ../nbs/11d_multiview_training.ipynb #38b7b24c
 ALONE = .2    # share of steps without cameras
 
