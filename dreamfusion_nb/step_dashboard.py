@@ -36,7 +36,7 @@ from .viewer import Viewer
 
 # %% ../nbs/20c_step_dashboard.ipynb #59a2eee7
 def as_trainer(what: Any, overrides: dict[str, Any], out: str | Path | None = None, overwrite: bool = False) -> Trainer:
-    """A trainer as it is, or one for a prompt with the toybox preset. It goes on with the run in folder `out`.
+    """A trainer as it is, or one for a prompt, by the toybox preset or another. Goes on with the run in folder `out`.
 
     Raises `ConfigError`.
 
@@ -52,7 +52,7 @@ def as_trainer(what: Any, overrides: dict[str, Any], out: str | Path | None = No
     if not isinstance(what, str): raise ConfigError(f'a dashboard needs a prompt or a Trainer, not {what!r}')
     if overwrite and not out: raise ConfigError('overwrite: there is a folder to be replaced only with out=')
     parts, keys = split_parts(overrides)    # guidance, field, … of the user's own, as of `train`
-    config = load_config('toybox', keys, dict(prompt=what))
+    config = load_config(keys.pop('preset', 'toybox'), keys, dict(prompt=what))
     if not out: return start_run(config, parts=parts)
     out = expanded(out)
     there = None if overwrite else open_trainer_for(out)
@@ -366,7 +366,7 @@ class StepDashboard(Dashboard):
                  size: int = 128,                  # least width of a picture, in pixels
                  out: str | Path | None = None,    # folder
                  overwrite: bool = False,
-                 # keys of the toybox preset, and parts of the user's own as in `train`
+                 # `preset`, any keys, and parts of the user's own, as in `train`
                  **overrides: Any
                 ):
         check_whole('StepDashboard', size=size)

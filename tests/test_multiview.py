@@ -10,6 +10,7 @@ from conftest import CHEAP, assert_same_with_a_break
 
 from dreamfusion_nb import ConfigError, Trainer, load_config
 from dreamfusion_nb.cameras import orbit
+from dreamfusion_nb.dashboard import StepDashboard
 from dreamfusion_nb.guidance import facing, sds
 from dreamfusion_nb.multiview import AcrossViews, Told, across_views, camera_numbers, multiview_prior
 from dreamfusion_nb.prior import PRIOR_DIR, toybox_prior
@@ -234,3 +235,10 @@ def test_the_training_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert {name for name, p in learnt.items() if p.ndim < 4} == whole.keys()
     before = dict(across_views(toybox_prior(backend='torch').unet)[0].named_parameters())
     assert all(learnt[name].equal(p) for name, p in before.items() if p.ndim == 4)
+
+
+def test_the_step_dashboard_takes_the_preset():
+    board = StepDashboard('a duck', preset='multiview', **CHEAP)
+    board.step()
+    assert len(board.driver.trainer.step().cameras) == 4
+    with pytest.raises(ConfigError, match="did you mean 'multiview'"): StepDashboard('a duck', preset='multivew')
