@@ -102,21 +102,21 @@ def smoothed(values: np.ndarray,    # [n]
     return np.exp(found) if log else found
 
 # %% ../nbs/20f_compare_dashboard.ipynb #f000000f
-def draw_runs(figure: Plot,
+def draw_runs(plot: Plot,
               trainers: list[Trainer],
               names: list[str],
               smooth: float    # the weight of `smoothed`
              ) -> None:
     "Draw gradient and opacity of every run into the two columns of a plot."
-    with figure.batch_update():
+    with plot.drawing() as figure:
         for i, (t, name, (color, dash, _)) in enumerate(zip(trainers, names, RUN_STYLES)):
             title = f'{i + 1}: {name}'
             if not t.history:    # it may have been reset
                 for trace in figure.select_traces(dict(name=title)): trace.update(x=[], y=[])
             for col, (column, log) in enumerate(dict(grad_norm=True, opacity=False).items(), 1):
                 for _, steps, values in history_columns(t.history, [column], log=log):
-                    draw_curve(figure, col, title, steps, smoothed(values, smooth, log), color)
-                    figure.trace(title, col).line.dash = dash
+                    draw_curve(plot, col, title, steps, smoothed(values, smooth, log), color)
+                    plot.trace(title, col).line.dash = dash
 
 # %% ../nbs/20f_compare_dashboard.ipynb #f000000e
 def stills(viewers: list[Viewer], names: list[str], step: int) -> Image.Image:
@@ -248,7 +248,8 @@ class CompareDashboard(RunsInTurn, Dashboard):
         self.labels = [widgets.HTML() for _ in self.trainers]
         self.viewers = [Viewer(width=size, height=size, controls=False, alt=t.config.prompt) for t in self.trainers]
         self.plot = curves_plot({'gradient': 'log', 'mean opacity': 'linear'}, height=200)
-        self.plot.update_layout(showlegend=False, margin_b=36)    # the labels show each run's colour and dashes
+        # the labels show each run's colour and dashes
+        with self.plot.drawing() as figure: figure.update_layout(showlegend=False, margin_b=36)
         self.links, self.mode = link_cameras(self.viewers), mode_box()
         self.smooth = slider('smooth', 0, .98, .02, 230, 50, readout_format='.2f')
         self.smooth.value = .9

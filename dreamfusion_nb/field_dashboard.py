@@ -97,14 +97,14 @@ def ray_plot() -> Plot:
         legend=dict(orientation='h', y=1.15), xaxis=axis('distance from the camera'),
         yaxis=axis('density', type='log', tickformat='~e', range=[-2, 4]),
         yaxis2=axis('share', overlaying='y', side='right', range=[0, 1], tickformat='.2~g', nticks=5, showgrid=False))
-    return Plot([curve, bars], go.Layout(TRANSPARENT | layout))
+    return Plot(go.Figure([curve, bars], go.Layout(TRANSPARENT | layout)))
 
 
-def draw_ray(figure: Plot, samples: RaySamples) -> None:    # `figure` comes from `ray_plot`
+def draw_ray(plot: Plot, samples: RaySamples) -> None:    # `plot` comes from `ray_plot`
     "Draw the samples of a ray. The axes always hold the highest density and the largest share."
     colors = [f'rgb({r},{g},{b})' for r, g, b in (samples.albedo*255).int().tolist()]
     highest, largest = samples.density.max().item(), samples.weights.max().item()
-    with figure.batch_update():
+    with plot.drawing() as figure:
         figure.data[0].update(x=samples.t.numpy(), y=samples.density.clamp(min=1e-3).numpy())
         figure.data[1].update(x=samples.t.numpy(), y=samples.weights.numpy(), marker=dict(color=colors))
         figure.layout.yaxis.range = [-2, max(4, math.ceil(math.log10(max(highest, 1e-3)) + .1))]

@@ -8,13 +8,17 @@ __all__ = ['Plot', 'curves_plot', 'draw_curve']
 # %% ../nbs/20ab_plots.ipynb #ab000003
 import math
 from collections.abc import Iterable, Iterator
-from copy import deepcopy
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import anywidget
 import numpy as np
 import plotly.graph_objects as go
+import traitlets
+from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
+
 
 # %% ../nbs/20ab_plots.ipynb #b0000026
 DARK = ':is([data-jp-theme-light="false"], .jp-mod-dark, .theme-dark)'    # a page that is dark
@@ -48,31 +52,71 @@ TRANSPARENT = dict(paper_bgcolor='rgba(0,0,0,0)', plot_bgcolor='rgba(0,0,0,0)', 
 GRID = 'rgba(128,128,128,.3)'
 
 # %% ../nbs/20ab_plots.ipynb #06a59d70
-class Plot(go.FigureWidget):
-    """A `plotly.graph_objects.FigureWidget`, with its arguments (`skip_invalid`, …), for pages that are opened later.
+PLOT_SCRIPT = """
+const CONFIG = { displayModeBar: false, responsive: true }    // as wide as its place
 
-    They show what is drawn by then; plotly's own widget shows them what was there at first. It has no tool bar: that
-    would cover titles, and offer to send the chart to a server."""
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self._config = dict(displayModeBar=False, responsive=True)    # responsive: as wide as its place
+// plotly.js, read once for all plots of a page; a plotly.js that the page has of its own stays in its place
+async function read(text) {
+  const before = window.Plotly, address = URL.createObjectURL(new Blob([text], { type: 'text/javascript' }))
+  await import(address)
+  URL.revokeObjectURL(address)
+  const plotly = window.Plotly
+  if (before) window.Plotly = before
+  return plotly
+}
 
-    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        # it is asked while it is made, too
-        state, made = super().get_state(*args, **kwargs), '_layout_obj' in vars(self)
-        for name in ('_widget_data', '_widget_layout'):
-            if not made or name not in state: continue
-            now = self._data if name == '_widget_data' else self._layout_obj._props
-            state[name] = self.trait_metadata(name, 'to_json')(deepcopy(now), self)
-        return state
+export default { render({ model, el }) {
+  let plotly, busy = false, late = true, gone = false
+  const draw = async () => {    // changes that come while it draws are drawn together
+    late = true
+    if (busy) return
+    busy = true
+    try {
+      plotly = await (window.dfnbPlotly ??= read(model.get('library')))
+      while (late && !gone) {
+        late = false
+        const { data, layout } = JSON.parse(model.get('drawn'))
+        await plotly.react(el, data, layout, CONFIG)
+      }
+    } finally { busy = false }
+  }
+  el.style.minHeight = `${JSON.parse(model.get('drawn')).layout.height}px`    // nothing moves when it comes
+  model.on('change:drawn', draw)
+  draw()
+  return () => { gone = true; model.off('change:drawn', draw); if (plotly) plotly.purge(el) }
+} }
+"""
+
+# %% ../nbs/20ab_plots.ipynb #f107a5c3
+class Plot(anywidget.AnyWidget):
+    """A figure of plotly in a dashboard. Change `figure` inside of `with plot.drawing():`, and pages show it as it is.
+
+    They get the whole figure each time; what a reader has turned or enlarged stays. It has no tool bar: that would
+    cover titles, and offer to send the chart to a server."""
+    _esm = PLOT_SCRIPT
+    library = traitlets.Unicode().tag(sync=True)    # plotly.js
+    drawn = traitlets.Unicode().tag(sync=True)      # the figure as JSON
+
+    def __init__(self, figure: go.Figure):
+        self.figure, self.depth = figure.update_layout(uirevision='kept'), 0
+        # not in `_esm`: anywidget gives a script two seconds to be read, and then drops all messages for good
+        super().__init__(library=get_plotlyjs(), drawn=figure.to_json())
+
+    @contextmanager
+    def drawing(self) -> Iterator[go.Figure]:
+        "The figure, to be changed; pages see it when the (outermost) block ends."
+        self.depth += 1
+        try: yield self.figure
+        finally:
+            self.depth -= 1
+            if not self.depth: self.drawn = self.figure.to_json()
 
     def trace(self,
               name: str,                # of what is drawn
               meta: int | None = None   # the note that it carries, if any
              ) -> Any:                  # plotly's trace, or None
-        "The same as `next(select_traces(dict(name=name, meta=meta)))`, but fast."
-        return next((drawn for drawn, raw in zip(self.data, self._data)
-                     if (raw.get('name'), raw.get('meta')) == (name, meta)), None)
+        "The same as `next(figure.select_traces(dict(name=name, meta=meta)))`, but fast."
+        return next((trace for trace in self.figure.data if (trace.name, trace.meta) == (name, meta)), None)
 
 # %% ../nbs/20ab_plots.ipynb #3fe9eafb
 def curves_plot(plots: dict[str, str],    # title: 'log' or 'linear', its vertical axis
@@ -102,7 +146,7 @@ def curves_plot(plots: dict[str, str],    # title: 'log' or 'linear', its vertic
     return Plot(figure)
 
 # %% ../nbs/20ab_plots.ipynb #94e8d371
-def draw_curve(figure: Plot,               # from `curves_plot`
+def draw_curve(plot: Plot,                 # from `curves_plot`
                col: int,                   # of the plot, counted from 1
                name: str,                  # in the legend
                x: np.ndarray,              # numbers [N]
@@ -111,15 +155,17 @@ def draw_curve(figure: Plot,               # from `curves_plot`
               ) -> None:
     "Draw the curve `name` of a plot, in the place of the one that has that name there."
     if isinstance(style, str): style = LineStyle(style, style, 'solid', 'circle')
-    drawn = figure.trace(name, col)
-    if drawn:
-        drawn.x, drawn.y = x, y
-        return
     marker = dict(size=6, maxdisplayed=8, symbol=style.symbol, color=style.light)    # one point alone is no line
     line = dict(width=1.6, color=style.light, dash=style.dash)
-    figure.add_scatter(row=1, col=col, name=name, x=x, y=y, meta=col, mode='lines+markers', line=line, marker=marker)
-    figure.update_xaxes(autorange=True, col=col)
-    figure.update_yaxes(autorange=True, col=col)
+    with plot.drawing() as figure:
+        drawn = plot.trace(name, col)
+        if drawn:
+            drawn.x, drawn.y = x, y
+            return
+        figure.add_scatter(row=1, col=col, name=name, x=x, y=y, meta=col, mode='lines+markers', line=line,
+                           marker=marker)
+        figure.update_xaxes(autorange=True, col=col)
+        figure.update_yaxes(autorange=True, col=col)
 
 # %% ../nbs/20ab_plots.ipynb #a2bc0e85
 def add_cameras(figure: Any) -> None:
@@ -142,14 +188,15 @@ def add_cameras(figure: Any) -> None:
                          camera=dict(eye=dict(x=1.2, y=.8, z=.55), center=dict(z=.1)))
 
 
-def draw_cameras(figure: Plot,
+def draw_cameras(plot: Plot,
                  eyes: list    # positions (x, y, z), the newest last
                 ) -> None:
     "Draw the last hundred cameras as dots, the newest with a line to the object. Plotly's z is our y, up."
     points = np.array(eyes[-100:]).reshape(-1, 3)
-    for name, (x, y, z) in dict(cameras=points.T, newest=np.append(points[-1:], np.zeros((1, 3)), 0).T).items():
-        drawn = figure.trace(name)
-        drawn.x, drawn.y, drawn.z = z, x, y
+    with plot.drawing():
+        for name, (x, y, z) in dict(cameras=points.T, newest=np.append(points[-1:], np.zeros((1, 3)), 0).T).items():
+            drawn = plot.trace(name)
+            drawn.x, drawn.y, drawn.z = z, x, y
 
 # %% ../nbs/20ab_plots.ipynb #24f3b4f8
 # columns of a history: name in the legend, in the order of `LINE_STYLES`
@@ -167,13 +214,13 @@ def history_columns(history: list[dict], names: Iterable[str], most: int = 300, 
         if points: yield name, *np.array(points).T    # plotly checks each number of a list by itself, which is slow
 
 
-def draw_run(figure: Plot, history: list[dict], eyes: list) -> None:
+def draw_run(plot: Plot, history: list[dict], eyes: list) -> None:
     "Draw cameras (`eyes` as in `draw_cameras`), losses and opacity of a run into the three columns of its plot."
-    with figure.batch_update():
-        draw_cameras(figure, eyes)
+    with plot.drawing() as figure:
+        draw_cameras(plot, eyes)
         styles = dict(zip(CURVES, LINE_STYLES))
         for name, steps, values in history_columns(history, CURVES, log=True):
-            draw_curve(figure, 2, CURVES[name], steps, values, styles[name])
+            draw_curve(plot, 2, CURVES[name], steps, values, styles[name])
         for _, steps, values in history_columns(history, ['opacity']):
-            draw_curve(figure, 3, 'opacity', steps, values, LINE_STYLES[0])
-    if not history: figure.data = [trace for trace in figure.data if trace.type == 'scatter3d' or not trace.name]
+            draw_curve(plot, 3, 'opacity', steps, values, LINE_STYLES[0])
+        if not history: figure.data = [trace for trace in figure.data if trace.type == 'scatter3d' or not trace.name]

@@ -119,26 +119,26 @@ def splat_plot() -> Plot:
     return Plot(figure)
 
 
-def draw_counts(figure: Plot, splats: Splats) -> None:    # `figure` comes from `splat_plot`
+def draw_counts(plot: Plot, splats: Splats) -> None:    # `plot` comes from `splat_plot`
     "Draw how opaque and how large splats are; a size is the geometric mean of the three scales."
     values = splats.opacity.detach().cpu().numpy(), splats.log_scale.detach().mean(1).div(math.log(10)).cpu().numpy()
-    with figure.batch_update():
+    with plot.drawing():
         for name, numbers, span in zip(('opacities', 'sizes'), values, ((0., 1.), None)):
             counts, edges = np.histogram(numbers, 24, span)
-            figure.trace(name).update(x=(edges[1:] + edges[:-1])/2, y=counts)
+            plot.trace(name).update(x=(edges[1:] + edges[:-1])/2, y=counts)
 
 
-def draw_pixel(figure: Plot, found: PixelSplats, most: int = 40) -> None:    # `most`: splats that have a bar
+def draw_pixel(plot: Plot, found: PixelSplats, most: int = 40) -> None:    # `most`: splats that have a bar
     "Draw the splats that paint a place, the nearest at the left, and the light that is left behind each."
     numbers = [f'{n}' for n in found.number[:most].tolist()]
     facts = [f'splat {n}, opacity {o:.2f}, {d:.2f} away'
              for n, o, d in zip(numbers, found.opacity.tolist(), found.distance.tolist())]
     colors = [f'rgb({r},{g},{b})' for r, g, b in (found.color[:most]*255).int().tolist()]
-    with figure.batch_update():
+    with plot.drawing():
         place = np.arange(len(numbers)) + 1
-        figure.trace('share of the pixel').update(x=place, y=found.weight[:most].cpu().numpy(), hovertext=facts,
+        plot.trace('share of the pixel').update(x=place, y=found.weight[:most].cpu().numpy(), hovertext=facts,
                                                   marker=dict(color=colors))
-        figure.trace('light left').update(x=place, y=(1 - found.weight.cumsum(0))[:most].cpu().numpy())
+        plot.trace('light left').update(x=place, y=(1 - found.weight.cumsum(0))[:most].cpu().numpy())
 
 # %% ../nbs/20da_splat_dashboard.ipynb #da000010
 def check_splat_list(what: Trainer | Result) -> Splats:

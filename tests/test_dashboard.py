@@ -1,7 +1,9 @@
 """Dashboards without a page: what they must not disturb, lose or leave behind, and what they say when something goes
 wrong"""
 import asyncio
+import base64
 import gc
+import json
 import math
 import os
 import shutil
@@ -81,7 +83,7 @@ def test_a_reset_forgets_everything(trainer):
     assert trainer.step_count == 0 and not trainer.history and same(weights(again),
         weights(trainer)) and driver_of(trainer) is board.driver
     def drawn():
-        return {trace.name: list(trace.x) for trace in board.plot.data if trace.name in ('gradient', 'opacity')}
+        return {trace.name: list(trace.x) for trace in board.plot.figure.data if trace.name in ('gradient', 'opacity')}
     assert drawn() == {}
     board.button['step'].click()
     again.step()
@@ -269,19 +271,38 @@ def test_the_kernels_interrupt_button(model):
 
 
 def test_a_page_that_opens_later_sees_what_is_drawn(trainer):
-    "plotly's own widget would show it the empty plot of the beginning"
+    "And a page that is open misses nothing: each message has the whole figure"
     board = StepDashboard(trainer)
     for _ in range(3): board.button['step'].click()
-    drawn = {trace.get('name'): trace for trace in board.plot.get_state()['_widget_data']}
+    drawn = {trace.get('name'): trace for trace in json.loads(board.plot.get_state()['drawn'])['data']}
     sent = drawn['opacity']['x']
-    assert {'gradient', 'opacity', 'cameras'} <= set(drawn) and list(np.frombuffer(sent['buffer'],
-        sent['dtype'])) == [1, 2, 3]
+    assert {'gradient', 'opacity', 'cameras'} <= set(drawn)
+    assert list(np.frombuffer(base64.b64decode(sent['bdata']), sent['dtype'])) == [1, 2, 3]
+
+
+def test_a_plot_is_told_to_pages_whole_and_once(monkeypatch):
+    """anywidget drops what comes after its first message if the widget's script takes two seconds to read, so that
+    script is short, and the first message has the figure"""
+    first, told, opened = [], [], plots.Plot.open
+    def opening(self):
+        first.append(self.get_state())
+        opened(self)
+    monkeypatch.setattr(plots.Plot, 'open', opening)
+    plot = plots.curves_plot({'loss': 'log'})
+    assert 'loss' in first[0]['drawn'] and 'plotly' in first[0]['library'] and len(first[0]['_esm']) < 5_000
+    monkeypatch.setattr(plots.Plot, 'send_state', lambda self, key=None: told.append(key))
+    with plot.drawing():
+        for name in 'ab': plots.draw_curve(plot, 1, name, np.arange(3), np.arange(3), plots.LINE_STYLES[0])
+    assert told == ['drawn']
+    with pytest.raises(RuntimeError, match='in the middle'), plot.drawing() as figure:
+        figure.data[-1].name = 'c'
+        raise RuntimeError('in the middle')
+    assert told == ['drawn', 'drawn'] and '"c"' in plot.drawn
 
 
 def test_one_page_of_plotly_for_each_dashboard(trainer, model):
     "Every figure brings its own, 5 MB"
-    import plotly.graph_objects as go
-    def figures(widget): return isinstance(widget, go.FigureWidget) + sum(map(figures, getattr(widget, 'children', ())))
+    def figures(widget): return isinstance(widget, plots.Plot) + sum(map(figures, getattr(widget, 'children', ())))
     assert figures(StepDashboard(trainer)) == figures(FieldDashboard(trainer)) == 1
     assert figures(CompareDashboard([Trainer(config(seed=s), model) for s in range(6)])) == 1
 
@@ -494,12 +515,12 @@ def test_a_comparison_hears_of_other_dashboards(model):
     runs = [Trainer(config(seed=seed), model) for seed in range(2)]
     board = CompareDashboard(runs)
     board.button['step'].click()
-    assert not board.drivers[0].frames and list(next(board.plot.select_traces(dict(name='1: seed 0'))).x) == [1]
+    assert not board.drivers[0].frames and list(board.plot.trace('1: seed 0', 1).x) == [1]
     other = StepDashboard(runs[0])
     other.button['step'].click()
     assert '2 of 12' in board.labels[0].value and '1 of 12' in board.labels[1].value
     for _ in range(2): other.button['reset'].click()
-    assert '0 of 12' in board.labels[0].value and not next(board.plot.select_traces(dict(name='1: seed 0'))).x
+    assert '0 of 12' in board.labels[0].value and not board.plot.trace('1: seed 0', 1).x
     board.run()
     assert [t.step_count for t in runs] == [12, 12]
 

@@ -245,7 +245,7 @@ def test_dashboards_of_a_mesh_stage(cloud, refined, model):
     dashboard = StepDashboard(Trainer(mesh_config(cloud), model))
     dashboard.button['step'].click()
     assert not dashboard.driver.error and set(dashboard.driver.frames[0].pictures) == set(STEP_PICTURES)
-    assert 'mesh normal' in [trace.name for trace in dashboard.plot.data]
+    assert 'mesh normal' in [trace.name for trace in dashboard.plot.figure.data]
     surface = MeshDashboard(refined)
     plain = surface.viewer.mesh_data['colors']
     surface.bent.value = True
