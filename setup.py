@@ -11,7 +11,7 @@ cfg = ConfigParser(delimiters=['='])
 cfg.read(root/'settings.ini', encoding='utf-8')
 cfg = cfg['DEFAULT']
 STATUS = ['Planning', 'Pre-Alpha', 'Alpha', 'Beta', 'Production/Stable', 'Mature', 'Inactive']    # PyPI's, from 1
-EXTRAS = ['dev', 'ray', 'cuda', 'openvino']
+EXTRAS = ['dev', 'ray', 'cuda', 'openvino', 'picture']
 
 
 def words(key): return shlex.split(cfg.get(key) or '')

@@ -161,9 +161,24 @@ def check_schedules(config: Any) -> None:
         raise ConfigError('data.train.progressive_view_end_step must be at least progressive_view_start_step, '
                           f'{t.progressive_view_start_step}, not {t.progressive_view_end_step}')
 
+# %% ../nbs/14ab_checks.ipynb #ref14ab1
+def check_reference(config: Any) -> None:
+    "Raise `ConfigError` unless every picture of a known side has a place that it was taken from"
+    r = config.reference
+    if not r.images: return
+    for name in ('azimuth', 'elevation'):
+        given, several = getattr(r, name), len(r.images)
+        if len(given) != several and (name == 'azimuth' or len(given) != 1):
+            raise ConfigError(f'reference.{name} must be {several} numbers for {several} pictures (reference.images), '
+                              f'not {len(given)}')
+    seen = set(zip(r.azimuth, r.elevation*len(r.images)))
+    if len(seen) < len(r.images):
+        raise ConfigError(f'reference.azimuth must differ from picture to picture, not {list(r.azimuth)}')
+
 
 def check_together(config: Any) -> None:
     "Raise `ConfigError` where keys contradict each other"
-    for check in (check_parts, check_losses, check_mesh, check_guidance, check_schedules): check(config)
+    for check in (check_parts, check_losses, check_mesh, check_guidance, check_schedules, check_reference):
+        check(config)
     check_views(config, 4 if config.guidance.name == 'toybox-multiview' else 1)
     check_latents(config, 3 if config.guidance.name.startswith('DeepFloyd/') else 4)

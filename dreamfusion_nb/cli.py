@@ -58,6 +58,8 @@ def _parser() -> _Parser:
                                  'dreamfusion batch FILE.',
                      epilog='Exit codes: 0 done, 2 bad input, 130 interrupted (the same command goes on then).')
     parser.add_argument('prompt', metavar='PROMPT', nargs='?', help='what to make, such as "a hamburger"')
+    parser.add_argument('--image', metavar='FILE', action='append', help='a picture of its front, beside the prompt or '
+                        'instead of it; several times: sides, with reference.azimuth=[0,90,...]')
     parser.add_argument('overrides', metavar='key=value', nargs='*',
                         help='any key of the configuration, such as guidance_scale=30 or data.train.width=96; '
                              'with --refine, refine.key=value is one of the mesh stage, such as refine.iters=300')
@@ -70,10 +72,12 @@ def _parser() -> _Parser:
 
 # %% ../nbs/23_cli.ipynb #es000001
 def _sort_estimate(args: argparse.Namespace) -> None:
-    "Give back the word behind `--estimate` that is no name of a GPU but the prompt or an override"
+    "Give back the word behind `--estimate` or `--image` that is no name of a GPU but the prompt or an override"
     word = args.estimate
     if word and '=' in word: args.overrides, args.estimate = [word, *args.overrides], ''
     elif word and args.prompt is None: args.prompt, args.estimate = word, ''
+    # with a picture the first word may be an override
+    if args.image and '=' in (args.prompt or ''): args.overrides, args.prompt = [args.prompt, *args.overrides], None
 
 
 # %% ../nbs/23_cli.ipynb #b3061eab
@@ -89,7 +93,7 @@ def _check_options(unknown: list[str], parser: _Parser) -> None:
         if '(--' in key: meant = f'; did you mean {key.partition("(")[2].rstrip(")")}?'
     raise ConfigError(f'unknown option {unknown[0]}{meant}')
 
-
+# %% ../nbs/23_cli.ipynb #ref23001
 def _configure(args: argparse.Namespace, *changes: dict) -> tuple[Config, dict[str, Any]]:
     "The `Config` that options and words ask for, and the overrides of the mesh stage. Raises `ConfigError`"
     options = {'iters': args.iters, 'seed': args.seed, 'guidance.name': args.guidance}
@@ -111,9 +115,12 @@ def _read_arguments(argv: list[str]) -> tuple[argparse.Namespace, Config, dict[s
     _check_options(unknown, parser)
     if args.workers and args.workers.isdigit(): args.workers = int(args.workers)
     _sort_estimate(args)
-    if args.prompt is None: raise ConfigError('the prompt is missing: dreamfusion "a hamburger"')
+    if args.prompt is None and not args.image:
+        raise ConfigError('the prompt is missing: dreamfusion "a hamburger", or a picture: --image FILE')
     if args.resume and args.overwrite: raise ConfigError('--resume and --overwrite contradict each other: choose one')
-    config, later = _configure(args, dict(prompt=args.prompt))
+    known = {} if args.prompt is None else dict(prompt=args.prompt)
+    if args.image: known |= {'reference.images': args.image, 'reference.mark': None}
+    config, later = _configure(args, known)
     check_folder(expanded(args.out) if args.out else Path('outputs'))
     return args, config, later
 
@@ -169,15 +176,16 @@ def _run(args: argparse.Namespace, config: Config, later: dict, seen: dict) -> N
 
     `later`: overrides of the mesh stage; `seen` keeps the trainer's newest step."""
     if args.estimate is not None: return _estimate(args, config, later)
-    _loading(f'the diffusion model {config.guidance.name!r}, then {config.iters:,} steps of {config.prompt!r}')
+    _loading(f'the diffusion model {config.guidance.name!r}, then {config.iters:,} steps of '
+             f'{config.prompt if args.prompt else args.image[0]!r}')
     from dreamfusion_nb.estimate import Estimate, expected_cost
     from dreamfusion_nb.parts import pick_device
     from dreamfusion_nb.run import train
     def remember(trainer, record): seen.update(step=trainer.step_count)
     if known := expected_cost(config, pick_device(args.device)): _say(known)
     common = dict(device=args.device, overwrite=args.overwrite, workers=args.workers)
-    result = train(args.prompt, config=config, out=args.out, resume=args.resume or 'auto', schedules=args.schedules,
-                   callbacks=[remember, Estimate(_say)], **common)
+    result = train(args.prompt, image=args.image, config=config, out=args.out, resume=args.resume or 'auto',
+                   schedules=args.schedules, callbacks=[remember, Estimate(_say)], **common)
     _list(result.folder)
     if not args.refine: return
     # a mesh stage may have fewer views a step

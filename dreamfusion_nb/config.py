@@ -20,7 +20,7 @@ from typing import Any
 from .checks import MESH_LOSSES, VOLUME_LOSSES, check_latents, check_together  # noqa: F401 (old imports)
 from .errors import ConfigError, did_you_mean, is_whole, notice, printable  # noqa: F401 (old imports)
 from .keys import Background, Checkpoint, Data, Group, Guidance, Loss, Material, Nerf, Optim, Parts
-from .keys import Preview, Renderer, SplatList, Train, Video, group, not_compared  # noqa: F401
+from .keys import Preview, Reference, Renderer, SplatList, Train, Video, group, not_compared  # noqa: F401
 from .keys import plain_tree  # noqa: F401
 from .nemo import (built_in, class_option, compose, files_below, ignored_rule, is_nemo, nemo_page,
     nemo_settings, our_name, our_value, pairs_of, plain_name, split_overrides)
@@ -108,6 +108,7 @@ class Config(_Root):
     splats: SplatList = group(SplatList)
     guidance: Guidance = group(Guidance)
     optim: Optim = group(Optim)
+    reference: Reference = group(Reference)
     loss: Loss = group(Loss)
     data: Data = group(Data)
     checkpoint: Checkpoint = group(Checkpoint)

@@ -69,6 +69,13 @@ class Judge(nn.Module):
         return F.normalize(self.from_text(self.text(ids.to(self.log_scale.device)).pooler_output), dim=-1)
 
     @torch.no_grad()
+    def name(self, image: torch.Tensor) -> tuple[toybox.Caption, float]:
+        "Kind, colour and pattern of a picture [3, 64, 64] in [0, 1]; and how sure it is of the kind, in 0..1."
+        found, = self.read(image[None])
+        pattern = found.finish if found.finish != 'matte' else None
+        return replace(found, view=None, finish=pattern), self(image[None])['kind'].softmax(1).max().item()
+
+    @torch.no_grad()
     def read(self, images: torch.Tensor) -> list[toybox.Caption]:
         "What it sees in B pictures [B, 3, 64, 64] in [0, 1]."
         best = {k: v.argmax(1).tolist() for k, v in self(images).items()}

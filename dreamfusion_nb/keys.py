@@ -244,6 +244,20 @@ class Loss(Group):
     lambda_3d_normal_smooth: float = number(0, 0, 1e6, scheduled=True)  # no wrinkles in space
     lambda_mesh_normal: float = number(0, 0, 1e6, scheduled=True)    # faces that meet are nearly flat
     lambda_mesh_laplacian: float = number(0, 0, 1e6, scheduled=True) # a vertex lies amid its neighbours
+    lambda_reference: float = number(1000, 0, 1e6, scheduled=True)    # the colours of the pictures in `reference`
+    lambda_reference_mask: float = number(500, 0, 1e6, scheduled=True)  # and where they show the object
+
+# %% ../nbs/14ac_keys.ipynb #ref0a002
+@dataclass(repr=False)
+class Reference(Group):
+    "Pictures of sides that are known; none are known by default"
+    images: tuple[str, ...] | None = text(None, empty=False)  # files, one side each; null: none
+    azimuth: tuple[float, ...] = number((0,), -360, 360, least=1)  # where each was taken, degrees: 0 is the front
+    elevation: tuple[float, ...] = number((15,), -90, 90, least=1)  # degrees above the horizon; one will do for all
+    # the object's longer side takes this part of the preview's field of view; null: the pictures stay as they are
+    fit: float | None = number(.75, .1, 1)
+    interval: int = number(2, 1, 10000)         # steps from one look at a picture to the next; they take turns
+    mark: str | None = text(None, empty=False)  # of what the files held; a run writes it
 
 # %% ../nbs/14ac_keys.ipynb #6d05c186
 @dataclass(repr=False)

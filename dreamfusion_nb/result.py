@@ -317,9 +317,9 @@ def _refine(result, preset, out, options):
     if 'guidance' not in parts and 'guidance.name' not in rest and made_of_object:
         raise ConfigError(f'refine: the NeRF was made with a guidance object ({name}), which no folder can hold; pass '
             'it again with guidance=')
-    # the same words and the same networks; everything else is the preset's
-    kept = {k: v for k, v in held.items() if k.startswith('nerf.') or k.endswith('_prompt') or k in ('seed',
-        'guidance.name', 'view_prompts')}
+    # the same words, pictures and networks; everything else is the preset's
+    kept = {k: v for k, v in held.items() if k.startswith(('nerf.', 'reference.')) or k.endswith('_prompt') or k in (
+        'seed', 'guidance.name', 'view_prompts')}
     preset = preset or mesh_preset(result.config)
     if (n := held['data.train.n_view']) > 1:    # as many views as without rings, in fewer steps
         kept |= {'data.train.n_view': n, 'data.train.batch_size': n, 'iters': max(1, load_config(preset).iters//n)}

@@ -30,7 +30,9 @@ from .export import MESH_FORMATS, check_path, decimate, expanded, write_mesh, wr
 from .forecast import expected_run, needing_less
 from .own_parts import OwnParts, check_same_parts, record_parts, split_parts
 from .parts import parse_prompt, pick_device
+from .presets import TOYBOX_PRIORS
 from .progress import LiveCell, Pace, ProgressBar, in_notebook
+from .reference import read_sides, sized, with_mark
 from .result import Result, SuggestedFolder, load, missing_surface, orbit_of, save_picture, sheet_of
 from .scale import at_work, check_workers, launched_team, own_device, team_for
 from .show import to_pil
@@ -48,9 +50,11 @@ def as_callbacks(callbacks: Any) -> list[Callable]:
 
 
 def check_call(prompt: Any, preset: Any, config: Any, resume: Any, overwrite: Any, callbacks: Any,
-               schedules: Any = None, threads: Any = None, workers: Any = None) -> None:
+               schedules: Any = None, threads: Any = None, workers: Any = None, image: Any = None) -> None:
     "Raise `ConfigError` for arguments of `train` (`preset`, `resume`, `schedules`, …) that are wrong in themselves"
-    if not isinstance(prompt, str): raise ConfigError(f'prompt must be a text that is not empty, not {prompt!r}')
+    unsaid = prompt is None and image is not None
+    if not isinstance(prompt, str) and not unsaid:
+        raise ConfigError(f'prompt must be a text that is not empty, not {prompt!r}')
     if config is not None and preset != 'toybox':
         raise ConfigError(f'preset {preset!r} and config: choose one (a configuration can name its preset)')
     if resume not in ('auto', True, False): raise ConfigError(f"resume must be 'auto', True or False, not {resume!r}")
@@ -84,6 +88,45 @@ def may_be_numbered(out: str | Path | None, overwrite: bool) -> bool:
 def without_none(**values: Any) -> dict[str, Any]:
     "Return the values that are given"
     return {name: value for name, value in values.items() if value is not None}
+
+# %% ../nbs/19a_run.ipynb #ref19a02
+def picture_files(image: Any) -> list[str]:
+    "Return the picture or pictures that `train` was given as a list of paths. Raises `ConfigError`"
+    paths = list(image) if isinstance(image, (list, tuple)) else [image]
+    if not paths or not all(isinstance(path, (str, Path)) for path in paths):
+        raise ConfigError(f'image must be the path of a picture, or a list of them, not {reprlib.repr(image)}')
+    return [str(expanded(path)) if '://' not in str(path) else str(path) for path in paths]
+
+
+def known_pictures(image: Any) -> dict[str, Any]:
+    "Return the keys that say which pictures a run knows. Raises `ConfigError`"
+    return {} if image is None else {'reference.images': picture_files(image), 'reference.mark': None}
+
+# %% ../nbs/19a_run.ipynb #ref19a04
+SURE = .4    # of the kind: below this the judge does not say what a picture shows
+
+
+def prompt_of_picture(settings: Config, parts: OwnParts) -> str:
+    "Return what the judge calls the first picture, and say so. Raises `ConfigError` where nobody can name it"
+    if parts.guidance is not None or settings.guidance.name not in TOYBOX_PRIORS:
+        raise ConfigError('prompt: say what the picture shows: there is a judge that names it for the shipped priors '
+            'only')
+    sides, images = read_sides(settings, 'cpu'), settings.reference.images
+    assert sides is not None and images is not None
+    from dreamfusion_nb.judge import shipped_judge    # with transformers, which a run with a prompt does not need
+    seen = sized(sides.pictures[0], 64, 64)
+    caption, sure = shipped_judge().name(seen[:3] + .5*(1 - seen[3:]))
+    path = images[0]
+    if sure < SURE: raise ConfigError(f'prompt: the judge does not know what {path} shows (perhaps {caption.prompt}): '
+                                      'say it in words')
+    notice(f'{path} shows {caption.prompt}, says the judge ({sure:.0%} sure); a prompt says it better')
+    return caption.prompt
+
+
+def with_prompt(settings: Config, prompt: str | None, parts: OwnParts) -> Config:
+    "Return the settings with the mark of their pictures; where nobody has said what these show, the judge does"
+    settings = with_mark(settings)
+    return settings if prompt is not None else settings.replace(dict(prompt=prompt_of_picture(settings, parts)))
 
 # %% ../nbs/19a_run.ipynb #6999c6cf
 def is_longer(config: Config, held: Config) -> bool:
@@ -496,8 +539,9 @@ def showing(progress: bool) -> Iterator[LiveCell | ProgressBar | None]:
 
 # %% ../nbs/19a_run.ipynb #2684f54c
 @with_parameters
-def train(prompt: str,               # what to make
+def train(prompt: str | None = None,  # what to make; None: what the picture shows, if the judge knows it
           *,
+          image: Any = None,         # a picture of its front, or several of sides (`reference.azimuth`): paths
           preset: str = 'toybox',    # 'toybox', 'quality', 'dreamfusion'; of a mesh 'toybox-dmtet', 'dreamfusion-dmtet'
           config: Any = None,        # file, folder, mapping, YAML text or `Config` instead of a preset
           guidance: Any = None,      # 'toybox', a Stable Diffusion folder or Hub name, or your own (`GuidanceProtocol`)
@@ -519,16 +563,15 @@ def train(prompt: str,               # what to make
           progress: bool = True,            # a live cell in notebooks, a progress bar elsewhere
           **overrides: Any                  # any key of the configuration, dotted, as **{'nerf.bound': 1}, or plain
          ) -> Result:
-    """Make a 3D object from a sentence, and return the `Result`. Raises `ConfigError`, one line, for bad input.
+    """Make a 3D object from a sentence, a picture or both. Raises `ConfigError`, one line, for bad input.
 
-    The same call again reads the finished result back. A run that was interrupted goes on. A call that was changed
-    takes a numbered folder, `outputs/a-hamburger-2`, unless `out` or `overwrite` says where."""
+    The same call again goes on, or reads the result back; a changed one takes `outputs/a-hamburger-2` by default."""
     schedules = schedules or overrides.pop('phases', None)    # its earlier name
-    check_call(prompt, preset, config, resume, overwrite, callbacks, schedules, threads, workers)
+    check_call(prompt, preset, config, resume, overwrite, callbacks, schedules, threads, workers, image)
     parts, keys = split_parts(dict(guidance=guidance, field=field, background=background, renderer=renderer,
         losses=losses, optimizer=optimizer))
-    named = without_none(prompt=prompt, iters=iters, seed=seed)
-    settings = load_config(preset if config is None else config, overrides, keys, named)
+    named = without_none(prompt=prompt, iters=iters, seed=seed) | known_pictures(image)
+    settings = with_prompt(load_config(preset if config is None else config, overrides, keys, named), prompt, parts)
     first = result_folder(out, settings.prompt)
     if settings.mode != 'fit': return run_mode(settings, first, pick_device(device), overwrite, parts)
     with limit_threads(threads):

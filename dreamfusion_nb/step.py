@@ -29,6 +29,7 @@ from dreamfusion_nb.own_parts import (OwnParts, assemble, make_part, own_optimiz
 from .parts import make_guidance, make_optimizer, parse_prompt, pick_device
 from .pipelines import Pipeline
 from .raymarch import Renderer, RenderOutput
+from .reference import read_sides, reference_losses, sized, with_mark
 from .renderer import backdrop
 from .schedules import (ShadingChoice, Steering, annealed_timestep, guidance_scale_at, limit_levels,
     progress_at, shading_schedule, size_at, t_range_at)
@@ -200,14 +201,28 @@ def regularise(trainer: Any, out: RenderOutput) -> dict[str, torch.Tensor]:
         found['opacity_loss' if name == 'opacity' else name] = weight*value    # `opacity` is a column of its own
     return found
 
+# %% ../nbs/17b_step.ipynb #ref17b02
+def compare_side(trainer: Any) -> dict[str, torch.Tensor]:
+    "Return the weighted losses of a known side, in the steps that look at one"
+    c, step, sides = trainer.config, trainer.step_count, trainer.sides
+    if sides is None or step % c.reference.interval: return {}
+    i = step//c.reference.interval % len(sides.cameras)
+    height, width = size_at(step, c)
+    behind = send(torch.rand(3, generator=trainer.generator), trainer.device)
+    out = trainer.renderer(sides.cameras[i:i + 1], height, width, shading='albedo', perturb=True,
+        generator=trainer.generator, background=behind)
+    color, mask = reference_losses(out.image[0], out.opacity[0], sized(sides.pictures[i], height, width), behind)
+    return dict(reference=value_at(c.loss.lambda_reference, step)*color,
+        reference_mask=value_at(c.loss.lambda_reference_mask, step)*mask)
 
+# %% ../nbs/17b_step.ipynb #ref17b03
 def distill_views(trainer: Any, cameras: Cameras, look: ShadingChoice, light: torch.Tensor, share: float = 1.
                  ) -> tuple[RenderOutput, SDSOutput, dict[str, torch.Tensor]]:
     "Return (rendering, opinion, losses); leaves the gradient of `share` of their sum in the parameters"
     out = trainer.render(cameras, look, light)
     opinion = trainer.distill(cameras, look, out)
     losses = {'sds': value_at(trainer.config.loss.lambda_sds, trainer.step_count)*opinion.loss,
-        **trainer.regularise(out)}
+        **trainer.regularise(out), **compare_side(trainer)}
     trainer.renderer.zero_grad()
     total = share*sum(losses.values())
     if total.requires_grad: total.backward()    # a locked shape in white light has nothing to learn
@@ -310,6 +325,7 @@ def recorded(config: Config, parts: OwnParts) -> Config:
     if not isinstance(config, Config):
         raise ConfigError(f'Trainer: config must be a Config, such as load_config("toybox", dict(prompt="a duck")), '
             f'not {reprlib.repr(config)}; train("a duck") takes a prompt')
+    config = with_mark(config)
     named = isinstance(parts.guidance, Pipeline) and not config.parts.guidance
     return record_parts(config, replace(parts, guidance=None) if named else parts)
 
@@ -384,6 +400,7 @@ class Stepper:
             check_teacher(config, self.guidance)
             self.renderer: Any = assemble(config, self.parts, self.generator).to(self.device).train()
             self.lora = lora_of(config, self.guidance, self.generator)
+        self.sides = read_sides(config, self.device)
         self.optimizer = optimizer_of(config.optim, self.renderer, self.parts.optimizer)
         with self.limit_threads(), room_for_parts(self.device):    # the text model may be larger than all others
             rehearse(self.parts, self.guidance, self.renderer, self.device)
@@ -397,7 +414,6 @@ class Stepper:
         "A block within which small work on a CPU runs on one thread; the page on threads says why"
         threads = None if self.team is None else self.team.threads    # the same number in every worker
         return limit_for(self.config, self.device, getattr(self.guidance, 'image_size', 0), threads)
-
     @property
     def last_extra(self) -> int:
         "The newest step at which what no gradient reaches was brought up to date"

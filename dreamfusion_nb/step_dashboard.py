@@ -20,7 +20,7 @@ from PIL import Image
 
 from .cameras import VIEWS
 from .config import ConfigError, load_config
-from .driver import STEP_PICTURES, Driver, Frame, add_steps, between_steps, driver_of, jpeg_bytes
+from .driver import STEP_PICTURES, Driver, Frame, add_steps, between_steps, driver_of, jpeg_bytes, mosaic
 from .export import expanded
 from .panels import (Dashboard, Frontend, buttons, check_whole, close_stale, error_html, guarded,
     html_table, montage, open_trainer_for, text_card, tile)
@@ -29,7 +29,7 @@ from .own_parts import split_parts
 from .parts import parse_prompt
 from .shading import SHADINGS
 from .result import Result
-from .run import slug, start_run
+from .run import known_pictures, slug, start_run
 from .schedules import STEERED_AMBIENT, guidance_scale_at, t_range_at
 from .trainer import Trainer
 from .viewer import Viewer
@@ -52,7 +52,8 @@ def as_trainer(what: Any, overrides: dict[str, Any], out: str | Path | None = No
     if not isinstance(what, str): raise ConfigError(f'a dashboard needs a prompt or a Trainer, not {what!r}')
     if overwrite and not out: raise ConfigError('overwrite: there is a folder to be replaced only with out=')
     parts, keys = split_parts(overrides)    # guidance, field, … of the user's own, as of `train`
-    config = load_config(keys.pop('preset', 'toybox'), keys, dict(prompt=what))
+    known = known_pictures(keys.pop('image', None))
+    config = load_config(keys.pop('preset', 'toybox'), keys, known, dict(prompt=what))
     if not out: return start_run(config, parts=parts)
     out = expanded(out)
     there = None if overwrite else open_trainer_for(out)
@@ -177,11 +178,23 @@ class SteeringPanel(widgets.VBox):
         self.silent = False
 
 # %% ../nbs/20c_step_dashboard.ipynb #40fbae7b
+def known_sides(trainer: Trainer) -> torch.Tensor | None:
+    "The pictures that a run was given, one beside the other, before white; None without"
+    if trainer.sides is None: return None
+    return mosaic([picture[:3] + 1 - picture[3:] for picture in trainer.sides.pictures.cpu()])
+
+
 class FrameView(widgets.VBox):
     "Pictures and facts of one `Frame`, at most four in a row, each at least `size` pixels wide."
-    def __init__(self, size: int):
+    def __init__(self,
+                 size: int,                           # least width of a picture, in pixels
+                 known: torch.Tensor | None = None    # the pictures that a run was given [3, H, W], if any
+                ):
         self.empty = jpeg_bytes(torch.full((3, 8, 8), .93), size)
         self.pictures, tiles = zip(*(tile(text) for text in STEP_PICTURES.values()))
+        if known is not None:
+            beside, box = tile('the picture')
+            beside.value, tiles = jpeg_bytes(known, 2*size), (*tiles, box)
         self.facts = widgets.HTML()
         place = widgets.Box([self.facts])    # of a fixed height: a longer list of facts scrolls
         place.add_class('dfnb-scroll')
@@ -366,14 +379,14 @@ class StepDashboard(Dashboard):
                  size: int = 128,                  # least width of a picture, in pixels
                  out: str | Path | None = None,    # folder
                  overwrite: bool = False,
-                 # `preset`, any keys, and parts of the user's own, as in `train`
+                 # `preset`, `image`, any keys, and parts of the user's own, as in `train`
                  **overrides: Any
                 ):
         check_whole('StepDashboard', size=size)
         self.trainer = as_trainer(what, overrides, out, overwrite)
         self.driver, self.sure = driver_of(self.trainer), False
         self.page, self.status, self.error = Frontend(), widgets.HTML(), widgets.HTML(_dom_classes=['dfnb-error-place'])
-        self.view, self.panel = FrameView(size), SteeringPanel(self.driver, self.unsure)
+        self.view, self.panel = FrameView(size, known_sides(self.trainer)), SteeringPanel(self.driver, self.unsure)
         self.outcome, self.scrub = OutcomePanel(self.driver, self.unsure), HistorySlider(self.driver)
         self.pictures, self.facts, self.controls = self.view.pictures, self.view.facts, self.panel.controls
         self.plot = curves_plot({'gradient and losses': 'log', 'mean opacity': 'linear'}, cameras=True)

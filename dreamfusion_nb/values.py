@@ -18,11 +18,12 @@ from .errors import ConfigError
 def number(default: Any,            # value where none is given; None where the annotation allows it
            low: float,              # bounds, both allowed
            high: float,
-           scheduled: bool = False  # a schedule is allowed too, see `value_at`
+           scheduled: bool = False, # a schedule is allowed too, see `value_at`
+           least: int = 2           # where the annotation allows any count: so many at least
           ) -> Any:                 # `dataclasses.field`
     """A key that holds a number from `low` to `high`, or several such numbers: the annotation says how many, and
     whether they are whole"""
-    return field(default=default, metadata=dict(low=low, high=high, scheduled=scheduled))
+    return field(default=default, metadata=dict(low=low, high=high, scheduled=scheduled, least=least))
 
 
 def choice(default: str,  # one of them
@@ -44,8 +45,8 @@ def range_key(default: tuple | None,   # pair (smaller, larger), or None where t
 def text(default: str | None,  # text, or None where the annotation allows it
          empty: bool = True    # whether '' and blanks are allowed
         ) -> Any:              # `dataclasses.field`
-    "A key that holds a text"
-    return field(default=default, metadata=dict(empty=empty))
+    "A key that holds a text, or several texts (at least one) where the annotation says so"
+    return field(default=default, metadata=dict(empty=empty, least=1))
 
 
 def flag(default: bool) -> Any:    # `dataclasses.field`
@@ -113,10 +114,11 @@ def _nearest(value, kind, rule):
     members = get_args(kind)
     if NoneType in members: return None if value is None else _nearest(value, members[0], rule)
     if not members: return _nearest_item(value, kind, rule)
-    if not isinstance(value, (list, tuple)): value = [value]*len(members)
-    if members[-1] is not Ellipsis: value = value[:len(members)]    # tuple[float, ...] has any length from 2
+    least = rule.get('least', 2) if members[-1] is Ellipsis else len(members)    # tuple[float, ...] has any length
+    if not isinstance(value, (list, tuple)): value = [value]*least
+    if members[-1] is not Ellipsis: value = value[:len(members)]
     items = [_nearest_item(v, members[0], rule) for v in value]
-    if None in items or len(items) < len(members): return None
+    if None in items or len(items) < least: return None
     if not rule.get('rising') or not _falls(items): return tuple(items)
     return None if any(isinstance(v, tuple) for v in items) else tuple(sorted(items))
 
@@ -128,13 +130,21 @@ def _allowed(kind, rule):
     if 'choices' in rule: return 'one of ' + ', '.join(rule['choices'])
     if kind is bool: return 'true or false'
     if kind is str: return 'a text' if rule['empty'] else 'a text that is not empty'
+    if members and members[0] is str: return 'a text that is not empty, or a list of them'
     limits = f'from {rule["low"]} to {rule["high"]}'
     schedule = ', or a schedule [start_step, start, end, end_step]' if rule.get('scheduled') else ''
     if rule.get('rising'): return f'a pair [low, high] {limits}{schedule and schedule + " for either"}'
-    if members: return f'{"2 or more" if Ellipsis in members else len(members)} numbers {limits}'
+    count = f'{rule["least"]} or more' if Ellipsis in members else len(members)
+    if members: return f'{count} numbers {limits}'
     return f'a {"whole " if kind is int else ""}number {limits}{schedule}'
 
 # %% ../nbs/00b_values.ipynb #6534c22f
+def _members(kind: Any) -> tuple:
+    "Of a list its members, and Ellipsis where it has any length; of what may be None, those of the other"
+    members = get_args(kind)
+    return _members(members[0]) if NoneType in members else members
+
+
 def as_tuples(value: Any) -> Any: return tuple(map(as_tuples, value)) if isinstance(value, (list, tuple)) else value
 def as_lists(value: Any) -> Any: return list(map(as_lists, value)) if isinstance(value, (list, tuple)) else value
 
@@ -145,6 +155,8 @@ def checked(value: Any,   # what somebody wrote
            ) -> Any:      # the value, lists as tuples, and whole numbers as floats where a float is meant
     "The value if it is right. Raises `ConfigError` with what is allowed and the nearest right value"
     if hasattr(value, 'tolist'): value = value.tolist()    # numbers of NumPy and torch
+    if spec.metadata.get('least') == 1 and isinstance(value, (str, int, float)) and Ellipsis in _members(spec.type):
+        value = [value]
     near = _nearest(value, spec.type, spec.metadata)
     given = str(value) if 'choices' in spec.metadata else as_tuples(value)
     if near == given and (near is not None or NoneType in get_args(spec.type)): return near

@@ -148,6 +148,11 @@ guidence_scale=20 | did you mean guidance_scale
 model.nerf.bund=1 | did you mean nerf.bound
 model/nerf=tccn | did you mean 'tcnn'
 trainer.max_steps=0 | (here iters); nearest right value: 1
+reference.images="" | not empty; list of them, or null
+reference.images=[a.png,b.png] | reference.azimuth; 2 numbers for 2 pictures
+reference.azimuth=720 | from -360 to 360; nearest right value: [360.0]
+reference.fit=2 | from 0.1 to 1, or null; nearest right value: 1.0
+reference.interval=0 | nearest right value: 1
 mesh: renderer.grid_resolution=512 | at most 256
 mesh: renderer.lock_geometry=true renderer.lock_texture=true | renderer.lock_geometry; renderer.lock_texture
 '''
@@ -175,6 +180,15 @@ dreamfusion "a duck" --device gpu | 'gpu'; cpu
 dreamfusion "a duck" --device cuda:99 | 'cuda:99'; cpu
 dreamfusion "a duck" --schedules kep | schedules; did you mean 'keep'
 dreamfusion "a duck" --estimate A1000 | A1000; A100
+dreamfusion --image | expected one argument
+dreamfusion --image nowhere.png | nowhere.png is no file
+dreamfusion --image https://example.com/cup.png | is an address; download it first
+dreamfusion --image thesis | thesis is no file
+dreamfusion --image file | file is no picture
+dreamfusion --image dot.png | dot.png is 1 × 1 pixels; at least 16 × 16
+dreamfusion --image moving.gif | is animated; 2 pictures
+dreamfusion --image clear.png | shows nothing
+dreamfusion --image clear.png --guidance corgi-model | prompt; say what the picture shows
 dreamfusion toys red | toys takes no more words; 'red'
 dreamfusion view nowhere | nowhere
 dreamfusion view thesis | thesis; config.yaml
@@ -197,6 +211,10 @@ dreamfusion batch prompts.txt --out thesis | thesis; no batch of ours
 '''
 PYTHON = '''
 train(7) | prompt must be a text; 7
+train() | prompt must be a text; None
+train(image=7) | image must be the path of a picture; 7
+train("a duck", image=[]) | or a list of them; []
+train("a duck", image="dot.png", out="new") | dot.png is 1 × 1 pixels
 train("a duck", iters=-1) | iters; nearest right value: 1
 train("a duck", resume="perhaps") | resume must be 'auto', True or False; 'perhaps'
 train("a duck", resume=True, overwrite=True) | resume and overwrite; choose one
@@ -298,6 +316,7 @@ def make_files(folder):
     "What the rows name"
     import trimesh
     from conftest import toy_splats
+    from PIL import Image
 
     from dreamfusion_nb import load_config
     from dreamfusion_nb.export import write_mesh
@@ -309,6 +328,9 @@ def make_files(folder):
     for name in ('thesis', 'result', 'folder.glb'): (folder/name).mkdir()
     (folder/'thesis/notes.txt').write_text('five years of work')
     (folder/'result/config.yaml').write_text(load_config('toybox', 'prompt=a duck').to_yaml())
+    for name, side in (('dot.png', 1), ('clear.png', 64)): Image.new('RGBA', (side, side)).save(folder/name)
+    frames = [Image.new('RGB', (32, 32), color) for color in ('red', 'blue')]
+    frames[0].save(folder/'moving.gif', save_all=True, append_images=frames[1:])
     box = trimesh.creation.box()
     for name in ('mesh.ply', 'mesh.glb'): write_mesh(box, folder/name)
     write_splats(toy_splats(3), folder/'whole.ply')

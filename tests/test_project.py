@@ -231,7 +231,7 @@ def test_what_a_wheel_says_of_itself(built):
     assert named == pythons
     links = dict(line.split(', ') for line in said.get_all('Project-URL'))
     assert {'Documentation', 'Source', 'Issues', 'Changelog'} <= set(links)
-    assert set(said.get_all('Provides-Extra')) == {'dev', 'ray', 'cuda', 'openvino'}
+    assert set(said.get_all('Provides-Extra')) == {'dev', 'ray', 'cuda', 'openvino', 'picture'}
     # a page of PyPI has no file beside it
     assert not re.findall(r'\]\((?!https?:|#)|src="(?!https?:)', said.get_payload())
 
