@@ -146,8 +146,9 @@ SYNONYMS = {    # our key: what other programs and newcomers call it
                                               'train_size',
     'data.train.batch_size': 'batch views n_views num_views',
     'data.train.radius_range': 'radius distance camera_distance',
-    'data.train.theta_range': 'elevation elevation_range polar',
-    'data.train.phi_range': 'azimuth azimuth_range',
+    'data.train.theta_range or reference.elevation': 'elevation elevation_range polar',
+    'data.train.phi_range or reference.azimuth': 'azimuth azimuth_range',
+    'reference.images': 'image image_path images picture',
     'data.train.fovy_range': 'fov fovy fov_range',
     'renderer.max_steps': 'samples n_samples num_samples samples_per_ray',
     'nerf.bound': 'box scene_bound bounds',
@@ -158,6 +159,7 @@ SYNONYMS = {    # our key: what other programs and newcomers call it
     'the argument out (--out)': 'output out_dir output_dir output_path save_dir save_path folder',
     'the argument device (--device)': 'gpu cuda'}
 _MEANT = {word: key for key, words in SYNONYMS.items() for word in words.split()}
+IN_FULL = 'parts.', 'reference.'    # groups whose keys are called by their whole names: the ends alone say too little
 
 # %% ../nbs/14b_config.ipynb #b8fad785
 def meant_key(word: str  # a key that does not exist, or an end of one
@@ -166,7 +168,7 @@ def meant_key(word: str  # a key that does not exist, or an end of one
     last = str(word).split('.')[-1].lower()
     names = {key: [key] for key in _MEANT}
     for key in KEYS:
-        if not key.startswith('parts.'): names.setdefault(key.split('.')[-1], []).append(key)
+        if not key.startswith(IN_FULL): names.setdefault(key.split('.')[-1], []).append(key)
     close = [last] if last in _MEANT else difflib.get_close_matches(last, names, n=1)
     if not close: return ''
     meant = [_MEANT.get(key, key) for key in names[close[0]]]
@@ -180,7 +182,7 @@ def resolve(key: str  # dotted name of a key, an end of it, or NeMo's name: 'ner
     if our_name(key) in KEYS: return our_name(key)
     members = [name for name in KEYS if name.startswith(f'{our_name(key)}.')]
     if members: raise ConfigError(f'{key} is a group of keys, such as {", ".join(members[:3])}: set one of them')
-    found = [name for name in KEYS if name.endswith(f'.{key}') and not name.startswith('parts.')]
+    found = [name for name in KEYS if name.endswith(f'.{key}') and not name.startswith(IN_FULL)]
     found = [name for name in found if name.count('.') == min(n.count('.') for n in found)]
     if len(found) == 1: return found[0]
     if found: raise ConfigError(f'key {key!r} is ambiguous: write {" or ".join(found)}')

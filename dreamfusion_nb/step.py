@@ -216,17 +216,25 @@ def compare_side(trainer: Any) -> dict[str, torch.Tensor]:
         reference_mask=value_at(c.loss.lambda_reference_mask, step)*mask)
 
 # %% ../nbs/17b_step.ipynb #ref17b03
+def descend(losses: dict[str, torch.Tensor], share: float = 1.) -> None:
+    "Add the gradient of `share` of the sum of losses to that of the parameters"
+    total = share*sum(losses.values())
+    # a locked shape in white light has nothing to learn, and not every step looks at a picture
+    if torch.is_tensor(total) and total.requires_grad: total.backward()
+
+
 def distill_views(trainer: Any, cameras: Cameras, look: ShadingChoice, light: torch.Tensor, share: float = 1.
                  ) -> tuple[RenderOutput, SDSOutput, dict[str, torch.Tensor]]:
     "Return (rendering, opinion, losses); leaves the gradient of `share` of their sum in the parameters"
     out = trainer.render(cameras, look, light)
     opinion = trainer.distill(cameras, look, out)
     losses = {'sds': value_at(trainer.config.loss.lambda_sds, trainer.step_count)*opinion.loss,
-        **trainer.regularise(out), **compare_side(trainer)}
+        **trainer.regularise(out)}
     trainer.renderer.zero_grad()
-    total = share*sum(losses.values())
-    if total.requires_grad: total.backward()    # a locked shape in white light has nothing to learn
-    return out, opinion, losses
+    descend(losses, share)
+    side = compare_side(trainer)    # when the memory of the view is free again
+    descend(side)
+    return out, opinion, losses | side
 
 # %% ../nbs/17b_step.ipynb #f6d2539d
 class NotFinite(ConfigError):

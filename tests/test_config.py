@@ -1,5 +1,6 @@
 """What a newcomer meets of the configuration: other words for keys, how it shows itself, what Tab offers, notices,
 folders"""
+import re
 import subprocess
 import sys
 import warnings
@@ -27,7 +28,7 @@ def error_of(f, *args, **options):
     ('cfg_scale', 'guidance_scale'), ('scale', 'guidance_scale'), ('negative', 'negative_prompt'),
     ('resolution', 'data.train.width'),
     ('image_size', 'data.train.height'), ('width', 'data.train.width'), ('optimizer', 'optim.name'),
-    ('elevation', 'theta_range'),
+    ('elevation', 'theta_range'), ('azimuth', 'reference.azimuth'), ('picture', 'reference.images'),
     ('model', 'guidance.name'), ('output_dir', '--out'), ('guidance_scal', 'guidance_scale'), ('lrr', 'optim.lr')])
 def test_other_words_lead_to_the_key(word, key):
     assert key in error_of(Config().replace, f'{word}=400')
@@ -36,7 +37,7 @@ def test_other_words_lead_to_the_key(word, key):
 
 def test_synonyms_are_no_keys_and_lead_to_keys():
     for keys, words in SYNONYMS.items():
-        for key in keys.split(' and '): assert key in KEYS or key.startswith('the argument ')
+        for key in re.split(' and | or ', keys): assert key in KEYS or key.startswith('the argument ')
         for word in words.split(): error_of(resolve, word)
     words = ' '.join(SYNONYMS.values()).split()
     assert len(words) == len(set(words))

@@ -153,8 +153,9 @@ def test_what_stands_beside_the_parameters_of_train(pages, site):
     said = PACKAGE.where['train']
     rows, returned = said.parameters(said.module.definitions['train'])
     meanings = [meaning for *_, meaning in rows]
-    assert len(set(meanings)) == len(rows) == 21 and 'see above' not in meanings and not returned
-    assert rows[0] == ('prompt', 'str', '', 'what to make')
+    assert len(set(meanings)) == len(rows) == 22 and 'see above' not in meanings and not returned
+    assert rows[0] == ('prompt', 'str | None', 'None', 'what to make; None: what the picture shows, if the judge knows '
+                                                   'it')
     assert rows[-1][0] == '**overrides' and 'key of the configuration' in rows[-1][3]
     text = pages[site/'api/run.html'].text
     shown = re.findall(r'<tr[^>]*>(.*?)</tr>', text[text.index('id="dreamfusion_nb.run.train"'):
