@@ -165,6 +165,10 @@ def check_schedules(config: Any) -> None:
 def check_reference(config: Any) -> None:
     "Raise `ConfigError` unless every picture of a known side has a place that it was taken from"
     r = config.reference
+    for name in ('depths', 'normals'):
+        if len(getattr(r, name) or ()) not in (0, len(r.images or ())):
+            raise ConfigError(f'reference.{name} must be null or as many files as reference.images, '
+                              f'{len(r.images or ())}, not {len(getattr(r, name))}')
     if not r.images: return
     for name in ('azimuth', 'elevation'):
         given, several = getattr(r, name), len(r.images)

@@ -246,12 +246,17 @@ class Loss(Group):
     lambda_mesh_laplacian: float = number(0, 0, 1e6, scheduled=True) # a vertex lies amid its neighbours
     lambda_reference: float = number(1000, 0, 1e6, scheduled=True)    # the colours of the pictures in `reference`
     lambda_reference_mask: float = number(500, 0, 1e6, scheduled=True)  # and where they show the object
+    lambda_reference_depth: float = number(10, 0, 1e6, scheduled=True)  # their depths, if known
+    lambda_reference_normal: float = number(10, 0, 1e6, scheduled=True)  # their normals, if known
 
 # %% ../nbs/14ac_keys.ipynb #ref0a002
 @dataclass(repr=False)
 class Reference(Group):
     "Pictures of sides that are known; none are known by default"
     images: tuple[str, ...] | None = text(None, empty=False)  # files, one side each; null: none
+    depths: tuple[str, ...] | None = text(None, empty=False)   # their depths as files, bright is near; null: not known
+    # their normals as files: red to the right, green up, blue to the viewer; null: not known
+    normals: tuple[str, ...] | None = text(None, empty=False)
     azimuth: tuple[float, ...] = number((0,), -360, 360, least=1)  # where each was taken, degrees: 0 is the front
     elevation: tuple[float, ...] = number((15,), -90, 90, least=1)  # degrees above the horizon; one will do for all
     # the object's longer side takes this part of the preview's field of view; null: the pictures stay as they are

@@ -96,16 +96,21 @@ def read_picture(path: str | Path  # of a file: PNG, JPEG, WebP, …
     check_one_thing(np.asarray(picture)[..., 3] > 127, path)
     return picture
 
-# %% ../nbs/12a_reference.ipynb #aa1f6a05
+# %% ../nbs/12a_reference.ipynb #8cccb653
 SIDE = 256    # pixels of a square that is kept
 
 
+def as_tensor(picture: Image.Image) -> torch.Tensor:    # [C, H, W] in 0..1
+    return torch.from_numpy(np.array(picture)).reshape(*picture.size[::-1], -1).permute(2, 0, 1).float()/255
+
+
 def framed(picture: Image.Image,    # RGBA
-           fit: float | None        # part of the square that the object's longer side takes; None: all stays
-          ) -> torch.Tensor:        # colours times mask, and the mask, in 0..1 [4, SIDE, SIDE]
+           fit: float | None,       # part of the square that the object's longer side takes; None: all stays
+           *more: torch.Tensor      # what is known of the same pixels [C, H, W]
+          ) -> torch.Tensor:        # colours, mask, and what is known besides; all times mask [4 + C..., SIDE, SIDE]
     "The object of a picture in the middle of a square"
-    x = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()/255
-    x = torch.cat([x[:3]*x[3:], x[3:]])
+    x = as_tensor(picture)
+    x = torch.cat([x[:3]*x[3:], x[3:], *(known*x[3:] for known in more)])
     if fit is not None:
         rows, columns = (x[3] > .5).any(1).nonzero()[:, 0], (x[3] > .5).any(0).nonzero()[:, 0]
         x = x[:, rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
@@ -116,9 +121,9 @@ def framed(picture: Image.Image,    # RGBA
     return F.interpolate(x[None], (SIDE, SIDE), mode='bilinear', antialias=True)[0].clamp(0, 1)
 
 
-def sized(picture: torch.Tensor,     # from `framed`
+def sized(picture: torch.Tensor,     # from `framed` [C, SIDE, SIDE]
           height: int, width: int    # pixels
-         ) -> torch.Tensor:          # [4, height, width]
+         ) -> torch.Tensor:          # [C, height, width]
     "A framed picture as a camera sees it: its height is the field of view, its width is filled up or cut"
     x = F.interpolate(picture[None], (height, height), mode='bilinear', antialias=True)[0]
     left = (width - height)//2
@@ -134,12 +139,66 @@ def reference_losses(image: torch.Tensor,       # a rendering from where the pic
     wanted = picture[:3] + background[:, None, None]*(1 - picture[3:])
     return F.mse_loss(image, wanted), F.mse_loss(opacity, picture[3:])
 
-# %% ../nbs/12a_reference.ipynb #83c7a36f
+# %% ../nbs/12a_reference.ipynb #e417d63a
+def depth_loss(depth: torch.Tensor,      # of a rendering, composited distances [1, H, W] ...
+               opacity: torch.Tensor,    # ... and its opacity [1, H, W]
+               known: torch.Tensor,      # brightness times mask, bright is near [1, H, W] ...
+               mask: torch.Tensor        # ... and the mask [1, H, W]
+              ) -> torch.Tensor:         # 0..2
+    "1 - the correlation of nearness, over pixels that both show"
+    w = ((mask > .9) & (opacity > .5)).float()
+    far, near = depth/opacity.clamp(min=1e-3), known/mask.clamp(min=1e-3)
+    def centred(x): return (x - (w*x).sum()/w.sum().clamp(min=1))*w
+    a, b = centred(-far), centred(near)
+    return 1 - (a*b).sum()/(a.square().sum()*b.square().sum()).clamp(min=1e-12).sqrt()
+
+
+def normal_loss(normal: torch.Tensor,    # of a rendering, world axes, composited [3, H, W] ...
+                c2w: torch.Tensor,       # ... the pose of its camera [4, 4] ...
+                opacity: torch.Tensor,   # ... and its opacity [1, H, W]
+                known: torch.Tensor,     # (n + 1)/2 in the camera's axes, times mask [3, H, W] ...
+                mask: torch.Tensor       # ... and the mask [1, H, W]
+               ) -> torch.Tensor:        # 0..2
+    "1 - the cosine between normals, mean over pixels that both show"
+    w = ((mask > .9) & (opacity > .5)).float()
+    seen = torch.einsum('ji,jhw->ihw', c2w[:3, :3], normal)
+    wanted = 2*known/mask.clamp(min=1e-3) - 1
+    cosine = (F.normalize(seen, dim=0)*F.normalize(wanted, dim=0)).sum(0, keepdim=True)
+    return (w*(1 - cosine)).sum()/w.sum().clamp(min=1)
+
+# %% ../nbs/12a_reference.ipynb #d5fb3e00
 @dataclass
 class KnownSides:
     "Pictures of an object, and where they were taken"
-    pictures: torch.Tensor    # colours times mask, and the mask [N, 4, SIDE, SIDE]
+    pictures: torch.Tensor    # colours times mask, the mask, depth and normals if known [N, 4 to 8, SIDE, SIDE]
     cameras: Cameras          # N of them
+    has_depth: bool = False
+    has_normals: bool = False
+
+    def losses(self,
+               i: int,                  # which side
+               out: Any,                # `RenderOutput` of its camera
+               background: torch.Tensor # the colour that it was rendered before [3]
+              ) -> dict[str, torch.Tensor]:
+        "How far a rendering is from what is known of a side: numbers by name"
+        height, width = out.image.shape[2:]
+        color, mask, depth, normal = sized(self.pictures[i], height, width).split(
+            [3, 1, int(self.has_depth), 3*self.has_normals])
+        found = dict(zip(('reference', 'reference_mask'),
+                         reference_losses(out.image[0], out.opacity[0], torch.cat([color, mask]), background)))
+        if self.has_depth: found['reference_depth'] = depth_loss(out.depth[0], out.opacity[0], depth, mask)
+        if self.has_normals and out.normal is not None:
+            found['reference_normal'] = normal_loss(out.normal[0], self.cameras.c2w[i], out.opacity[0], normal, mask)
+        return found
+
+# %% ../nbs/12a_reference.ipynb #4390fd60
+def read_map(path: str | Path, mode: str, size: tuple[int, int]) -> torch.Tensor:
+    "A depth ('L') or normals ('RGB') of a picture [C, H, W]. Raises `ConfigError` unless it has the picture's size"
+    known = eight_bits(opened(path)).convert(mode)
+    if known.size != size:
+        raise ConfigError(f'image: {path} is {known.width} × {known.height} pixels, and the picture that it belongs to '
+                          f'{size[0]} × {size[1]}')
+    return as_tensor(known)
 
 
 def read_sides(config: Any,                  # `Config`
@@ -148,13 +207,18 @@ def read_sides(config: Any,                  # `Config`
     "Return the sides that a configuration knows, None if it knows none. Raises `ConfigError`"
     r, val = config.reference, config.data.val
     if not r.images: return None
-    pictures = torch.stack([framed(read_picture(path), r.fit) for path in r.images])
+    files = zip(r.images, r.depths or [None]*len(r.images), r.normals or [None]*len(r.images))
+    def known(image, depth, normal):
+        picture = read_picture(image)
+        maps = [read_map(path, mode, picture.size) for path, mode in ((depth, 'L'), (normal, 'RGB')) if path]
+        return framed(picture, r.fit, *maps)
+    pictures = torch.stack([known(*each) for each in files])
     polar = [90 - height for height in r.elevation]*(len(r.images) if len(r.elevation) == 1 else 1)
     cameras = sphere_cameras(torch.tensor(r.azimuth), torch.tensor(polar), val.default_radius, val.default_fovy,
                              device=device)
-    return KnownSides(pictures.to(device), cameras)
+    return KnownSides(pictures.to(device), cameras, bool(r.depths), bool(r.normals))
 
-# %% ../nbs/12a_reference.ipynb #66cd646f
+# %% ../nbs/12a_reference.ipynb #7654f9b9
 def marked(paths: Sequence[str | Path]) -> str:
     "A mark of the bytes of picture files. Raises `ConfigError` where one cannot be read"
     mark = hashlib.sha256()
@@ -168,7 +232,7 @@ def with_mark(config: Any) -> Any:    # `Config`
     "Return the same configuration with the mark of its pictures. Raises `ConfigError` if it has that of others"
     r = config.reference
     if not r.images: return config
-    mark = marked(r.images)
+    mark = marked([*r.images, *(r.depths or ()), *(r.normals or ())])
     if r.mark and r.mark != mark:
         raise ConfigError(f'reference.images: {", ".join(r.images)} held something else when this run began; begin '
                           'another one (reference.mark=null), or put the pictures back')

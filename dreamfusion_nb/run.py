@@ -115,7 +115,7 @@ def prompt_of_picture(settings: Config, parts: OwnParts) -> str:
     assert sides is not None and images is not None
     from dreamfusion_nb.judge import shipped_judge    # with transformers, which a run with a prompt does not need
     seen = sized(sides.pictures[0], 64, 64)
-    caption, sure = shipped_judge().name(seen[:3] + .5*(1 - seen[3:]))
+    caption, sure = shipped_judge().name(seen[:3] + .5*(1 - seen[3:4]))
     path = images[0]
     if sure < SURE: raise ConfigError(f'prompt: the judge does not know what {path} shows (perhaps {caption.prompt}): '
                                       'say it in words')

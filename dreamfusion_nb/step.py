@@ -29,7 +29,7 @@ from dreamfusion_nb.own_parts import (OwnParts, assemble, make_part, own_optimiz
 from .parts import make_guidance, make_optimizer, parse_prompt, pick_device
 from .pipelines import Pipeline
 from .raymarch import Renderer, RenderOutput
-from .reference import read_sides, reference_losses, sized, with_mark
+from .reference import read_sides, with_mark
 from .renderer import backdrop
 from .schedules import (ShadingChoice, Steering, annealed_timestep, guidance_scale_at, limit_levels,
     progress_at, shading_schedule, size_at, t_range_at)
@@ -210,10 +210,9 @@ def compare_side(trainer: Any) -> dict[str, torch.Tensor]:
     height, width = size_at(step, c)
     behind = send(torch.rand(3, generator=trainer.generator), trainer.device)
     out = trainer.renderer(sides.cameras[i:i + 1], height, width, shading='albedo', perturb=True,
-        generator=trainer.generator, background=behind)
-    color, mask = reference_losses(out.image[0], out.opacity[0], sized(sides.pictures[i], height, width), behind)
-    return dict(reference=value_at(c.loss.lambda_reference, step)*color,
-        reference_mask=value_at(c.loss.lambda_reference_mask, step)*mask)
+        generator=trainer.generator, background=behind, return_normal=sides.has_normals)
+    return {name: value_at(getattr(c.loss, f'lambda_{name}'), step)*loss
+        for name, loss in sides.losses(i, out, behind).items()}
 
 # %% ../nbs/17b_step.ipynb #ref17b03
 def descend(losses: dict[str, torch.Tensor], share: float = 1.) -> None:

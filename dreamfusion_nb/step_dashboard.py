@@ -181,7 +181,7 @@ class SteeringPanel(widgets.VBox):
 def known_sides(trainer: Trainer) -> torch.Tensor | None:
     "The pictures that a run was given, one beside the other, before white; None without"
     if trainer.sides is None: return None
-    return mosaic([picture[:3] + 1 - picture[3:] for picture in trainer.sides.pictures.cpu()])
+    return mosaic([picture[:3] + 1 - picture[3:4] for picture in trainer.sides.pictures.cpu()])
 
 
 class FrameView(widgets.VBox):

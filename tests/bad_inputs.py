@@ -150,6 +150,7 @@ model/nerf=tccn | did you mean 'tcnn'
 trainer.max_steps=0 | (here iters); nearest right value: 1
 reference.images="" | not empty; list of them, or null
 reference.images=[a.png,b.png] | reference.azimuth; 2 numbers for 2 pictures
+reference.depths=a.png | reference.depths; as many files as reference.images, 0, not 1
 reference.azimuth=720 | from -360 to 360; nearest right value: [360.0]
 reference.fit=2 | from 0.1 to 1, or null; nearest right value: 1.0
 reference.interval=0 | nearest right value: 1

@@ -11,7 +11,7 @@ from conftest import CHEAP, assert_same_with_a_break
 from PIL import Image
 
 from dreamfusion_nb import ConfigError, Trainer, load, load_config, reference, toybox, train
-from dreamfusion_nb.cameras import orbit
+from dreamfusion_nb.cameras import orbit, rays
 from dreamfusion_nb.cli import main
 from dreamfusion_nb.dashboard import StepDashboard
 from dreamfusion_nb.judge import shipped_judge
@@ -235,3 +235,65 @@ def test_a_dashboard_shows_the_picture_beside_the_step(folder, model):
     assert shown.shape == wanted.shape and np.abs(shown - wanted).mean() < 4
     drawn = {trace.get('name') for trace in json.loads(board.plot.drawn)['data']}
     assert 'picture' in drawn
+
+
+# Depth and normals
+
+def test_depth_and_normals_against_float64():
+    generator = torch.Generator().manual_seed(1)
+    def draw(*shape): return torch.rand(*shape, generator=generator)
+    depth, opacity, known, mask, normal, colors = (draw(1, 6, 7), draw(1, 6, 7), draw(1, 6, 7), draw(1, 6, 7),
+                                                   draw(3, 6, 7) - .5, draw(3, 6, 7))
+    mask = (mask > .3).float()
+    known, colors = known*mask, colors*mask
+    both = (mask.numpy() > .9) & (opacity.numpy() > .5)
+    far, near = (depth/opacity).double().numpy()[both], known.double().numpy()[both]
+    assert float(reference.depth_loss(depth, opacity, known, mask)) == pytest.approx(
+        1 - np.corrcoef(-far, near)[0, 1], abs=1e-4)
+    pose = orbit(1, elevation=40., azimuth_start=70.).c2w[0]
+    seen = np.einsum('ji,jk->ik', pose.double().numpy()[:3, :3], normal.double().numpy()[:, both[0]])
+    wanted = 2*colors.double().numpy()[:, both[0]] - 1
+    cosine = (seen*wanted).sum(0)/np.linalg.norm(seen, axis=0)/np.linalg.norm(wanted, axis=0)
+    assert float(reference.normal_loss(normal, pose, opacity, colors, mask)) == pytest.approx((1 - cosine).mean(),
+                                                                                              abs=1e-4)
+    nothing = torch.zeros(1, 6, 7)    # where both show nothing, nothing pulls, and nothing is no number
+    assert reference.depth_loss(depth, nothing, known, mask) == 1
+    assert reference.normal_loss(normal, pose, nothing, colors, mask) == 0
+
+
+@pytest.fixture(scope='module')
+def maps(folder):
+    "Depth and normals of the mug's front, from its true surface"
+    camera, size = orbit(1, elevation=15.), 96
+    normals = toybox.render('a purple mug', camera, size, shading='normal', background=(.5, .5, .5))[0]*2 - 1
+    seen = torch.einsum('ji,jhw->ihw', camera.c2w[0, :3, :3], normals)
+    Image.fromarray(((seen + 1)/2*255).round().byte().permute(1, 2, 0).numpy()).save(folder/'normals.png')
+    # the distance is walked: no step leads through the surface, which is as far as `sdf` says
+    origins, directions = rays(camera, size, size)
+    distance, sdf = torch.full((size*size, 1), 2.), toybox.sdf('a purple mug')
+    for _ in range(60): distance += sdf(origins + distance*directions)[:, None].clamp(max=.1)
+    near = ((4 - distance)/1.5).view(size, size).numpy()
+    Image.fromarray((near.clip(0, 1)*255).round().astype(np.uint8)).save(folder/'depth.png')
+    return {'reference.depths': str(folder/'depth.png'), 'reference.normals': str(folder/'normals.png')}
+
+
+def test_depth_and_normals_pull(folder, maps, model):
+    "Nothing but them and the mask: the surface turns as they say"
+    alone = {'loss.lambda_sds': 0, 'loss.lambda_entropy': 0, 'loss.lambda_orientation': 0, 'loss.lambda_reference': 0,
+             'reference.interval': 1, 'reference.fit': None, 'iters': 80}
+    trainer = Trainer(load_config('toybox', asked(folder, 0, **maps) | alone), model)
+    rows = [trainer.step().losses for _ in range(80)]
+    for name in ('reference_depth', 'reference_normal'):
+        first, last = (sum(row[name] for row in part) for part in (rows[8:16], rows[-8:]))
+        assert last < .8*first, name
+
+
+def test_depths_and_normals_belong_to_pictures(folder, maps, tmp_path):
+    with pytest.raises(ConfigError, match='reference.depths must be null or as many files as .*images, 0, not 1'):
+        load_config('toybox', {'reference.depths': 'a.png'})
+    with pytest.raises(ConfigError, match='reference.normals must be null or as many files as .*images, 1, not 2'):
+        load_config('toybox', {'reference.images': 'a.png', 'reference.normals': ['b.png', 'c.png']})
+    Image.new('L', (50, 40)).save(tmp_path/'small.png')
+    config = load_config('toybox', asked(folder, 0, **{'reference.depths': str(tmp_path/'small.png')}))
+    with pytest.raises(ConfigError, match='small.png is 50 × 40 pixels, and the picture that it belongs to 96 × 96'):
+        reference.read_sides(config, 'cpu')
