@@ -23,8 +23,9 @@ from skimage.measure import label
 from .cameras import Cameras, sphere_cameras
 from .errors import ConfigError, one_line
 
-# %% ../nbs/12a_reference.ipynb #52583fea
+# %% ../nbs/12a_reference.ipynb #43344dd0
 LEAST, MOST = 16, 50_000_000    # pixels: of the shorter side, and in all
+FORMATS = 'PNG', 'JPEG', 'WEBP', 'GIF', 'TIFF', 'BMP'    # Pillow reads more; for EPS it starts a program
 
 
 def opened(path: str | Path) -> Image.Image:
@@ -35,13 +36,13 @@ def opened(path: str | Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)    # the size is checked below
-            picture = Image.open(path)
+            picture = Image.open(path, formats=FORMATS)
+            frames = getattr(picture, 'n_frames', 1)
     except Image.DecompressionBombError: raise ConfigError(f'image: {path} has too many pixels, at most {MOST:,} '
                                                            'are read') from None
-    except (OSError, ValueError, SyntaxError): raise ConfigError(f'image: {path} is no picture that can be read, such '
-                                                                 'as PNG, JPEG or WebP') from None
+    except Exception as error:    # a damaged file brings Pillow to raise anything
+        raise ConfigError(f'image: {path} is no picture that can be read, such as PNG, JPEG or WebP') from error
     width, height = picture.size
-    frames = getattr(picture, 'n_frames', 1)
     if frames > 1: raise ConfigError(f'image: {path} is animated ({frames} pictures): save the one that is meant')
     if min(width, height) < LEAST:
         raise ConfigError(f'image: {path} is {width} × {height} pixels, and at least {LEAST} × {LEAST} are needed')
@@ -79,7 +80,7 @@ def check_one_thing(opaque: np.ndarray, path: str | Path) -> None:
     if things > 1: raise ConfigError(f'image: {path} shows {things} things that do not touch: cut out the one that is '
                                      'meant')
 
-# %% ../nbs/12a_reference.ipynb #25af3e12
+# %% ../nbs/12a_reference.ipynb #fb90218b
 def read_picture(path: str | Path  # of a file: PNG, JPEG, WebP, …
                 ) -> Image.Image:  # RGBA, transparent where the object is not
     """Read a picture of one thing. A transparent background stays, any other is removed by rembg.
@@ -90,8 +91,7 @@ def read_picture(path: str | Path  # of a file: PNG, JPEG, WebP, …
     try:
         picture.load()
         picture = eight_bits(ImageOps.exif_transpose(picture))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ConfigError(f'image: {path} is broken: {one_line(error)}') from None
+    except Exception as error: raise ConfigError(f'image: {path} is broken: {one_line(error)}') from error
     if picture.mode == 'RGB' or np.asarray(picture)[..., 3].min() > 127: picture = without_background(picture, path)
     check_one_thing(np.asarray(picture)[..., 3] > 127, path)
     return picture
@@ -191,10 +191,12 @@ class KnownSides:
             found['reference_normal'] = normal_loss(out.normal[0], self.cameras.c2w[i], out.opacity[0], normal, mask)
         return found
 
-# %% ../nbs/12a_reference.ipynb #4390fd60
+# %% ../nbs/12a_reference.ipynb #8f9c8694
 def read_map(path: str | Path, mode: str, size: tuple[int, int]) -> torch.Tensor:
     "A depth ('L') or normals ('RGB') of a picture [C, H, W]. Raises `ConfigError` unless it has the picture's size"
-    known = eight_bits(opened(path)).convert(mode)
+    try: known = eight_bits(opened(path)).convert(mode)
+    except ConfigError: raise
+    except Exception as error: raise ConfigError(f'image: {path} is broken: {one_line(error)}') from error
     if known.size != size:
         raise ConfigError(f'image: {path} is {known.width} × {known.height} pixels, and the picture that it belongs to '
                           f'{size[0]} × {size[1]}')

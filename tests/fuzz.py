@@ -38,6 +38,7 @@ from dreamfusion_nb.checkpoints import list_checkpoints, read_checkpoint, read_h
 from dreamfusion_nb.config import KEYS
 from dreamfusion_nb.export import EmptyMeshError, write_mesh
 from dreamfusion_nb.presets import PRESETS
+from dreamfusion_nb.reference import framed, read_picture
 from dreamfusion_nb.run import slug
 from dreamfusion_nb.splat_files import read_splats, write_splats
 from dreamfusion_nb.splat_renderer import Splats
@@ -222,6 +223,21 @@ def splat_file(drawn):
     tried(read_splats, written(f'splats{ending}', data))
 
 
+def cut_out(path):
+    "A picture of a disc, on nothing where a file of that kind can say so"
+    rows, columns = np.mgrid[:24, :24] - 11.5
+    disc = Image.fromarray(np.where(rows**2 + columns**2 < 80, 255, 0).astype(np.uint8))
+    picture = Image.merge('RGBA', (disc, disc, disc, disc))
+    picture.convert('RGB' if path.suffix == '.jpg' else 'RGBA').save(path)
+    return path
+
+
+def picture_file(drawn):
+    ending, data = drawn
+    picture = tried(read_picture, written(f'picture{ending}', data))
+    if picture is not None: assert framed(picture, .75).isfinite().all()
+
+
 @st.composite
 def meshes(draw):
     "A few triangles, as they come: of no size, without neighbours, with vertices that nobody uses"
@@ -256,7 +272,7 @@ def files(write, endings):
 
 
 DOORS = ('mappings', 'YAML files', 'YAML texts', 'commands', 'prompts', 'files of prompts', 'checkpoints', 'notes',
-         'previews', 'splats written', 'splats read', 'meshes written', 'meshes read')
+         'previews', 'pictures', 'splats written', 'splats read', 'meshes written', 'meshes read')
 
 
 def doors(guidance=None):
@@ -278,6 +294,7 @@ def doors(guidance=None):
         'checkpoints': (made.strategy, made.damage),
         'notes': (damaged(json.dumps(dict(prompts=['a duck'], keys={})).encode()), note),
         'previews': (damaged(picture.read_bytes()), preview),
+        'pictures': (files(cut_out, ['.png', '.gif', '.jpg', '.tiff', '.webp', '.bmp']), picture_file),
         'splats written': (splats(), splats_there_and_back),
         'splats read': (files(lambda path: write_splats(toy_splats(3, 1), path), ['.ply', '.glb']), splat_file),
         'meshes written': (meshes(), mesh_there_and_back),

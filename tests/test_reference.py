@@ -100,6 +100,9 @@ def test_what_is_refused(tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[:len(whole)//2])
     refused(path, 'is broken')
+    # Pillow would start Ghostscript for this one
+    path.write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n')
+    refused(path, 'is no picture that can be read')
     path.write_bytes(b'a red cup')
     refused(path, 'is no picture that can be read')
 
