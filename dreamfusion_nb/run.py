@@ -95,7 +95,8 @@ def picture_files(image: Any) -> list[str]:
     paths = list(image) if isinstance(image, (list, tuple)) else [image]
     if not paths or not all(isinstance(path, (str, Path)) for path in paths):
         raise ConfigError(f'image must be the path of a picture, or a list of them, not {reprlib.repr(image)}')
-    return [str(expanded(path)) if '://' not in str(path) else str(path) for path in paths]
+    # in full: a run may go on from another folder
+    return [str(path) if '://' in str(path) else str(expanded(path).absolute()) for path in paths]
 
 
 def known_pictures(image: Any) -> dict[str, Any]:

@@ -179,6 +179,18 @@ def test_another_picture_is_another_run(folder, model, tmp_path):
     assert load(tmp_path/'out').render(size=16).size == (16, 16)    # a finished result needs no picture
 
 
+def test_a_run_goes_on_from_another_folder(folder, model, tmp_path, monkeypatch):
+    "The picture was named as seen from where it began"
+    monkeypatch.chdir(folder)
+    keys = CHEAP | dict(iters=4, export_video=False)
+    def stop(trainer, record): raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        train('a purple mug', image='mug-0.png', guidance=model, out=tmp_path/'out', progress=False, callbacks=stop,
+              **keys)
+    monkeypatch.chdir(tmp_path)
+    assert Trainer.resume(tmp_path/'out', model).sides is not None
+
+
 def test_a_mesh_stage_keeps_the_picture(folder, model, tmp_path):
     nerf = train(image=folder/'mug-0.png', prompt='a purple mug', guidance=model, out=tmp_path/'mug', progress=False,
                  **CHEAP | dict(iters=40, export_video=False))
