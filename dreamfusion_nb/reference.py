@@ -23,8 +23,9 @@ from skimage.measure import label
 from .cameras import Cameras, sphere_cameras
 from .errors import ConfigError, one_line
 
-# %% ../nbs/12a_reference.ipynb #43344dd0
+# %% ../nbs/12a_reference.ipynb #911c0f84
 LEAST, MOST = 16, 50_000_000    # pixels: of the shorter side, and in all
+KEPT = 2048                     # pixels of the longer side that are kept; what the cameras see is smaller
 FORMATS = 'PNG', 'JPEG', 'WEBP', 'GIF', 'TIFF', 'BMP'    # Pillow reads more; for EPS it starts a program
 
 
@@ -80,7 +81,7 @@ def check_one_thing(opaque: np.ndarray, path: str | Path) -> None:
     if things > 1: raise ConfigError(f'image: {path} shows {things} things that do not touch: cut out the one that is '
                                      'meant')
 
-# %% ../nbs/12a_reference.ipynb #fb90218b
+# %% ../nbs/12a_reference.ipynb #daae2152
 def read_picture(path: str | Path  # of a file: PNG, JPEG, WebP, …
                 ) -> Image.Image:  # RGBA, transparent where the object is not
     """Read a picture of one thing. A transparent background stays, any other is removed by rembg.
@@ -91,6 +92,7 @@ def read_picture(path: str | Path  # of a file: PNG, JPEG, WebP, …
     try:
         picture.load()
         picture = eight_bits(ImageOps.exif_transpose(picture))
+        picture.thumbnail((KEPT, KEPT))
     except Exception as error: raise ConfigError(f'image: {path} is broken: {one_line(error)}') from error
     if picture.mode == 'RGB' or np.asarray(picture)[..., 3].min() > 127: picture = without_background(picture, path)
     check_one_thing(np.asarray(picture)[..., 3] > 127, path)
@@ -191,16 +193,16 @@ class KnownSides:
             found['reference_normal'] = normal_loss(out.normal[0], self.cameras.c2w[i], out.opacity[0], normal, mask)
         return found
 
-# %% ../nbs/12a_reference.ipynb #8f9c8694
+# %% ../nbs/12a_reference.ipynb #9b2f03c3
 def read_map(path: str | Path, mode: str, size: tuple[int, int]) -> torch.Tensor:
-    "A depth ('L') or normals ('RGB') of a picture [C, H, W]. Raises `ConfigError` unless it has the picture's size"
+    "A depth ('L') or normals ('RGB') of a picture of this size [C, H, W]. Raises `ConfigError` for other proportions"
     try: known = eight_bits(opened(path)).convert(mode)
     except ConfigError: raise
     except Exception as error: raise ConfigError(f'image: {path} is broken: {one_line(error)}') from error
-    if known.size != size:
-        raise ConfigError(f'image: {path} is {known.width} × {known.height} pixels, and the picture that it belongs to '
-                          f'{size[0]} × {size[1]}')
-    return as_tensor(known)
+    if abs(known.width*size[1] - known.height*size[0]) > max(known.size + size):
+        raise ConfigError(f'image: {path} is {known.width} × {known.height} pixels, which are other proportions than '
+                          f'those of its picture, {size[0]} × {size[1]}')
+    return as_tensor(known.resize(size))
 
 
 def read_sides(config: Any,                  # `Config`

@@ -310,5 +310,14 @@ def test_depths_and_normals_belong_to_pictures(folder, maps, tmp_path):
         load_config('toybox', {'reference.images': 'a.png', 'reference.normals': ['b.png', 'c.png']})
     Image.new('L', (50, 40)).save(tmp_path/'small.png')
     config = load_config('toybox', asked(folder, 0, **{'reference.depths': str(tmp_path/'small.png')}))
-    with pytest.raises(ConfigError, match='small.png is 50 × 40 pixels, and the picture that it belongs to 96 × 96'):
+    with pytest.raises(ConfigError, match='small.png is 50 × 40 pixels, .* other proportions .*, 96 × 96'):
         reference.read_sides(config, 'cpu')
+    with Image.open(maps['reference.depths']) as depth: depth.resize((48, 48)).save(tmp_path/'small.png')
+    whole = load_config('toybox', asked(folder, 0, **{'reference.depths': maps['reference.depths']}))
+    small, large = (reference.read_sides(c, 'cpu').pictures for c in (config, whole))
+    assert (small - large).abs().mean() < .01    # a depth may be smaller than its picture
+
+
+def test_large_pictures_are_kept_small(tmp_path):
+    picture_of('a mushroom').resize((6000, 6000)).save(tmp_path/'large.png')
+    assert read_picture(tmp_path/'large.png').size == (2048, 2048)
