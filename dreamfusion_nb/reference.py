@@ -61,16 +61,20 @@ def eight_bits(picture: Image.Image) -> Image.Image:
     clear = picture.has_transparency_data
     return picture.convert('RGBA' if clear else 'RGB')
 
-# %% ../nbs/12a_reference.ipynb #7f22df37
+# %% ../nbs/12a_reference.ipynb #912b7b40
+REMOVER = 'u2net'    # of rembg's networks one that may be used for anything (Apache 2.0); its default may not
+
+
 def without_background(picture: Image.Image, path: str | Path) -> Image.Image:
     "The same picture with its background transparent, by rembg. Raises `ConfigError`"
-    try: from rembg import remove
+    try: from rembg import new_session, remove
     except (ImportError, SystemExit):    # so it leaves where it lacks its runtime
         raise ConfigError(f'image: {path} has no transparent background: save it as a PNG with one, or install what '
                           'removes it: pip install "dreamfusion_nb[picture]"') from None
-    try: return remove(picture.convert('RGB')).convert('RGBA')
+    try: return remove(picture.convert('RGB'), session=new_session(REMOVER)).convert('RGBA')
     except Exception as error:
-        raise ConfigError(f'image: rembg could not remove the background of {path}: {one_line(error)}') from None
+        raise ConfigError(f'image: rembg could not remove the background of {path} (the first time it loads a network, '
+                          f'{REMOVER}): {one_line(error)}') from None
 
 
 def check_one_thing(opaque: np.ndarray, path: str | Path) -> None:
