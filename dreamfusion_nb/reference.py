@@ -226,7 +226,7 @@ def read_sides(config: Any,                  # `Config`
                              device=device)
     return KnownSides(pictures.to(device), cameras, bool(r.depths), bool(r.normals))
 
-# %% ../nbs/12a_reference.ipynb #7654f9b9
+# %% ../nbs/12a_reference.ipynb #9337212a
 def marked(paths: Sequence[str | Path]) -> str:
     "A mark of the bytes of picture files. Raises `ConfigError` where one cannot be read"
     mark = hashlib.sha256()
@@ -239,7 +239,7 @@ def marked(paths: Sequence[str | Path]) -> str:
 def with_mark(config: Any) -> Any:    # `Config`
     "Return the same configuration with the mark of its pictures. Raises `ConfigError` if it has that of others"
     r = config.reference
-    if not r.images: return config
+    if not r.images or config.mode != 'fit': return config    # a finished result is looked at without them
     mark = marked([*r.images, *(r.depths or ()), *(r.normals or ())])
     if r.mark and r.mark != mark:
         raise ConfigError(f'reference.images: {", ".join(r.images)} held something else when this run began; begin '

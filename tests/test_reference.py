@@ -176,7 +176,11 @@ def test_another_picture_is_another_run(folder, model, tmp_path):
     with pytest.raises(ConfigError, match='held something else when this run began'):
         Trainer.resume(tmp_path/'out', model)
     path.unlink()
-    assert load(tmp_path/'out').render(size=16).size == (16, 16)    # a finished result needs no picture
+    # a finished result needs no picture
+    assert load(tmp_path/'out').render(size=16).size == (16, 16)
+    train('a purple mug', config=tmp_path/'out', mode='export-mesh', mesh_fname=str(tmp_path/'mug.obj'),
+          mesh_resolution=16, out=tmp_path/'out')
+    assert (tmp_path/'mug.obj').exists()
 
 
 def test_a_run_goes_on_from_another_folder(folder, model, tmp_path, monkeypatch):
