@@ -11,8 +11,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
 
 from dreamfusion_nb import load, toybox
 from dreamfusion_nb.benchmark import prompt_set, run_prompt
@@ -23,16 +21,6 @@ from dreamfusion_nb.prior_training import write_json
 VARIANTS = 'words', 'picture'
 MEASURES = dict(f_score='F', iou='IoU', unseen='PSNR unseen', shape_psnr='PSNR shape', one_front='one front',
                 agreement='views', seconds='s')
-
-
-def draw_picture(prompt, path, size=256):
-    "The front of a toy as a file with a transparent background: opaque is what no background changes"
-    camera = orbit(1, elevation=15.)
-    green, black = (toybox.render(prompt, camera, size, background=color)[0] for color in ((0., 1., 0.), (0., 0., 0.)))
-    opaque = 1 - (green - black)[1:2]
-    pixels = torch.cat([black/opaque.clamp(min=.01), opaque]).clamp(0, 1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((255*pixels).round().byte().permute(1, 2, 0).numpy()).save(path)
 
 
 def unseen(folder, prompt):
@@ -46,12 +34,14 @@ def unseen(folder, prompt):
 
 def make(work, prompts, overrides):
     "Train and score every prompt, first with words, then with its picture"
+    pictures = work/'pictures'
+    pictures.mkdir(parents=True, exist_ok=True)
     for prompt in prompts:
         name = prompt.replace(' ', '-')
-        draw_picture(prompt, work/'pictures'/f'{name}.png')
+        toybox.cut_out(prompt, orbit(1, elevation=15.)).save(pictures/f'{name}.png')
         for variant in VARIANTS:
             folder = work/variant/name
-            known = f'reference.images={work}/pictures/{name}.png', 'reference.fit=null'
+            known = f'reference.images={pictures}/{name}.png', 'reference.fit=null'
             run_prompt(prompt, folder, 'toybox', (*overrides, *known) if variant == 'picture' else overrides)
             if not (folder/'unseen.json').exists(): write_json(folder/'unseen.json', unseen(folder, prompt))
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .config import SYNONYMS, Config, load_config, mesh_preset, pairs, preset
+from .config import SYNONYMS, Config, known_pictures, load_config, mesh_preset, pairs, preset
 from .errors import ConfigError, check_folder, did_you_mean, expanded
 from .presets import PRESETS, read_yaml
 
@@ -71,7 +71,7 @@ def _parser() -> _Parser:
     return parser
 
 # %% ../nbs/23_cli.ipynb #es000001
-def _sort_estimate(args: argparse.Namespace) -> None:
+def _sort_words(args: argparse.Namespace) -> None:
     "Give back the word behind `--estimate` or `--image` that is no name of a GPU but the prompt or an override"
     word = args.estimate
     if word and '=' in word: args.overrides, args.estimate = [word, *args.overrides], ''
@@ -114,13 +114,12 @@ def _read_arguments(argv: list[str]) -> tuple[argparse.Namespace, Config, dict[s
     args, unknown = parser.parse_known_intermixed_args(argv)
     _check_options(unknown, parser)
     if args.workers and args.workers.isdigit(): args.workers = int(args.workers)
-    _sort_estimate(args)
+    _sort_words(args)
     if args.prompt is None and not args.image:
         raise ConfigError('the prompt is missing: dreamfusion "a hamburger", or a picture: --image FILE')
     if args.resume and args.overwrite: raise ConfigError('--resume and --overwrite contradict each other: choose one')
     known = {} if args.prompt is None else dict(prompt=args.prompt)
-    if args.image: known |= {'reference.images': args.image, 'reference.mark': None}
-    config, later = _configure(args, known)
+    config, later = _configure(args, known | known_pictures(args.image))
     check_folder(expanded(args.out) if args.out else Path('outputs'))
     return args, config, later
 
@@ -184,8 +183,8 @@ def _run(args: argparse.Namespace, config: Config, later: dict, seen: dict) -> N
     def remember(trainer, record): seen.update(step=trainer.step_count)
     if known := expected_cost(config, pick_device(args.device)): _say(known)
     common = dict(device=args.device, overwrite=args.overwrite, workers=args.workers)
-    result = train(args.prompt, image=args.image, config=config, out=args.out, resume=args.resume or 'auto',
-                   schedules=args.schedules, callbacks=[remember, Estimate(_say)], **common)
+    result = train(args.prompt, config=config, out=args.out, resume=args.resume or 'auto', schedules=args.schedules,
+                   callbacks=[remember, Estimate(_say)], **common)
     _list(result.folder)
     if not args.refine: return
     # a mesh stage may have fewer views a step

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .checks import MESH_LOSSES, VOLUME_LOSSES, check_latents, check_together  # noqa: F401 (old imports)
-from .errors import ConfigError, did_you_mean, is_whole, notice, printable  # noqa: F401 (old imports)
+from .errors import ConfigError, did_you_mean, expanded, is_whole, notice, printable  # noqa: F401
 from .keys import Background, Checkpoint, Data, Group, Guidance, Loss, Material, Nerf, Optim, Parts
 from .keys import Preview, Reference, Renderer, SplatList, Train, Video, group, not_compared  # noqa: F401
 from .keys import plain_tree  # noqa: F401
@@ -347,6 +347,18 @@ def load_config(source: 'Config | Mapping | str | Path',
     settings, name, read = _settings(source)
     if is_nemo(settings): return _load_nemo(settings, name, read, overrides)
     return preset(settings.get('preset', 'toybox')).replace(settings, *overrides)
+
+# %% ../nbs/14b_config.ipynb #ref14b01
+def known_pictures(image: Any    # a path, or a list of them; None: no picture
+                  ) -> dict[str, Any]:
+    "The keys that say which pictures a run knows. Raises `ConfigError`"
+    if image is None: return {}
+    paths = list(image) if isinstance(image, (list, tuple)) else [image]
+    if not paths or not all(isinstance(path, (str, Path)) for path in paths):
+        raise ConfigError(f'image must be the path of a picture, or a list of them, not {reprlib.repr(image)}')
+    # in full: a run may go on from another folder
+    files = [str(path) if '://' in str(path) else str(expanded(path).absolute()) for path in paths]
+    return {'reference.images': files, 'reference.mark': None}
 
 # %% ../nbs/14b_config.ipynb #aa97ece1
 def _as_html(config: 'Config') -> str:

@@ -98,18 +98,18 @@ class Plot(anywidget.AnyWidget):
     drawn = traitlets.Unicode().tag(sync=True)      # the figure as JSON
 
     def __init__(self, figure: go.Figure):
-        self.figure, self.depth = figure.update_layout(uirevision='kept'), 0
+        self.figure, self.open_blocks = figure.update_layout(uirevision='kept'), 0
         # not in `_esm`: anywidget gives a script two seconds to be read, and then drops all messages for good
         super().__init__(library=get_plotlyjs(), drawn=figure.to_json())
 
     @contextmanager
     def drawing(self) -> Iterator[go.Figure]:
         "The figure, to be changed; pages see it when the (outermost) block ends."
-        self.depth += 1
+        self.open_blocks += 1
         try: yield self.figure
         finally:
-            self.depth -= 1
-            if not self.depth: self.drawn = self.figure.to_json()
+            self.open_blocks -= 1
+            if not self.open_blocks: self.drawn = self.figure.to_json()
 
     def trace(self,
               name: str,                # of what is drawn
@@ -199,10 +199,11 @@ def draw_cameras(plot: Plot,
             drawn.x, drawn.y, drawn.z = z, x, y
 
 # %% ../nbs/20ab_plots.ipynb #24f3b4f8
-# columns of a history: name in the legend, in the order of `LINE_STYLES`
-CURVES = dict(grad_norm='gradient', entropy='entropy', orientation='orientation', mesh_normal='mesh normal',
-              mesh_laplacian='mesh Laplacian', opacity_loss='opacity loss')
-STYLES = dict(zip(CURVES, LINE_STYLES)) | dict(reference=LINE_STYLES[-1])    # seldom beside an opacity loss
+# columns of a history: (name in the legend, a style)
+CURVES = dict(grad_norm=('gradient', LINE_STYLES[0]), entropy=('entropy', LINE_STYLES[1]),
+              orientation=('orientation', LINE_STYLES[2]), mesh_normal=('mesh normal', LINE_STYLES[3]),
+              mesh_laplacian=('mesh Laplacian', LINE_STYLES[4]), opacity_loss=('opacity loss', LINE_STYLES[5]),
+              reference=('picture', LINE_STYLES[5]))    # who begins with a picture seldom pays for opacity
 
 
 def history_columns(history: list[dict], names: Iterable[str], most: int = 300, log: bool = False) -> Iterator[tuple]:
@@ -219,8 +220,9 @@ def draw_run(plot: Plot, history: list[dict], eyes: list) -> None:
     "Draw cameras (`eyes` as in `draw_cameras`), losses and opacity of a run into the three columns of its plot."
     with plot.drawing() as figure:
         draw_cameras(plot, eyes)
-        for name, steps, values in history_columns(history, STYLES, log=True):
-            draw_curve(plot, 2, CURVES.get(name, 'picture'), steps, values, STYLES[name])
+        for name, steps, values in history_columns(history, CURVES, log=True):
+            label, style = CURVES[name]
+            draw_curve(plot, 2, label, steps, values, style)
         for _, steps, values in history_columns(history, ['opacity']):
             draw_curve(plot, 3, 'opacity', steps, values, LINE_STYLES[0])
         if not history: figure.data = [trace for trace in figure.data if trace.type == 'scatter3d' or not trace.name]

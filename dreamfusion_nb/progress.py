@@ -44,7 +44,7 @@ def sparkline(values: list[float], width: int = 240, height: int = 36) -> str:
 
 
 CURVES = dict(grad_norm='norm of the SDS gradient', entropy='entropy loss', opacity_loss='opacity loss',
-    orientation='orientation loss', opacity='mean opacity')
+    orientation='orientation loss', reference='difference from the picture', opacity='mean opacity')
 
 
 def curves(history: list[dict]) -> str:

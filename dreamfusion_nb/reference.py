@@ -23,7 +23,7 @@ from skimage.measure import label
 from .cameras import Cameras, sphere_cameras
 from .errors import ConfigError, one_line
 
-# %% ../nbs/12a_reference.ipynb #911c0f84
+# %% ../nbs/12a_reference.ipynb #5b4c885f
 LEAST, MOST = 16, 50_000_000    # pixels: of the shorter side, and in all
 KEPT = 2048                     # pixels of the longer side that are kept; what the cameras see is smaller
 FORMATS = 'PNG', 'JPEG', 'WEBP', 'GIF', 'TIFF', 'BMP'    # Pillow reads more; for EPS it starts a program
@@ -51,7 +51,7 @@ def opened(path: str | Path) -> Image.Image:
         raise ConfigError(f'image: {path} has {width*height:,} pixels, at most {MOST:,} are read')
     return picture
 
-
+# %% ../nbs/12a_reference.ipynb #836fb942
 def eight_bits(picture: Image.Image) -> Image.Image:
     "The same picture as RGB or, if it has transparency, as RGBA"
     if picture.mode in ('I', 'F') or picture.mode.startswith('I;16'):
@@ -60,6 +60,16 @@ def eight_bits(picture: Image.Image) -> Image.Image:
         return Image.fromarray((values.clip(0, highest)*255/highest).round().astype(np.uint8)).convert('RGB')
     clear = picture.has_transparency_data
     return picture.convert('RGBA' if clear else 'RGB')
+
+
+def upright(path: str | Path) -> Image.Image:
+    "Read a file as RGB or RGBA, turned as its camera was, at most `KEPT` pixels long. Raises `ConfigError`"
+    picture = opened(path)
+    try:
+        picture = eight_bits(ImageOps.exif_transpose(picture))
+        picture.thumbnail((KEPT, KEPT))
+    except Exception as error: raise ConfigError(f'image: {path} is broken: {one_line(error)}') from error
+    return picture
 
 # %% ../nbs/12a_reference.ipynb #912b7b40
 REMOVER = 'u2net'    # of rembg's networks one that may be used for anything (Apache 2.0); its default may not
@@ -85,19 +95,14 @@ def check_one_thing(opaque: np.ndarray, path: str | Path) -> None:
     if things > 1: raise ConfigError(f'image: {path} shows {things} things that do not touch: cut out the one that is '
                                      'meant')
 
-# %% ../nbs/12a_reference.ipynb #daae2152
+# %% ../nbs/12a_reference.ipynb #c963d511
 def read_picture(path: str | Path  # of a file: PNG, JPEG, WebP, …
                 ) -> Image.Image:  # RGBA, transparent where the object is not
     """Read a picture of one thing. A transparent background stays, any other is removed by rembg.
 
     Raises `ConfigError` for an address, for what is no picture, too small or too large, animated, empty or of several
     things, and where a background cannot be removed"""
-    picture = opened(path)
-    try:
-        picture.load()
-        picture = eight_bits(ImageOps.exif_transpose(picture))
-        picture.thumbnail((KEPT, KEPT))
-    except Exception as error: raise ConfigError(f'image: {path} is broken: {one_line(error)}') from error
+    picture = upright(path)
     if picture.mode == 'RGB' or np.asarray(picture)[..., 3].min() > 127: picture = without_background(picture, path)
     check_one_thing(np.asarray(picture)[..., 3] > 127, path)
     return picture
@@ -197,12 +202,10 @@ class KnownSides:
             found['reference_normal'] = normal_loss(out.normal[0], self.cameras.c2w[i], out.opacity[0], normal, mask)
         return found
 
-# %% ../nbs/12a_reference.ipynb #9b2f03c3
+# %% ../nbs/12a_reference.ipynb #b3fa9d81
 def read_map(path: str | Path, mode: str, size: tuple[int, int]) -> torch.Tensor:
     "A depth ('L') or normals ('RGB') of a picture of this size [C, H, W]. Raises `ConfigError` for other proportions"
-    try: known = eight_bits(opened(path)).convert(mode)
-    except ConfigError: raise
-    except Exception as error: raise ConfigError(f'image: {path} is broken: {one_line(error)}') from error
+    known = upright(path).convert(mode)
     if abs(known.width*size[1] - known.height*size[0]) > max(known.size + size):
         raise ConfigError(f'image: {path} is {known.width} × {known.height} pixels, which are other proportions than '
                           f'those of its picture, {size[0]} × {size[1]}')

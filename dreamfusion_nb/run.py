@@ -22,7 +22,7 @@ from tqdm import tqdm
 from .cameras import Cameras, orbit
 from .checkpoints import (VIDEO_KINDS, FolderTaken, backup_folder, began_with, forget_dead, hold_folder,
     is_backup, is_finished, is_held, list_checkpoints, log, names_in, weights_mark, writing)
-from .config import Config, load_config, preset as named_preset
+from .config import Config, known_pictures, load_config, preset as named_preset
 from .dmtet import EmptyMeshError
 from .docstrings import with_parameters
 from .errors import ConfigError, Interrupted, check_folder, did_you_mean, notice
@@ -50,10 +50,9 @@ def as_callbacks(callbacks: Any) -> list[Callable]:
 
 
 def check_call(prompt: Any, preset: Any, config: Any, resume: Any, overwrite: Any, callbacks: Any,
-               schedules: Any = None, threads: Any = None, workers: Any = None, image: Any = None) -> None:
+               schedules: Any = None, threads: Any = None, workers: Any = None) -> None:
     "Raise `ConfigError` for arguments of `train` (`preset`, `resume`, `schedules`, …) that are wrong in themselves"
-    unsaid = prompt is None and image is not None
-    if not isinstance(prompt, str) and not unsaid:
+    if prompt is not None and not isinstance(prompt, str):
         raise ConfigError(f'prompt must be a text that is not empty, not {prompt!r}')
     if config is not None and preset != 'toybox':
         raise ConfigError(f'preset {preset!r} and config: choose one (a configuration can name its preset)')
@@ -89,26 +88,13 @@ def without_none(**values: Any) -> dict[str, Any]:
     "Return the values that are given"
     return {name: value for name, value in values.items() if value is not None}
 
-# %% ../nbs/19a_run.ipynb #ref19a02
-def picture_files(image: Any) -> list[str]:
-    "Return the picture or pictures that `train` was given as a list of paths. Raises `ConfigError`"
-    paths = list(image) if isinstance(image, (list, tuple)) else [image]
-    if not paths or not all(isinstance(path, (str, Path)) for path in paths):
-        raise ConfigError(f'image must be the path of a picture, or a list of them, not {reprlib.repr(image)}')
-    # in full: a run may go on from another folder
-    return [str(path) if '://' in str(path) else str(expanded(path).absolute()) for path in paths]
-
-
-def known_pictures(image: Any) -> dict[str, Any]:
-    "Return the keys that say which pictures a run knows. Raises `ConfigError`"
-    return {} if image is None else {'reference.images': picture_files(image), 'reference.mark': None}
-
 # %% ../nbs/19a_run.ipynb #ref19a04
 SURE = .4    # of the kind: below this the judge does not say what a picture shows
 
 
 def prompt_of_picture(settings: Config, parts: OwnParts) -> str:
     "Return what the judge calls the first picture, and say so. Raises `ConfigError` where nobody can name it"
+    if not settings.reference.images: raise ConfigError('prompt must be a text that is not empty, not None')
     if parts.guidance is not None or settings.guidance.name not in TOYBOX_PRIORS:
         raise ConfigError('prompt: say what the picture shows: there is a judge that names it for the shipped priors '
             'only')
@@ -568,7 +554,7 @@ def train(prompt: str | None = None,  # what to make; None: what the picture sho
 
     The same call again goes on, or reads the result back; a changed one takes `outputs/a-hamburger-2` by default."""
     schedules = schedules or overrides.pop('phases', None)    # its earlier name
-    check_call(prompt, preset, config, resume, overwrite, callbacks, schedules, threads, workers, image)
+    check_call(prompt, preset, config, resume, overwrite, callbacks, schedules, threads, workers)
     parts, keys = split_parts(dict(guidance=guidance, field=field, background=background, renderer=renderer,
         losses=losses, optimizer=optimizer))
     named = without_none(prompt=prompt, iters=iters, seed=seed) | known_pictures(image)

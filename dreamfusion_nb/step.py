@@ -265,14 +265,6 @@ def check_numbers(step: int, numbers: dict[str, list[float]]) -> None:
                 'learning rate (optim.lr)')
 
 # %% ../nbs/17b_step.ipynb #f6d2539f
-def check_team(trainer: Any, views: int) -> None:
-    "Raise `ConfigError` where workers would each mend the spread of their own views only"
-    g = trainer.config.guidance
-    if trainer.team is not None and views > 1 and g.kind == 'x0' and g.rescale:
-        raise ConfigError('workers (--workers) must be left out for guidance.kind x0 with guidance.rescale: the spread '
-            'is that of all views of a step together')
-
-
 def check_teacher(config: Config, guidance: Any) -> None:
     "Raise `ConfigError` where the diffusion model, now that it is there, does not fit the keys"
     check_latents(config, getattr(guidance, 'latent_shape', (3,))[0])
@@ -297,7 +289,6 @@ def take_step(trainer: Any) -> StepRecord:
     c = trainer.config
     trainer.update_extra()
     cameras = trainer.cameras()
-    check_team(trainer, len(cameras))
     shading = trainer.steering.choose_shading(shading_schedule(trainer.step_count, c, trainer.generator))
     light = trainer.steering.lamp(sample_light(cameras.position, generator=trainer.generator))
     # with workers each view is a job of its own: see the page on scale
@@ -392,6 +383,16 @@ def room_for_step(trainer: Any) -> AbstractContextManager[None]:
         'data.train.height), fewer steps along a ray (renderer.max_steps) or fewer views (data.train.batch_size) need '
         'less; what has been saved stays', StepFull)
 
+# %% ../nbs/17b_step.ipynb #97516136
+def set_learning_rate(trainer: Any) -> float:
+    "Give an optimiser of ours the rate of this step, halved `slowed` times"
+    c, optimizer = trainer.config, trainer.optimizer
+    if trainer.parts.optimizer is not None: return float(optimizer.param_groups[0].get('lr', 0.))
+    over = progress_at(trainer.step_count, c) >= c.optim.lr_decay_start
+    lr = value_at(c.optim.lr, trainer.step_count)*(c.optim.lr_decay if over else 1.)*.5**trainer.slowed
+    for group in optimizer.param_groups: group['lr'] = lr*group['lr_scale']
+    return lr
+
 # %% ../nbs/17b_step.ipynb #97516137
 class Stepper:
     "The parts of `config`, and the steps that optimise them. `Trainer` adds what many steps need. Raises `ConfigError`"
@@ -421,6 +422,7 @@ class Stepper:
         "A block within which small work on a CPU runs on one thread; the page on threads says why"
         threads = None if self.team is None else self.team.threads    # the same number in every worker
         return limit_for(self.config, self.device, getattr(self.guidance, 'image_size', 0), threads)
+
     @property
     def last_extra(self) -> int:
         "The newest step at which what no gradient reaches was brought up to date"
@@ -433,12 +435,8 @@ class Stepper:
         if hasattr(self.renderer, 'update'): update_renderer(self)
 
     def set_learning_rate(self) -> float:
-        "Give the optimiser this step's learning rate, halved `slowed` times; one's own optimiser keeps its own"
-        if self.parts.optimizer is not None: return float(self.optimizer.param_groups[0].get('lr', 0.))
-        o, over = self.config.optim, progress_at(self.step_count, self.config) >= self.config.optim.lr_decay_start
-        lr = value_at(o.lr, self.step_count)*(o.lr_decay if over else 1.)*.5**self.slowed
-        for group in self.optimizer.param_groups: group['lr'] = lr*group['lr_scale']
-        return lr
+        "Give the optimiser this step's learning rate; one's own optimiser keeps its own"
+        return set_learning_rate(self)
 
     def cameras(self) -> Cameras:
         return draw_cameras(self.config.data.train, self.last_extra, self.generator, self.device)

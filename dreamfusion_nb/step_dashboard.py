@@ -19,7 +19,7 @@ import traitlets
 from PIL import Image
 
 from .cameras import VIEWS
-from .config import ConfigError, load_config
+from .config import ConfigError, known_pictures, load_config
 from .driver import STEP_PICTURES, Driver, Frame, add_steps, between_steps, driver_of, jpeg_bytes, mosaic
 from .export import expanded
 from .panels import (Dashboard, Frontend, buttons, check_whole, close_stale, error_html, guarded,
@@ -29,7 +29,7 @@ from .own_parts import split_parts
 from .parts import parse_prompt
 from .shading import SHADINGS
 from .result import Result
-from .run import known_pictures, slug, start_run
+from .run import slug, start_run
 from .schedules import STEERED_AMBIENT, guidance_scale_at, t_range_at
 from .trainer import Trainer
 from .viewer import Viewer

@@ -25,7 +25,9 @@ from .cameras import VIEWS, Cameras, sample_cameras
 from .errors import ConfigError, did_you_mean
 from .kernels import jit
 
-if TYPE_CHECKING: import trimesh
+if TYPE_CHECKING:
+    import trimesh
+    from PIL import Image
 
 # %% ../nbs/10_toybox.ipynb #2e5648f9
 def kinds() -> list[str]:
@@ -271,6 +273,18 @@ def render(caption: str,                # names a toy
     if shading not in _MODES: raise ConfigError(f'shading {shading!r} is not one of {", ".join(_MODES)}')
     toys = [build(c.kind, c.color, finish=c.finish)]*len(cameras)
     return render_rows(toys, cameras, size, _MODES[shading], light, ambient, background, supersample)
+
+# %% ../nbs/10_toybox.ipynb #ef7d8b02
+def cut_out(caption: str,      # names a toy
+            camera: Cameras,   # one
+            size: int = 256    # pixels a side
+           ) -> "Image.Image":   # RGBA
+    "A picture of the canonical toy, transparent around it. Raises `ConfigError` as `parse`."
+    from PIL import Image
+    green, black = (render(caption, camera, size, background=color)[0] for color in ((0., 1., 0.), (0., 0., 0.)))
+    opaque = 1 - (green - black)[1:2]
+    pixels = torch.cat([black/opaque.clamp(min=.01), opaque]).clamp(0, 1)
+    return Image.fromarray((255*pixels).round().byte().permute(1, 2, 0).numpy())
 
 # %% ../nbs/10_toybox.ipynb #8daeed3e
 def _kept_out(kind: str, color: str) -> bool: return (3*kinds().index(kind) + colors().index(color)) % 10 == 4

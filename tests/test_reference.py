@@ -19,13 +19,7 @@ from dreamfusion_nb.reference import framed, read_picture, reference_losses, siz
 
 
 def picture_of(prompt, azimuth=0., size=96):
-    "A toy as an RGBA picture: what differs before two backgrounds is transparent"
-    camera = orbit(1, elevation=15., azimuth_start=azimuth)
-    green, pink = (toybox.render(prompt, camera, size, background=c)[0] for c in ((0., 1., 0.), (1., 0., 1.)))
-    alpha = 1 - (green - pink).abs().mean(0)
-    color = (green - (1 - alpha)*torch.tensor([0., 1., 0.])[:, None, None])/alpha.clamp(min=1e-3)
-    pixels = torch.cat([color.clamp(0, 1), alpha[None]]).permute(1, 2, 0)*255
-    return Image.fromarray(pixels.round().byte().numpy())
+    return toybox.cut_out(prompt, orbit(1, elevation=15., azimuth_start=azimuth), size)
 
 
 @pytest.fixture(scope='module')
@@ -144,13 +138,12 @@ def test_pictures_take_turns_and_pull(folder, model):
     rows = [trainer.step().losses for _ in range(8)]
     assert ['reference' in row for row in rows] == [True, False]*4
     assert 'reference' in trainer.history[0] and trainer.history[0]['reference_mask'] > 0
-    before = {name: p.detach().clone() for name, p in trainer.renderer.named_parameters()}
     # nothing but the pictures: what they show is approached from both sides
     trainer = Trainer(load_config('toybox', asked(folder, 0, 90, iters=60, **{'loss.lambda_sds': 0,
         'loss.lambda_entropy': 0, 'loss.lambda_orientation': 0, 'reference.interval': 1})), model)
     rows = [trainer.step().losses for _ in range(60)]
     first, last = (sum(row['reference_mask'] for row in part) for part in (rows[:4], rows[-4:]))
-    assert last < .3*first and before.keys() == dict(trainer.renderer.named_parameters()).keys()
+    assert last < .3*first
 
 
 @pytest.mark.parametrize('options', [{}, {'renderer.name': 'splats', 'splats.count': 300}])
