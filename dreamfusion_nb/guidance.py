@@ -270,10 +270,10 @@ class Facing:
                  guidance: Any,         # whose `predict_noise` takes `cameras`
                  cameras: torch.Tensor  # poses of the views [B, 4, 4]
                 ):
-        self.guidance, self.cameras = guidance, cameras
-        if len(cameras) % guidance.together:
-            raise ValueError(f'this guidance draws {guidance.together} views of an object together, so their number '
-                f'is a multiple of {guidance.together}, not {len(cameras)}')
+        self.guidance, self.cameras, self.together = guidance, cameras, getattr(guidance, 'together', 1)
+        if len(cameras) % self.together:
+            raise ValueError(f'this guidance draws {self.together} views of an object together, so their number '
+                f'is a multiple of {self.together}, not {len(cameras)}')
 
     def __getattr__(self, name: str) -> Any: return getattr(self.guidance, name)
 
@@ -285,7 +285,8 @@ class Facing:
 
 def facing(guidance: Any, cameras: torch.Tensor | None) -> Any:
     "The guidance, told the cameras if there are any and it wants to know them"
-    told = cameras is not None and getattr(guidance, 'together', 1) > 1
+    asks = getattr(guidance, 'together', 1) > 1 or hasattr(guidance, 'look_at')
+    told = cameras is not None and asks
     return Facing(guidance, cameras) if told else guidance    # type: ignore[arg-type]
 
 

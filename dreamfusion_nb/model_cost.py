@@ -10,7 +10,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +24,7 @@ from .errors import ConfigError
 from .guidance import facing
 from .meter import Meter
 from .multiview import MultiView, draws_views
+from .zero123 import TURNING, Known, Zero123, turns_pictures
 from .pipelines import (PARTS_OF, LatentDiffusion, Pipeline, _listing, find_pipeline, folder_kind,
     pick_files, settings_beside)
 from .pixel import PixelDiffusion
@@ -81,25 +82,28 @@ def numbers_in(tensors: Iterable[Mapping]) -> int:
     return sum(math.prod(tensor['shape']) for tensor in tensors)
 
 
-def read_shape(folder: Path,           # in diffusers' format
-               kind: str = 'latents',  # what the model works on
-               text: int = 0           # numbers in its text model
+def read_shape(folder: Path,            # in diffusers' format
+               parts: Sequence[str] = PARTS_OF['latents'],    # of the model
+               tokens: int = 77,        # of a text, where its model does not say
+               text: int = 0            # numbers in the text model
               ) -> Shape:
     "The settings in a folder. Raises `ConfigError`"
-    try: found = {part: json.loads((folder/part/'config.json').read_text()) for part in PARTS_OF[kind]}
+    try: found = {part: json.loads((folder/part/'config.json').read_text()) for part in parts}
     except (OSError, ValueError) as error:
         raise ConfigError(f'the settings of the pipeline in {str(folder)!r} can\'t be read: {error}') from None
-    return Shape(found['unet'], found.get('vae'), found['text_encoder'].get('max_position_embeddings', 77), text)
+    tokens = found.get('text_encoder', {}).get('max_position_embeddings', tokens)
+    return Shape(found['unet'], found.get('vae'), tokens, text)
 
 
 def shape_of_folder(folder: Path) -> Shape:
     "The shape of a pipeline. Raises `ConfigError` for one of another kind, one that is not whole, one that is damaged"
     kind = folder_kind(folder)
+    if turns_pictures(folder): return read_shape(folder, TURNING[:2], 1)
     chosen, missing = pick_files(_listing(folder), kind=kind)
     if missing: raise ConfigError(f'{str(folder)!r} is no pipeline that can teach: it lacks {", ".join(missing)}')
     headers = {name: header(folder/name) for name in chosen if name.endswith('.safetensors')}
     text = sum(numbers_in(held.values()) for name, held in headers.items() if name.startswith('text_encoder/'))
-    return read_shape(folder, kind, text)
+    return read_shape(folder, PARTS_OF[kind], text=text)
 
 # %% ../nbs/16b_model_cost.ipynb #mc00001e
 def shape_of_file(path: Path) -> Shape:
@@ -155,7 +159,13 @@ def mute_model(unet: nn.Module, vae: nn.Module | None, tokens: int = 77, kind: t
     scheduler = SimpleNamespace(alphas_cumprod=torch.ones(1000, device='meta'),
                                 config=SimpleNamespace(prediction_type='epsilon'))
     others = text, SimpleNamespace(model_max_length=tokens), scheduler
-    return PixelDiffusion(unet, *others) if vae is None else kind(unet, vae, *others)
+    if vae is None: return PixelDiffusion(unet, *others)
+    model = kind(unet, vae, *others)
+    # as if it had looked at a picture
+    if isinstance(model, Zero123):
+        shape, seen = (1, *model.latent_shape), (1, model.projection.in_features - 4)
+        model.known = Known(*(torch.empty(s, device='meta') for s in (shape, seen, (1, 4, 4))))
+    return model
 
 # %% ../nbs/16b_model_cost.ipynb #mc00000d
 @dataclass(frozen=True)
@@ -232,13 +242,18 @@ def asked_beside(config: Config) -> int:
     return 0 if isinstance(variant, str) else variant.rows(999, 1000, texts) - texts
 
 # %% ../nbs/16b_model_cost.ipynb #mc00001f
+def class_of(name: str) -> type[LatentDiffusion]:
+    "The class of the guidance that a model becomes"
+    return MultiView if draws_views(name) else Zero123 if turns_pictures(name) else LatentDiffusion
+
+
 @functools.cache
 def _counted(name: str, dtype: torch.dtype, views: int, rows: int, low_memory: bool, beside: int, rank: int
             ) -> ModelCost:
     shape = settings_of(name)
     def made(settings: Mapping) -> nn.Module: return build(settings, name in TOYBOX_PRIORS, dtype)
     vae = None if shape.vae is None else made(shape.vae)
-    mute = mute_model(made(shape.unet), vae, shape.tokens, MultiView if draws_views(name) else LatentDiffusion)
+    mute = mute_model(made(shape.unet), vae, shape.tokens, class_of(name))
     cost = count_step(mute, views, rows, low_memory, beside, rank)
     return replace(cost, reading=shape.text*dtype.itemsize)
 
@@ -248,7 +263,7 @@ def _counted_object(given: Any, views: int, rows: int, beside: int, rank: int) -
     small = isinstance(given.unet, SmallUNet)
     def copy(part: Any) -> nn.Module: return build(dict(part.config), small, given.dtype)
     vae = copy(given.vae) if hasattr(given, 'vae') else None
-    kind = MultiView if isinstance(given, MultiView) else LatentDiffusion
+    kind = next((k for k in (MultiView, Zero123) if isinstance(given, k)), LatentDiffusion)
     mute = mute_model(copy(given.unet), vae, given.max_tokens, kind)
     cost = count_step(mute, views, rows, given.one_by_one, beside, rank)
     text = given.text_encoder

@@ -23,12 +23,13 @@ from .errors import ConfigError, notice, one_line
 from .field import Field
 from .hashgrid import FrequencyEncoding, HashGrid, SphericalHarmonicsEncoding
 from .pipelines import fastest_dtype
-from .multiview import any_model, multiview_prior
+from .multiview import multiview_prior
 from .prior import toybox_prior
 from .raymarch import Renderer, RenderOutput, VolumeRenderer
 from .shading import Material
 from .splat_renderer import SplatRenderer, Splats
 from .values import value_at
+from .zero123 import a_model
 
 # %% ../nbs/15_parts.ipynb #76ae7a5f
 def hash_grid_options(levels: Any,                       # group `nerf`, or `background.encoder_cfg`
@@ -166,7 +167,7 @@ PARTS: dict[str, dict[str, Callable[..., Any]]] = {
     'guidance.name': {
         'toybox': lambda name, device, dtype, **tuning: toybox_prior(device=device, dtype=dtype).tune(**tuning),
         'toybox-multiview': lambda name, device, dtype, **tuning: multiview_prior(device, dtype).tune(**tuning),
-        'a folder or a Hub name': any_model},
+        'a folder or a Hub name': a_model},
     'optim.name': {
         'adam': adam,
         'adan': adan}}

@@ -27,12 +27,14 @@ from .weights import (KNOWN_NAMES, PICKLES, content_hash, header, model_kind, pr
     read_single_file, single_file_version)
 
 # %% ../nbs/09a_pipelines.ipynb #6bb77f11
-WEIGHTS = {'unet': 'diffusion_pytorch_model', 'vae': 'diffusion_pytorch_model', 'text_encoder': 'model'}
-PARTS_OF = {'latents': tuple(WEIGHTS), 'pixels': ('unet', 'text_encoder')}    # what a model works on -> its networks
+WEIGHTS = {'unet': 'diffusion_pytorch_model', 'vae': 'diffusion_pytorch_model', 'text_encoder': 'model',
+           'image_encoder': 'model'}
+# what a model works on -> its networks
+PARTS_OF = {'latents': ('unet', 'vae', 'text_encoder'), 'pixels': ('unet', 'text_encoder')}
 
 
 def weight_files(names: set[str],  # files of a pipeline, "unet/config.json", …
-                 part: str,        # 'unet', 'vae' or 'text_encoder'
+                 part: str,        # a name in `WEIGHTS`
                  dot: str          # '' or '.fp16'
                 ) -> list[str]:
     "The safetensors files of a part, and the index of files that belong together."
@@ -211,7 +213,7 @@ def _check_weights(folder: Path, chosen: list[str], dtype: torch.dtype) -> None:
 
 
 def _read_network(folder: Path,        # of a pipeline
-                  part: str,           # 'unet', 'vae' or 'text_encoder'
+                  part: str,           # a name in `WEIGHTS`
                   chosen: list[str],   # files of the pipeline
                   dtype: torch.dtype,  # precision in which it is read
                   **classes: Any       # name in config.json -> class; the first one is the usual one
@@ -222,7 +224,7 @@ def _read_network(folder: Path,        # of a pipeline
     if kind not in classes: raise ConfigError(f'{part} of {str(folder)!r} is a {kind}; known: {", ".join(classes)}')
     variant = 'fp16' if any(name.startswith(part) and '.fp16' in name for name in chosen) else None
     # diffusers and transformers have given this option the other name at different times
-    precision = dict(torch_dtype=dtype) if part != 'text_encoder' else dict(dtype=dtype)
+    precision = dict(torch_dtype=dtype) if part in ('unet', 'vae') else dict(dtype=dtype)
     model, report = classes[kind].from_pretrained(folder/part, use_safetensors=True, variant=variant,
         local_files_only=True, output_loading_info=True, **precision)
     # the libraries fill what is missing with random numbers, and only mention it
@@ -310,8 +312,8 @@ def _check_unet(unet: Any, text: Any, scheduler: Any, out_channels: tuple[int, .
                           f'here it must give {" or ".join(map(str, out_channels))}')
 
 
-def _check_vae(unet: Any, vae: Any) -> None:
-    if unet.in_channels != vae.latent_channels:
+def _check_vae(unet: Any, vae: Any, pictures: int) -> None:
+    if unet.in_channels != pictures*vae.latent_channels:
         raise ConfigError(f'the UNet takes {unet.in_channels} channels but the VAE makes {vae.latent_channels}')
 
 # %% ../nbs/09a_pipelines.ipynb #ecea1ad9
@@ -387,7 +389,8 @@ def ddim_sample(guidance: Any,               # a `Pipeline`
 class Pipeline:
     "What all diffusion models have: UNet, text model, noise schedule. Frozen, in eval mode. Raises `ConfigError`."
     works_on = 'latents'         # or 'pixels'
-    answers: tuple[int, ...] = (1,)     # channels that the UNet may give, times those that it takes
+    answers: tuple[int, ...] = (1,)     # channels that the UNet may give, times those of a picture
+    pictures = 1                        # that the UNet takes side by side: a noisy one, and perhaps one that is known
     sampling: dict[str, Any] = {}       # options of the sampler that its own settings must not decide
     max_tokens = 77
 
@@ -404,10 +407,11 @@ class Pipeline:
         self.tokenizer, self.scheduler, self.identity = tokenizer, scheduler, identity
         self.prediction = scheduler.config.prediction_type
         c = unet.config
-        _check_unet(c, text_encoder.config, scheduler.config, tuple(n*c.in_channels for n in self.answers))
+        channels = c.in_channels//self.pictures
+        _check_unet(c, text_encoder.config, scheduler.config, tuple(n*channels for n in self.answers))
         self._device = None if device is None else torch.device(device)
         self.alphas_cumprod: torch.Tensor = scheduler.alphas_cumprod.float().to(self.device)
-        self.latent_shape: tuple[int, int, int] = (c.in_channels, c.sample_size, c.sample_size)
+        self.latent_shape: tuple[int, int, int] = (channels, c.sample_size, c.sample_size)
         self.quick: Callable | None = None    # the UNet, compiled
         self.one_by_one = False               # rows go through the UNet alone
 
@@ -479,7 +483,7 @@ class LatentDiffusion(Pipeline):
                  scheduler: Any,     # whose ᾱ and `prediction_type` count, such as DDPMScheduler
                  **options: Any      # `device` and `identity` of `Pipeline`
                 ):
-        _check_vae(unet.config, vae.config)
+        _check_vae(unet.config, vae.config, self.pictures)
         super().__init__(unet, text_encoder, tokenizer, scheduler, **options)
         self.vae = vae.eval().requires_grad_(False)
         self.seldom = nn.ModuleList(p for name, p in vae.named_children() if name in ('decoder', 'post_quant_conv'))

@@ -63,7 +63,8 @@ def render_world(work: str | Path,  # folder; pictures go into its folder `world
         if (folder/f'{i:04d}.json').exists(): continue
         began = time.time()
         images, captions, cams = toybox.draw(SHARD, torch.Generator().manual_seed(seed*100_003 + i), **options)
-        write_tensors(folder/f'{i:04d}.safetensors', dict(images=images, azimuth=cams.azimuth, polar=cams.polar))
+        write_tensors(folder/f'{i:04d}.safetensors', dict(images=images, azimuth=cams.azimuth, polar=cams.polar,
+                                                          radius=cams.position.norm(dim=-1)))
         write_json(folder/f'{i:04d}.json', [[c.kind, c.color, c.view, c.finish] for c in captions])
         print(f'world: {(i + 1)*SHARD} of {pictures} pictures, {(time.time() - began)/SHARD*1e3:.1f} ms each',
               flush=True)

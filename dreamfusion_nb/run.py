@@ -39,6 +39,7 @@ from .show import to_pil
 from .step import StepFull, Stepper
 from .threads import check_threads, limit_threads
 from .trainer import Trainer, open_folder
+from .zero123 import turns_pictures
 
 # %% ../nbs/19a_run.ipynb #a9dc57f1
 def as_callbacks(callbacks: Any) -> list[Callable]:
@@ -95,6 +96,8 @@ SURE = .4    # of the kind: below this the judge does not say what a picture sho
 def prompt_of_picture(settings: Config, parts: OwnParts) -> str:
     "Return what the judge calls the first picture, and say so. Raises `ConfigError` where nobody can name it"
     if not settings.reference.images: raise ConfigError('prompt must be a text that is not empty, not None')
+    if parts.guidance is None and turns_pictures(settings.guidance.name):    # which reads no words
+        return Path(settings.reference.images[0]).stem
     if parts.guidance is not None or settings.guidance.name not in TOYBOX_PRIORS:
         raise ConfigError('prompt: say what the picture shows: there is a judge that names it for the shipped priors '
             'only')

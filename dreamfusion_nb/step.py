@@ -29,7 +29,7 @@ from dreamfusion_nb.own_parts import (OwnParts, assemble, make_part, own_optimiz
 from .parts import make_guidance, make_optimizer, parse_prompt, pick_device
 from .pipelines import Pipeline
 from .raymarch import Renderer, RenderOutput
-from .reference import read_sides, with_mark
+from .reference import KnownSides, read_sides, with_mark
 from .renderer import backdrop
 from .schedules import (ShadingChoice, Steering, annealed_timestep, guidance_scale_at, limit_levels,
     progress_at, shading_schedule, size_at, t_range_at)
@@ -264,6 +264,21 @@ def check_numbers(step: int, numbers: dict[str, list[float]]) -> None:
             raise NotFinite(f'step {step}: {what} is not finite; go on from the last checkpoint with a lower '
                 'learning rate (optim.lr)')
 
+# %% ../nbs/17b_step.ipynb #a2fd9f82
+def show_picture(config: Config, guidance: Any, sides: KnownSides | None) -> None:
+    "Show a guidance that turns a picture the first known side. Raises `ConfigError` where there is none, or no use"
+    if not hasattr(guidance, 'look_at'): return
+    if sides is None:
+        raise ConfigError(f'guidance.name {config.guidance.name} is a model that turns a picture, so it needs one: '
+                          'reference.images (image=, --image)')
+    g, words = config.guidance, 'for a model that is shown a picture and reads no words'
+    if g.perp_neg: raise ConfigError(f'guidance.perp_neg must be 0 {words}, not {g.perp_neg}')
+    if config.negative_prompt:
+        raise ConfigError(f'negative_prompt must be empty {words}, not {config.negative_prompt!r}')
+    if g.kind in ('vsd', 'bridge', 'nfsd'): raise ConfigError(f'guidance.kind must not be {g.kind} {words}')
+    picture = sides.pictures[:1]
+    guidance.look_at(picture[:, :3] + 1 - picture[:, 3:4], sides.cameras.c2w[:1])
+
 # %% ../nbs/17b_step.ipynb #f6d2539f
 def check_teacher(config: Config, guidance: Any) -> None:
     "Raise `ConfigError` where the diffusion model, now that it is there, does not fit the keys"
@@ -407,8 +422,9 @@ class Stepper:
             self.guidance = make_guidance(config, self.device) if own is None else own
             check_teacher(config, self.guidance)
             self.renderer: Any = assemble(config, self.parts, self.generator).to(self.device).train()
+            self.sides = read_sides(config, self.device)
+            show_picture(config, self.guidance, self.sides)
             self.lora = lora_of(config, self.guidance, self.generator)
-        self.sides = read_sides(config, self.device)
         self.optimizer = optimizer_of(config.optim, self.renderer, self.parts.optimizer)
         with self.limit_threads(), room_for_parts(self.device):    # the text model may be larger than all others
             rehearse(self.parts, self.guidance, self.renderer, self.device)

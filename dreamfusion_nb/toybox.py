@@ -335,10 +335,11 @@ def draw(n: int,                      # how many pictures
          kind: str | None = None,     # a toy, instead of any
          mode: int | None = None,     # ALBEDO … NORMAL, instead of any
          everything: bool = False,    # held-out pairs too: for examiners, never for what they examine
-         views: int = 1               # so many of each toy, evenly around
+         views: int = 1,              # so many of each toy, evenly around
+        known: bool = False          # ... from anywhere instead, and the first of them lit, before white
         ) -> tuple[torch.Tensor, list[Caption], Cameras]:  # (uint8 [n, 3, size, size], captions, cameras)
     "Random pictures of the world, with their captions and cameras; the same seed draws the same pictures."
-    cams, m = sample_cameras(n, **WORLD, n_view=views, generator=generator), n//views
+    cams, m = sample_cameras(n, **WORLD, n_view=1 if known else views, generator=generator), n//views
     rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
     named = rng.random(m) < .7
     picked = [kind or str(k) for k in rng.choice(kinds(), m)]
@@ -350,8 +351,9 @@ def draw(n: int,                      # how many pictures
     if mode is None: modes = rng.choice([ALBEDO, LAMBERTIAN, TEXTURELESS, NORMAL], m, p=[.3, .6, .06, .04])
     light, ambient, behind = light_near(cams, rng), rng.uniform(.2, 1., m), rng.random((m, 3))
     def each(values): return np.repeat(values, views, 0)
-    images = render_rows([toy for toy in toys for _ in range(views)], cams, size, each(modes), light, each(ambient),
-                         each(behind))
+    shading, behind = each(modes), each(behind)
+    if known: shading[::views], behind[::views] = LAMBERTIAN, 1.
+    images = render_rows([toy for toy in toys for _ in range(views)], cams, size, shading, light, each(ambient), behind)
     words = [view_word(a, p) for a, p in zip(cams.azimuth.tolist(), cams.polar.tolist())]
     captions = [Caption(picked[i//views], tints[i//views], word, finishes[i//views] or None)
                 for i, word in enumerate(words)]

