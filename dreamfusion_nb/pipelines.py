@@ -388,9 +388,8 @@ def ddim_sample(guidance: Any,               # a `Pipeline`
 # %% ../nbs/09a_pipelines.ipynb #ecea1ada
 class Pipeline:
     "What all diffusion models have: UNet, text model, noise schedule. Frozen, in eval mode. Raises `ConfigError`."
-    works_on = 'latents'         # or 'pixels'
-    answers: tuple[int, ...] = (1,)     # channels that the UNet may give, times those of a picture
-    pictures = 1                        # that the UNet takes side by side: a noisy one, and perhaps one that is known
+    works_on, pictures = 'latents', 1   # or 'pixels'; that the UNet takes side by side, a noisy one and one that is known
+    answers: tuple[int, ...] = (1,)     # channels that it may give, times those of a picture
     sampling: dict[str, Any] = {}       # options of the sampler that its own settings must not decide
     max_tokens = 77
 
@@ -407,11 +406,10 @@ class Pipeline:
         self.tokenizer, self.scheduler, self.identity = tokenizer, scheduler, identity
         self.prediction = scheduler.config.prediction_type
         c = unet.config
-        channels = c.in_channels//self.pictures
-        _check_unet(c, text_encoder.config, scheduler.config, tuple(n*channels for n in self.answers))
+        self.latent_shape: tuple[int, int, int] = (c.in_channels//self.pictures, c.sample_size, c.sample_size)
+        _check_unet(c, text_encoder.config, scheduler.config, tuple(n*self.latent_shape[0] for n in self.answers))
         self._device = None if device is None else torch.device(device)
         self.alphas_cumprod: torch.Tensor = scheduler.alphas_cumprod.float().to(self.device)
-        self.latent_shape: tuple[int, int, int] = (channels, c.sample_size, c.sample_size)
         self.quick: Callable | None = None    # the UNet, compiled
         self.one_by_one = False               # rows go through the UNet alone
 

@@ -180,7 +180,7 @@ def whole(folder: Path, names: set[str]) -> Iterator[dict[str, list[str]]]:
     if lacks: raise ConfigError(f'{str(folder)!r} is no Zero123: it lacks {", ".join(lacks)}')
     with reading(folder): yield files
 
-
+# %% ../nbs/11e_zero123.ipynb #b7295cdd
 def read_turning(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     "The parts of a Zero123 in a folder, on the CPU. Raises `ConfigError`"
     if not folder.is_dir():

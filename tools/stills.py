@@ -1,6 +1,6 @@
 """Keeps of saved notebooks what a page without a kernel can show: no live widget and no state of one, of a still
 picture only the plain one, of a picture that IPython kept as PNG and as JPEG the smaller one, without words that say
-no more than that it is one. It is 470 pixels across at most: a JPEG of quality 28, or, where that is smaller and looks
+no more than that it is one. It is 440 pixels across at most: a JPEG of quality 28, or, where that is smaller and looks
 no worse, as of a plot, a PNG of few colours. JPEGs, those of nbs/images as well, are packed as tight as their pixels
 allow. So all pages together stay small enough for a checkout.
 
@@ -25,7 +25,7 @@ PICTURES = ('image/jpeg', 'image/png')
 STILL = 'class="dfnb-still"'    # of the HTML that `viewer.StillWidget` shows before a live widget
 OBJECT = re.compile(r'<(Figure|PIL)\b')    # what Python calls a picture, for those who do not see it
 QUALITY = 28
-WIDTH = 470     # pixels
+WIDTH = 440     # pixels
 PALETTES = 4, 8, 12, 16, 24, 32, 48, 64    # colours
 SEEN = 7        # pixels: the edge of a spot, within which single pixels are not told apart
 SHIFT = 6       # of 255: by how much a spot may be brighter or darker
