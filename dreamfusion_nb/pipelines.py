@@ -388,7 +388,7 @@ def ddim_sample(guidance: Any,               # a `Pipeline`
 # %% ../nbs/09a_pipelines.ipynb #ecea1ada
 class Pipeline:
     "What all diffusion models have: UNet, text model, noise schedule. Frozen, in eval mode. Raises `ConfigError`."
-    works_on, pictures = 'latents', 1   # or 'pixels'; that the UNet takes side by side, a noisy one and one that is known
+    works_on, pictures = 'latents', 1   # or 'pixels'; how many pictures the UNet takes side by side
     answers: tuple[int, ...] = (1,)     # channels that it may give, times those of a picture
     sampling: dict[str, Any] = {}       # options of the sampler that its own settings must not decide
     max_tokens = 77

@@ -171,7 +171,7 @@ def measure_turns(model: Zero123,
         found['known'].append(psnr(picture, truth))
     return {name: torch.cat(values).mean().item() for name, values in found.items()}
 
-
+# %% ../nbs/11f_zero123_training.ipynb #c6da3589
 def main(argv: list[str] | None = None  # words of the command line; None: `sys.argv`
         ) -> None:
     "The command `python -m dreamfusion_nb.zero123_training`"
