@@ -73,7 +73,9 @@ def model_kind(index: Mapping,  # what model_index.json says
                name: str        # folder or Hub name, for the message
               ) -> str:         # 'latents' or 'pixels'
     "What a pipeline works on. Raises `ConfigError` for a kind that can't teach here, and names it."
-    kind = str(index.get('_class_name'))
+    named = index.get('_class_name')
+    # a pipeline with code of its own names a file, too
+    kind = str(named[-1] if isinstance(named, list) and named else named)
     if kind in KINDS: return KINDS[kind]
     known = next((words for start, words in OTHERS.items() if kind.startswith(start)), None)
     raise refuse(name, f'{known} ({kind})' if known else f'a {kind}')

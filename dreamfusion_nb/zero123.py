@@ -90,7 +90,7 @@ class Zero123(LatentDiffusion):
         "The parts in a folder, on the CPU."
         return read_turning(path, dtype)
 
-    def networks(self) -> list[nn.Module]: return [*super().networks(), self.projection.to(self.device)]
+    def residents(self) -> list[nn.Module]: return [*super().residents(), self.projection]
 
     def encode_text(self, texts: str | list[str]) -> torch.Tensor:
         "Whether the picture is shown [n, 1, width]: with any words it is, without any it is not."
