@@ -60,7 +60,8 @@ def can_pack(dtype: torch.dtype) -> bool:
     "Return whether this machine's oneDNN keeps packed weights, found out once by a small convolution"
     if dtype not in _can_pack:
         _can_pack[dtype] = True
-        small = Convolution(8, 8, 3, padding=1).to(dtype)
+        # the first question comes from within inference mode, and weights that begin there have no version
+        with torch.inference_mode(False): small = Convolution(8, 8, 3, padding=1).to(dtype)
         x = torch.ones(1, 8, 4, 4, dtype=dtype)
         try:
             with torch.inference_mode(): _can_pack[dtype] = torch.allclose(small(x), F.conv2d(x, small.weight,
