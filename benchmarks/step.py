@@ -9,9 +9,9 @@ splats`); and the Numba hash grid against plain torch.
 A real trainer does `--steps` steps first, so that the field and its occupancy are those of a run, then twice `--rounds`
 more: in turns of 16, from one refresh of the occupancy grid to the next, without and with a clock in every part. The
 clock is exclusive: a part's time leaves out the parts inside it, so that the column adds up to the step; only
-`visible`, the first pass that finds the samples worth asking, and `grid update` hold all that they call. `wall` is time
-that passed, `cpu` the processor time of all threads together. Times beside other jobs mean little, the walls least of
-all. On a GPU `wall` is taken by CUDA's events.
+`visible`, the first pass that finds the samples worth asking (on a CPU it marches, too), and `grid update` hold all
+that they call. `wall` is time that passed, `cpu` the processor time of all threads together. Times beside other jobs
+mean little, the walls least of all. On a GPU `wall` is taken by CUDA's events.
 
 `--architecture` takes a published diffusion model at random weights (`benchmarks/architectures.py`); a line divides the
 step by what its model takes alone. `--from-disk` writes the model into a folder first, where room for its weights in
@@ -177,7 +177,7 @@ def pretended(make):
 def put_clocks(clock, trainer):
     "A clock in every part of the step"
     clock.wrap(raymarch, 'march', 'march')
-    for name in ('visible', 'visible_in_room'): clock.wrap(raymarch, name, 'visible')
+    for name in ('visible', 'visible_in_room', 'see_rays_numba'): clock.wrap(raymarch, name, 'visible')
     for name, part in (('project', 'project'), ('front_to_back', 'order'), ('carried_by', 'carried')):
         clock.wrap(splat_renderer, name, part)
     for module, name in ((hashgrid, 'encode'), (field, 'nets'), (raymarch, 'composite'), (splats, 'composite')):

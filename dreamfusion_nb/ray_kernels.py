@@ -24,25 +24,8 @@ def _all_rays(kernel: Callable, n_rays: int, *arrays: Any) -> None:
     plain = [v.detach().contiguous().numpy() if isinstance(v, torch.Tensor) else v for v in arrays]
     run_parallel(lambda i: kernel(512*i, min(512*(i + 1), n_rays), *plain), -(-n_rays//512))
 
-# %% ../nbs/05b_ray_kernels.ipynb #62e5abad
-@jit(nogil=True, error_model='numpy')
-def _find(begin, end, origins, directions, occupied, bound, near, length, count, offset, hits, found):
-    r = len(occupied)
-    scale = r/(2*bound)
-    for ray in range(begin, end):
-        n = 0
-        for k in range(count[ray]):
-            t = near[ray] + (k + offset[ray])*length[ray]
-            i = int(math.floor((origins[ray, 0] + t*directions[ray, 0])*scale + r/2))
-            j = int(math.floor((origins[ray, 1] + t*directions[ray, 1])*scale + r/2))
-            m = int(math.floor((origins[ray, 2] + t*directions[ray, 2])*scale + r/2))
-            if occupied[min(max(i, 0), r - 1), min(max(j, 0), r - 1), min(max(m, 0), r - 1)]:
-                hits[ray, n] = k
-                n += 1
-        found[ray] = n
-
 # %% ../nbs/05b_ray_kernels.ipynb #f636e6af
-@jit(nogil=True, error_model='numpy')
+@jit(nogil=True, error_model='numpy', inline='always')
 def _sample(k, offset, near, far, length, first, marks):
     "(t, dt) of the sample in a ray's piece number k"
     if len(marks) == 0: return near + (k + offset)*length, length
@@ -50,10 +33,21 @@ def _sample(k, offset, near, far, length, first, marks):
     return begin + offset*(end - begin), end - begin
 
 # %% ../nbs/05b_ray_kernels.ipynb #6a16e56c
+@jit(nogil=True, error_model='numpy', inline='always')
+def _is_occupied(x, y, z, occupied, inner, bound, scale):
+    "Whether the cell of a point is occupied, in the smallest box that holds the point; `scale`: cells a unit of length"
+    box, r = -1, len(occupied)
+    if len(inner):
+        reach = max(abs(x), abs(y), abs(z))
+        while box + 1 < len(inner) and reach < bound/2: box, bound, scale = box + 1, bound/2, 2*scale
+    i, j, m = int(math.floor(x*scale + r/2)), int(math.floor(y*scale + r/2)), int(math.floor(z*scale + r/2))
+    i, j, m = min(max(i, 0), r - 1), min(max(j, 0), r - 1), min(max(m, 0), r - 1)
+    return occupied[i, j, m] if box < 0 else inner[box, i, j, m]
+
 @jit(nogil=True, error_model='numpy')
-def _find_nested(begin, end, origins, directions, occupied, inner, bound, near, far, count, length, start, marks,
-                 offset, hits, found):
-    r = len(occupied)
+def _find(begin, end, origins, directions, occupied, inner, bound, near, far, count, length, start, marks, offset,
+          hits, found):
+    scale = len(occupied)/(2*bound)
     for ray in range(begin, end):
         n = 0
         for k in range(count[ray]):
@@ -61,12 +55,7 @@ def _find_nested(begin, end, origins, directions, occupied, inner, bound, near, 
             x = origins[ray, 0] + t*directions[ray, 0]
             y = origins[ray, 1] + t*directions[ray, 1]
             z = origins[ray, 2] + t*directions[ray, 2]
-            reach, box, half = max(abs(x), abs(y), abs(z)), -1, bound
-            while box + 1 < len(inner) and reach < half/2: box, half = box + 1, half/2
-            scale = r/(2*half)
-            i, j, m = int(math.floor(x*scale + r/2)), int(math.floor(y*scale + r/2)), int(math.floor(z*scale + r/2))
-            i, j, m = min(max(i, 0), r - 1), min(max(j, 0), r - 1), min(max(m, 0), r - 1)
-            if (occupied[i, j, m] if box < 0 else inner[box, i, j, m]):
+            if _is_occupied(x, y, z, occupied, inner, bound, scale):
                 hits[ray, n] = k
                 n += 1
         found[ray] = n
@@ -81,6 +70,91 @@ def _write(begin, end, origins, directions, near, far, length, start, marks, off
             distance, dt[i] = _sample(hits[ray, n], offset[ray], near[ray], far[ray], length[ray], start[ray], marks)
             t[i], ray_index[i] = distance, ray
             for axis in range(3): positions[i, axis] = origins[ray, axis] + distance*directions[ray, axis]
+
+# %% ../nbs/05b_ray_kernels.ipynb #06e51cc3
+def write_samples(origins: torch.Tensor, directions: torch.Tensor, pieces: Any, offset: torch.Tensor,
+                  hits: torch.Tensor,    # pieces with a sample, of each ray in a row
+                  first: torch.Tensor    # where each ray's samples begin, and their number [N+1]
+                 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    "(t [M], dt [M], ray index [M], positions [M,3]) of noted samples"
+    p, m = pieces, int(first[-1])
+    out = torch.empty(m), torch.empty(m), torch.empty(m, dtype=torch.int64), torch.empty(m, 3)
+    _all_rays(_write, len(origins), origins, directions, p.near, p.far, p.length, p.first, p.marks, offset, hits, first,
+        *out)
+    return out
+
+# %% ../nbs/05b_ray_kernels.ipynb #dc97d43a
+@jit(nogil=True, error_model='numpy')
+def _step_on(rays, wave, origins, directions, occupied, inner, bound, near, far, count, length, start, marks, offset,
+             piece, hits, kept, found, points):
+    "The next samples of some rays, `wave` of each at most: their pieces behind those that are kept, and their points"
+    total, scale = 0, len(occupied)/(2*bound)
+    for i in range(len(rays)):
+        ray, n = rays[i], 0
+        k = piece[ray]
+        while n < wave and k < count[ray]:
+            t, _ = _sample(k, offset[ray], near[ray], far[ray], length[ray], start[ray], marks)
+            x = origins[ray, 0] + t*directions[ray, 0]
+            y = origins[ray, 1] + t*directions[ray, 1]
+            z = origins[ray, 2] + t*directions[ray, 2]
+            if _is_occupied(x, y, z, occupied, inner, bound, scale):
+                hits[ray, kept[ray] + n] = k
+                points[total, 0], points[total, 1], points[total, 2] = x, y, z
+                n, total = n + 1, total + 1
+            k += 1
+        piece[ray], found[i] = k, n
+    return total
+
+# %% ../nbs/05b_ray_kernels.ipynb #05e092f6
+@jit(nogil=True, error_model='numpy')
+def _see_on(rays, density, near, far, count, length, start, marks, offset, piece, hits, kept, found, light,
+            min_weight, stop):
+    "Of these samples, keeps those that weigh more than `min_weight`; the rays that go on move to the front: how many"
+    at = left = 0
+    for i in range(len(rays)):
+        ray = rays[i]
+        behind = kept[ray]
+        for n in range(found[i]):
+            if light[ray] >= stop:
+                k = hits[ray, behind + n]
+                _, dt = _sample(k, offset[ray], near[ray], far[ray], length[ray], start[ray], marks)
+                alpha = -math.expm1(-density[at + n]*dt)
+                if light[ray]*alpha > min_weight:
+                    hits[ray, kept[ray]] = k
+                    kept[ray] += 1
+                light[ray] *= 1 - alpha
+        at += found[i]
+        if light[ray] >= stop and piece[ray] < count[ray]:
+            rays[left] = ray
+            left += 1
+    return left
+
+# %% ../nbs/05b_ray_kernels.ipynb #30755bc4
+WAVE = 8    # samples of a ray
+
+
+def see_rays_numba(density: Callable[[torch.Tensor], torch.Tensor],    # of points [N,3]
+                   origins: torch.Tensor, directions: torch.Tensor, bound: float, occupied: torch.Tensor,
+                   inner: torch.Tensor, pieces: Any, offset: torch.Tensor,    # all as of `march_warp`
+                   min_weight: float,    # lighter samples are dropped
+                   stop: float,          # a ray ends where less light is left
+                   chunk: int            # points that the density is asked about at once
+                  ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    "(t [M], dt [M], ray index [M], positions [M,3]) of the samples that weigh more than `min_weight` in the picture"
+    n, p = len(origins), pieces
+    def numbers(*shape, of=torch.int64): return torch.zeros(shape, dtype=of).numpy()
+    way = [v.detach().contiguous().numpy() for v in (p.near, p.far, p.count, p.length, p.first, p.marks, offset)]
+    hits, piece, first = numbers(n, int(p.count.max()) if n else 0, of=torch.int32), numbers(n), numbers(n + 1)
+    rays, found, light = torch.arange(n).numpy(), numbers(n), torch.ones(n, dtype=torch.float64).numpy()
+    scene = [v.detach().contiguous().numpy() for v in (origins, directions, occupied, inner)]
+    kept = first[1:]
+    while len(rays):
+        points = torch.empty(len(rays)*WAVE, 3)
+        total = _step_on(rays, WAVE, *scene, bound, *way, piece, hits, kept, found, points.numpy())
+        sigma = [density(x).float() for x in points[:total].split(chunk)]
+        rays = rays[:_see_on(rays, torch.cat(sigma).numpy(), *way, piece, hits, kept, found, light, min_weight, stop)]
+    first = torch.from_numpy(first).cumsum_(0)
+    return write_samples(origins, directions, pieces, offset, torch.from_numpy(hits), first)
 
 # %% ../nbs/05b_ray_kernels.ipynb #5b000007
 _page = _Kernels('rays', exact=True)

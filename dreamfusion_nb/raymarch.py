@@ -23,11 +23,11 @@ from dreamfusion_nb.ray_kernels import (
     _all_rays,
     _Composite,
     _find,
-    _find_nested,
-    _write,
     march_warp,
     rays_come_out_right,
+    see_rays_numba,
     see_warp,
+    write_samples,
 )
 from .renderer import Renderer, RenderOutput, backdrop, view_lights
 from .shading import Material, shade
@@ -229,17 +229,9 @@ def _march_numba(origins: torch.Tensor, directions: torch.Tensor, grid: Occupanc
     n, p = len(origins), pieces    # on the CPU a look costs nothing: no room is needed
     hits = torch.empty(n, int(p.count.max()) if n else 0, dtype=torch.int32)   # which pieces of each ray are kept
     first = torch.zeros(n + 1, dtype=torch.int64)
-    if len(p.marks) or len(grid.inner_occupied):
-        _all_rays(_find_nested, n, origins, directions, grid.occupied, grid.inner_occupied, grid.bound,
-            p.near, p.far, p.count, p.length, p.first, p.marks, offset, hits, first[1:])
-    else:
-        _all_rays(_find, n, origins, directions, grid.occupied, grid.bound,
-            p.near, p.length, p.count, offset, hits, first[1:])
-    first.cumsum_(0)
-    m = int(first[-1])
-    out = torch.empty(m), torch.empty(m), torch.empty(m, dtype=torch.int64), torch.empty(m, 3)
-    _all_rays(_write, n, origins, directions, p.near, p.far, p.length, p.first, p.marks, offset, hits, first, *out)
-    return Samples(*out)
+    _all_rays(_find, n, origins, directions, grid.occupied, grid.inner_occupied, grid.bound, p.near, p.far, p.count,
+        p.length, p.first, p.marks, offset, hits, first[1:])
+    return Samples(*write_samples(origins, directions, pieces, offset, hits, first.cumsum_(0)))
 
 # %% ../nbs/06_raymarch.ipynb #b5fd8113
 def _march_warp(origins: torch.Tensor, directions: torch.Tensor, grid: OccupancyGrid, pieces: RaySegments,
@@ -278,6 +270,9 @@ def march(origins: torch.Tensor,                     # [N,3]
           backend: str = 'auto',                     # 'torch', 'numba', 'warp'; see `pick_marcher`
           room: int | None = None,                   # M, so that a GPU's own number is not waited for: samples
                                                      # beyond it are cut, room to spare is filled with dt = 0
+          density: Density | None = None,            # if given, only samples that are seen: see `visible`
+          min_weight: float = 0.,                    # of these
+          stop: float = 0.,                          # likewise
          ) -> Samples:                               # the samples in occupied cells, M of them
     """Samples along rays, in the occupied cells. A ray is cut into equal pieces of at most `step`, or by `dt_gamma`.
 
@@ -289,8 +284,14 @@ def march(origins: torch.Tensor,                     # [N,3]
     offset = torch.full_like(pieces.near, .5)    # the middle of a piece
     if isinstance(perturb, torch.Tensor): offset = perturb.double()
     elif perturb: offset = _uniform(len(origins), generator=generator, device=origins.device).double()
-    run = dict(torch=_march_torch, numba=_march_numba, warp=_march_warp)[pick_marcher(origins, backend)]
-    return run(origins, directions, grid, pieces, offset, room)
+    how, boxes = pick_marcher(origins, backend), (grid.bound, grid.occupied, grid.inner_occupied)
+    if density is not None and how == 'numba':    # no further than light goes
+        return Samples(*see_rays_numba(density, origins, directions, *boxes, pieces, offset, min_weight, stop,
+            points_at_once(origins.device)))
+    run = dict(torch=_march_torch, numba=_march_numba, warp=_march_warp)[how]
+    samples = run(origins, directions, grid, pieces, offset, room)
+    if density is None: return samples
+    return samples[visible(density, samples, len(origins), min_weight, backend, stop)]
 
 # %% ../nbs/06_raymarch.ipynb #ec6e16bb
 STOP = 1e-4   # a ray ends where less light than this is left, unless said otherwise
@@ -396,28 +397,12 @@ def composite(density: torch.Tensor,    # [M], not negative; float32 or float64
     return Composite(*see(density, color, t, dt, first, float(stop)))
 
 # %% ../nbs/06_raymarch.ipynb #40478557
-def _ask_in_waves(density: Density, samples: Samples, first: torch.Tensor, wave: int, chunk: int,
-                  stop: float) -> torch.Tensor:
-    "Densities of the samples that light reaches, `wave` samples of each ray at a time; 0 of the others"
-    ray, count, turn = samples.ray_index, first.diff(), torch.arange(wave, device=first.device)
-    sigma, tau = torch.zeros_like(samples.t), torch.zeros(len(count), device=ray.device)
-    dark = -math.log(stop) if stop else math.inf
-    for begin in range(0, int(count.max()) if len(ray) else 0, wave):
-        lit = ((count > begin) & (tau < dark)).nonzero()    # rays that go on and still have light [R,1]
-        asked = first[lit] + begin + turn
-        for i in asked[asked < first[lit + 1]].split(chunk):
-            sigma[i] = density(samples.positions[i]).float()
-            tau.index_add_(0, ray[i], sigma[i]*samples.dt[i])
-    return sigma
-
-
-def _seen(density: Density, samples: Samples, n_rays: int, min_weight: float, wave: int | None, chunk: int | None,
-          backend: str, stop: float) -> torch.Tensor:
-    "Whether each sample's weight in the picture exceeds `min_weight`; wave None: all are asked at once"
+def _seen(density: Density, samples: Samples, n_rays: int, min_weight: float, backend: str, stop: float
+         ) -> torch.Tensor:
+    "Whether each sample's weight in the picture exceeds `min_weight`"
     ray = samples.ray_index
-    first, chunk = _first(ray, n_rays, check=wave is not None), chunk or points_at_once(ray.device)
-    if wave is None: sigma = torch.cat([density(x).float() for x in samples.positions.split(chunk)])
-    else: sigma = _ask_in_waves(density, samples, first, wave, chunk, stop)
+    first = _first(ray, n_rays, check=False)    # they come from `march`
+    sigma = torch.cat([density(x).float() for x in samples.positions.split(points_at_once(ray.device))])
     if pick_marcher(sigma, backend) == 'torch': return _weights_torch(sigma, samples.dt, ray, stop, first) > min_weight
     no_color = samples.positions[:, :0]
     return composite(sigma, no_color, samples.t, samples.dt, ray, n_rays, backend, stop, first).weights > min_weight
@@ -428,22 +413,18 @@ def visible(density: Density,  # function of points [N,3] -> densities [N]
             samples: Samples,                                 # packed `Samples`
             n_rays: int,                                      # N
             min_weight: float,                                # samples up to it are dropped
-            wave: int = 16,                                   # samples of each ray asked at once; on a GPU all
-            chunk: int | None = None,                         # points asked at once; None: as many as suit the device
             backend: str = 'auto',                            # of `composite`
             stop: float = STOP,                               # of `composite`
            ) -> torch.Tensor:                                 # indices of the samples that are kept, ascending
-    "The samples whose weight in the picture exceeds `min_weight`, found with as few questions to the field as possible"
-    # waves save questions, and each must be waited for: a GPU has answered all of them sooner
-    waves = wave if samples.t.device.type == 'cpu' else None
-    return _seen(density, samples, n_rays, min_weight, waves, chunk, backend, stop).nonzero()[:, 0]
+    "The samples whose weight in the picture exceeds `min_weight`"
+    return _seen(density, samples, n_rays, min_weight, backend, stop).nonzero()[:, 0]
 
 
 @torch.no_grad()
 def visible_in_room(density: Density, samples: Samples, n_rays: int, min_weight: float, backend: str, stop: float
                    ) -> tuple[torch.Tensor, int]:
     "(`visible`, samples that are no filling) of samples that were given room: two numbers, one look of a GPU"
-    seen = _seen(density, samples, n_rays, min_weight, None, None, backend, stop)
+    seen = _seen(density, samples, n_rays, min_weight, backend, stop)
     n_seen, n_real = torch.stack([seen.sum(), (samples.ray_index < n_rays).sum()]).tolist()
     return first_true(seen, n_seen), n_real
 
@@ -476,13 +457,12 @@ def samples_to_ask(renderer: 'VolumeRenderer',
     "The samples that the field is asked about in full, at least one"
     r, n = renderer, len(origins)
     shift = _uniform(n, generator=generator, device=origins.device) if perturb else False
-    def walk(room=None):
+    def walk(room=None, **seen):
         return march(origins, directions, r.grid, step=r.step, dt_gamma=r.dt_gamma, longest=r.longest, near=r.near,
-            radius=r.radius, perturb=shift, backend=r.backend, room=room)
+            radius=r.radius, perturb=shift, backend=r.backend, room=room, **seen)
     if not r.min_weight: samples = walk()
     elif origins.device.type == 'cpu' or not torch.is_grad_enabled():
-        samples = walk()
-        samples = samples[visible(r.field.density, samples, n, r.min_weight, backend=r.backend, stop=r.stop)]
+        samples = walk(density=r.field.density, min_weight=r.min_weight, stop=r.stop)
     else: samples = samples_in_room(r, n, walk)
     if len(samples): return samples
     nothing = torch.zeros(1, device=origins.device)

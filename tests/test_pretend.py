@@ -1,5 +1,6 @@
 """What a GPU would refuse, wait for and be asked, found on a pretended one: see `pretend`"""
 import json
+import math
 import sys
 import types
 import warnings
@@ -381,7 +382,13 @@ def one_step(gpu, teacher, preset='toybox', **options):
 def in_waves(density, samples, n_rays, min_weight, backend, stop):
     "How `visible` asked a GPU at first"
     first = raymarch._first(samples.ray_index, n_rays, check=False)
-    sigma = raymarch._ask_in_waves(density, samples, first, 16, 2**16, raymarch.STOP)
+    sigma, tau = torch.zeros_like(samples.t), torch.zeros(n_rays, device=first.device)
+    for begin in range(0, int(first.diff().max()), 16):
+        lit = ((first.diff() > begin) & (tau < -math.log(stop))).nonzero()
+        asked = first[lit] + begin + torch.arange(16, device=first.device)
+        i = asked[asked < first[lit + 1]]
+        sigma[i] = density(samples.positions[i])
+        tau.index_add_(0, samples.ray_index[i], sigma[i]*samples.dt[i])
     weights = raymarch.composite(sigma, samples.positions[:, :0], samples.t, samples.dt, samples.ray_index, n_rays,
                                  first=first).weights
     return (weights > min_weight).nonzero()[:, 0], int((samples.ray_index < n_rays).sum())
